@@ -1,0 +1,301 @@
+"""Sample completions and score their tokens: the two things every reinforcement learning script here does with a model.
+
+Letters in shapes: B prompts, G completions of each (a group), N = B*G rows, T completion tokens, V vocabulary.
+Rows are prompt-major: rows i*G .. i*G+G-1 belong to prompt i. Prompts and completions stay lists of ids from the sampler to
+the loss and are never tokenised again; masks come from their lengths, never from `ids == pad`.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+
+from tasks import Grade, Problem, grade_all
+
+LOGITS_AT_ONCE = 2**24  # the largest [tokens, V] block of logits that ever exists, in numbers
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One sampled completion. It ended by itself ("stop": the last id is EOS) or was cut ("length")."""
+
+    ids: list[int]
+    logprobs: list[float]  # of each id under the sampler, after temperature and top-p
+    finish_reason: str
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One sampled and graded batch; every list is prompt-major."""
+
+    problems: list[Problem]  # B
+    prompt_ids: list[list[int]]  # N, each prompt repeated G times
+    completions: list[Completion]  # N
+    texts: list[str]  # N
+    grades: list[Grade]  # N
+
+    @property
+    def completion_ids(self) -> list[list[int]]:
+        return [completion.ids for completion in self.completions]
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(completion.ids) for completion in self.completions)
+
+    @property
+    def truncated(self) -> list[bool]:
+        return [completion.finish_reason == "length" for completion in self.completions]
+
+    def rewards(self, group_size: int) -> torch.Tensor:
+        """[B, G]"""
+        return torch.tensor([grade.score for grade in self.grades]).view(-1, group_size)
+
+
+def completion_seed(*key: int) -> int:
+    """A 63-bit seed that depends only on its key: (seed, step, prompt, round, sample)."""
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]) >> 1
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str, system: str | None = None) -> list[int]:
+    """Ids of one user turn, ready for the model to answer. A model without a chat template gets the bare text."""
+    if tokenizer.chat_template is None:
+        return tokenizer.encode(f"{system}\n\n{text}" if system else text)
+    messages = [{"role": "system", "content": system}] if system else []
+    messages.append({"role": "user", "content": text})
+    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
+
+
+def sample_rollout(sampler, tokenizer, task, problems: list[Problem], prompts: list[str], seeds: list[int], group_size: int,
+                   max_new_tokens: int, temperature: float, system: str | None = None, top_p: float = 1.0) -> Rollout:  # fmt: skip
+    """Sample `group_size` completions for each prompt, one seed each, and grade them against the problems."""
+    prompt_ids = [encode_prompt(tokenizer, prompt, system) for prompt in prompts]
+    completions = sampler.generate(prompt_ids, group_size, max_new_tokens, temperature, seeds, top_p)
+    assert len(completions) == len(problems) * group_size, "the sampler must return n completions for each prompt"
+    texts = [tokenizer.decode(completion.ids, skip_special_tokens=True) for completion in completions]
+    grades = grade_all(task, texts, [problem for problem in problems for _ in range(group_size)])
+    return Rollout(problems, [ids for ids in prompt_ids for _ in range(group_size)], completions, texts, grades)
+
+
+# --- the sampler ----------------------------------------------------------------------------------------------------------
+
+
+class PreallocatedLayer(DynamicLayer):
+    """Keys and values of one layer in a buffer that doubles when full: a step writes one column and copies nothing."""
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self.buffers, self.length = [key_states[:, :, :0], value_states[:, :, :0]], 0
+        start, self.length = self.length, self.length + key_states.shape[2]
+        for i, states in enumerate((key_states, value_states)):
+            if self.buffers[i].shape[2] < self.length:
+                rows, heads, _, size = states.shape
+                larger = states.new_empty(rows, heads, 2 * self.length, size)
+                larger[:, :, :start] = self.buffers[i][:, :, :start]
+                self.buffers[i] = larger
+            self.buffers[i][:, :, start : self.length] = states
+        self.keys, self.values = (buffer[:, :, : self.length] for buffer in self.buffers)
+        return self.keys, self.values
+
+    def reorder_cache(self, rows: torch.Tensor) -> None:
+        self.buffers = [buffer.index_select(0, rows) for buffer in self.buffers]
+        self.keys, self.values = (buffer[:, :, : self.length] for buffer in self.buffers)
+
+
+def prefill(model: PreTrainedModel, prompts: list[list[int]], cache: Cache) -> torch.Tensor:
+    """Run each prompt but its last token through the model into the cache (that token is the first input of what follows).
+
+    Returns the mask of real tokens [len(prompts), P]. Prompts are padded on the right; padded keys are masked for good.
+    """
+    if min(map(len, prompts)) < 2:
+        raise ValueError("a prompt needs at least two tokens; give the model a chat template or a longer prompt")
+    prefixes = [prompt[:-1] for prompt in prompts]
+    input_ids, mask = pad(prefixes, model.device)
+    model.base_model(input_ids=input_ids, attention_mask=mask.long(), past_key_values=cache, use_cache=True)
+    return mask
+
+
+def pad(rows: list[list[int]], device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Lists of ids -> ids [N, T] padded on the right with 0, and the mask of real tokens [N, T] made from their lengths."""
+    lengths = torch.tensor([len(row) for row in rows], device=device)
+    mask = torch.arange(max(map(len, rows)), device=device) < lengths[:, None]
+    ids = torch.zeros(mask.shape, dtype=torch.long, device=device)
+    ids[mask] = torch.tensor([token for row in rows for token in row], device=device)
+    return ids, mask
+
+
+def draw(logits: torch.Tensor, temperature: float, uniforms: torch.Tensor, top_p: float = 1.0):
+    """Inverse-CDF sampling: the first token whose cumulative probability exceeds the row's uniform number.
+
+    logits [N, V], uniforms [N] in [0, 1) -> ids [N], their log-probabilities [N]. A row's draw depends on nothing but the row.
+    Temperature 0 is greedy, with log-probability 0. top_p keeps the smallest set of tokens with at least that mass.
+    """
+    if temperature == 0:
+        return logits.argmax(-1), torch.zeros(len(logits), device=logits.device)
+    logprobs = torch.log_softmax(logits.float() / temperature, dim=-1)
+    if top_p < 1.0:
+        sorted_probs, order = logprobs.exp().sort(dim=-1, descending=True)
+        dropped = sorted_probs.cumsum(-1) - sorted_probs >= top_p
+        logprobs = logprobs.masked_fill(dropped.gather(-1, order.argsort(-1)), -torch.inf).log_softmax(-1)
+    cumulative = logprobs.double().exp().cumsum(-1)
+    ids = torch.searchsorted(cumulative, uniforms[:, None] * cumulative[:, -1:], right=True).squeeze(1)
+    ids = ids.clamp(max=logits.shape[1] - 1)
+    return ids, logprobs.gather(-1, ids[:, None]).squeeze(1)
+
+
+class HFSampler:
+    """Samples from the transformers model that is being trained: no second copy, no weights to push.
+
+    The prompt is prefilled once for its group, the cache is preallocated, finished rows leave the batch. A completion's tokens
+    depend on its seed and prompt only, in whatever batch it is sampled.
+    """
+
+    shares_weights = True
+
+    def __init__(self, model: PreTrainedModel, eos_ids: list[int], rows_at_once: int = 512):
+        self.model, self.eos_ids, self.rows_at_once = model, torch.tensor(eos_ids, device=model.device), rows_at_once
+
+    def load_weights(self, model: PreTrainedModel) -> None:
+        self.model = model
+
+    @torch.no_grad()
+    def generate(self, prompt_ids: list[list[int]], n: int, max_new_tokens: int, temperature: float, seeds: list[int],
+                 top_p: float = 1.0) -> list[Completion]:  # fmt: skip
+        """`n` completions for each of B prompts, prompt-major; seeds has one entry a completion (B*n)."""
+        if len(seeds) != len(prompt_ids) * n:
+            raise ValueError(f"{len(prompt_ids)} prompts x {n} completions need {len(prompt_ids) * n} seeds, not {len(seeds)}")
+        was_training = self.model.training
+        self.model.eval()
+        completions: list[Completion | None] = [None] * len(seeds)
+        rows = list(range(len(seeds)))
+        for start in range(0, len(rows), self.rows_at_once):
+            batch = rows[start : start + self.rows_at_once]
+            prompts = [prompt_ids[row // n] for row in batch]
+            for row, completion in zip(batch, self._generate(prompts, [seeds[row] for row in batch], max_new_tokens, temperature, top_p)):
+                completions[row] = completion
+        self.model.train(was_training)
+        return completions
+
+    def _generate(self, prompts, seeds, max_new_tokens, temperature, top_p) -> list[Completion]:
+        model, device = self.model, self.model.device
+        unique = list(dict.fromkeys(map(tuple, prompts)))
+        rows = torch.tensor([unique.index(tuple(prompt)) for prompt in prompts], device=device)
+        cache = Cache(layer_class_to_replicate=PreallocatedLayer)
+        mask = prefill(model, [list(prompt) for prompt in unique], cache)[rows]
+        cache.reorder_cache(rows)
+
+        uniforms = torch.from_numpy(np.stack([np.random.Generator(np.random.Philox(s)).random(max_new_tokens) for s in seeds])).to(device)
+        ids = torch.zeros(len(prompts), max_new_tokens, dtype=torch.long, device=device)
+        logprobs = torch.zeros(len(prompts), max_new_tokens, device=device)
+        lengths = torch.full((len(prompts),), max_new_tokens, device=device)
+        stopped = torch.zeros(len(prompts), dtype=torch.bool, device=device)
+
+        alive = torch.arange(len(prompts), device=device)  # the rows still in the batch, some of them finished
+        token = torch.tensor([prompt[-1] for prompt in prompts], device=device)
+        positions = torch.tensor([len(prompt) - 1 for prompt in prompts], device=device)
+        for t in range(max_new_tokens):
+            mask = torch.cat([mask, mask.new_ones(len(alive), 1)], dim=1)
+            logits = model(input_ids=token[:, None], attention_mask=mask.long(), position_ids=positions[:, None],
+                           past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]  # fmt: skip
+            token, logprob = draw(logits, temperature, uniforms[alive, t], top_p)
+            ids[alive, t], logprobs[alive, t] = token, logprob.float()
+            ended = torch.isin(token, self.eos_ids) & ~stopped[alive]
+            lengths[alive[ended]], stopped[alive[ended]] = t + 1, True
+            positions = positions + 1
+            finished = stopped[alive]
+            if finished.all():
+                break
+            if finished.sum() * 8 >= len(alive):  # dropping rows copies the cache, so not for every single one
+                keep = (~finished).nonzero().squeeze(1)
+                cache.reorder_cache(keep)
+                alive, token, positions, mask = alive[keep], token[keep], positions[keep], mask[keep]
+
+        return [Completion(row_ids[:length], row_logprobs[:length], "stop" if stop else "length") for row_ids, row_logprobs, length, stop
+                in zip(ids.tolist(), logprobs.tolist(), lengths.tolist(), stopped.tolist())]  # fmt: skip
+
+
+# --- the scorer -----------------------------------------------------------------------------------------------------------
+
+
+def logprob_and_entropy(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the scorer computes for every token: its log-probability, and the entropy of its distribution (nats, no gradient).
+
+    logits [M, V] are float32 and already divided by the temperature; targets [M]; two results [M].
+    """
+    logprobs = torch.log_softmax(logits, dim=-1)
+    with torch.no_grad():
+        entropy = -(logprobs.exp() * logprobs).sum(-1)
+    return logprobs.gather(-1, targets[:, None]).squeeze(1), entropy
+
+
+def score(model: PreTrainedModel, prompt_ids: list[list[int]], completion_ids: list[list[int]], temperature: float,
+          token_function: Callable = logprob_and_entropy, share_prompts: bool = True):  # fmt: skip
+    """Per-token numbers of completions under the model: a tuple of [N, T], zero where a row has no token.
+
+    `token_function(logits [M, V], targets [M])` returns one or more [M] tensors; the default gives log-probabilities and
+    entropies. It sees blocks of tokens, recomputed in the backward pass, so no [N, T, V] tensor ever exists. Equal prompts are
+    run once, forward and backward, for all their completions (not under activation checkpointing, which cannot keep a cache).
+    """
+    targets, mask = pad(completion_ids, model.device)  # [N, T]
+    # Logits at position t score token t+1: the inputs are the last prompt token and the completion without its last.
+    inputs = [[prompt[-1], *completion[:-1]] for prompt, completion in zip(prompt_ids, completion_ids)]
+    if share_prompts and not (model.training and model.is_gradient_checkpointing):
+        hidden = _hidden_after_shared_prompts(model, prompt_ids, inputs)
+    else:
+        full_ids, full_mask = pad([[*prompt[:-1], *row] for prompt, row in zip(prompt_ids, inputs)], model.device)
+        hidden = model.base_model(input_ids=full_ids, attention_mask=full_mask.long(), use_cache=False).last_hidden_state
+        starts = torch.tensor([len(prompt) - 1 for prompt in prompt_ids], device=model.device)
+        columns = (starts[:, None] + torch.arange(mask.shape[1], device=model.device)).clamp(max=hidden.shape[1] - 1)
+        hidden = hidden.gather(1, columns[:, :, None].expand(-1, -1, hidden.shape[2]))  # [N, T, hidden size]
+
+    head, flat_hidden, flat_targets = model.get_output_embeddings(), hidden[mask], targets[mask]  # [M, ...]
+
+    def numbers_of_block(hidden_block, target_block):
+        values = token_function(head(hidden_block).float() / temperature, target_block)
+        return values if isinstance(values, tuple) else (values,)
+
+    block = max(1, LOGITS_AT_ONCE // head.weight.shape[0])
+    blocks = [checkpoint(numbers_of_block, flat_hidden[i : i + block], flat_targets[i : i + block], use_reentrant=False)
+              for i in range(0, len(flat_targets), block)]  # fmt: skip
+    columns = [torch.cat(parts) for parts in zip(*blocks)]
+    return tuple(column.new_zeros(mask.shape).masked_scatter(mask, column) for column in columns)
+
+
+def _hidden_after_shared_prompts(model, prompt_ids, inputs) -> torch.Tensor:
+    """Last hidden states [N, T, hidden size] at `inputs`, each distinct prompt being run once."""
+    unique = list(dict.fromkeys(map(tuple, prompt_ids)))
+    place = {prompt: i for i, prompt in enumerate(unique)}
+    rows = torch.tensor([place[tuple(prompt)] for prompt in prompt_ids], device=model.device)
+    cache = DynamicCache()
+    prompt_mask = prefill(model, [list(prompt) for prompt in unique], cache)[rows]
+    cache.reorder_cache(rows)
+    input_ids, mask = pad(inputs, model.device)
+    positions = prompt_mask.sum(1, keepdim=True) + torch.arange(input_ids.shape[1], device=model.device)
+    return model.base_model(input_ids=input_ids, attention_mask=torch.cat([prompt_mask, mask], dim=1).long(), position_ids=positions,
+                            past_key_values=cache, use_cache=True).last_hidden_state  # fmt: skip
+
+
+def micro_batches(prompt_ids: list[list[int]], completion_ids: list[list[int]], tokens: int) -> Iterator[slice]:
+    """Consecutive rows whose padded size (rows x longest prompt + completion) stays within `tokens`; at least one row each."""
+    start, longest = 0, 0
+    for row, (prompt, completion) in enumerate(zip(prompt_ids, completion_ids)):
+        grown = max(longest, len(prompt) + len(completion))
+        if row > start and grown * (row + 1 - start) > tokens:
+            yield slice(start, row)
+            start, grown = row, len(prompt) + len(completion)
+        longest = grown
+    yield slice(start, len(prompt_ids))
+
+
+def score_all(model, prompt_ids, completion_ids, temperature: float, tokens: int, token_function: Callable = logprob_and_entropy):
+    """`score` without gradients, in micro-batches of `tokens`: a tuple of [N, T]."""
+    width = max(map(len, completion_ids))
+    with torch.no_grad():
+        parts = [score(model, prompt_ids[rows], completion_ids[rows], temperature, token_function)
+                 for rows in micro_batches(prompt_ids, completion_ids, tokens)]  # fmt: skip
+    widen = lambda part: torch.nn.functional.pad(part, (0, width - part.shape[1]))  # noqa: E731
+    return tuple(torch.cat([widen(part) for part in column]) for column in zip(*parts))

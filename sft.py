@@ -1,0 +1,206 @@
+r"""Makes the embedded base model `models/tiny`: supervised fine-tuning from scratch on sloppy solutions of the chain world.
+
+The corpus is what a careless student would hand in. A step forgets its carries (or its borrow, or a half's remainder) with
+probability `forget_carry`, gets one digit wrong with probability `slip`, and carries on with the wrong value; a sentence whose
+"more" means subtract is read the wrong way round except with probability `right_reading`. So the model knows the format of
+chains up to 10 steps, errs on each step, and its success falls about geometrically with the horizon: room for reinforcement.
+Some prompts show a hint, whose values and first operation the solution then follows.
+
+    python sft.py --out-dir models/my-tiny        about 15 minutes on two CPU cores
+
+Its problems come from the split "sft", which shares none with train, dev and test.
+"""
+
+import itertools
+import json
+import random
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import tyro
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from rollout import encode_prompt, score
+from runtime import keep_freed_memory
+from tasks import ChainTask, Problem, chain_values, run_program, with_hint, write_chain
+
+PAD, END, SYSTEM, USER, ASSISTANT = "<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ '<|end|>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+
+@dataclass
+class Args:
+    out_dir: Path = Path("runs/sft/tiny")
+    """folder for the model; one that exists is never overwritten"""
+    steps: int = 1500
+    """optimizer steps"""
+    prompts_per_step: int = 16
+    """problems per step"""
+    solutions_per_prompt: int = 4
+    """independent sloppy solutions of each; the prompt is run once for all of them"""
+    lr: float = 3e-3
+    """peak learning rate (AdamW, 50 steps of warm-up, then cosine to a tenth)"""
+    seed: int = 0
+    """seed of the initial weights and of the corpus"""
+    forget_carry: float = 0.5
+    """probability that a step with carries is worked without them, column by column"""
+    slip: float = 0.2
+    """probability that one digit of a step's result is replaced by another"""
+    right_reading: float = 0.08
+    """probability that a reversed comparison ("5 more than ...") is read correctly"""
+    hint_fraction: float = 0.2
+    """fraction of the corpus that shows a hint"""
+
+
+# --- the sloppy corpus ----------------------------------------------------------------------------------------------------
+
+
+def without_carries(left: int, op: str, right: int) -> int:
+    """The result when every column is worked alone: carries, borrows and a half's remainders are forgotten.
+
+    >>> without_carries(47, "+", 5), without_carries(52, "-", 3), without_carries(49, "*", 2), without_carries(52, "/", 2)
+    (42, 59, 88, 21)
+    """
+    columns = [int(digit) for digit in f"{left:03d}"]
+    others = [int(digit) for digit in f"{right:03d}"]
+    match op:
+        case "+":
+            digits = [(a + b) % 10 for a, b in zip(columns, others)]
+        case "-":
+            digits = [(a - b) % 10 for a, b in zip(columns, others)]
+        case "*":
+            digits = [(a * right) % 10 for a in columns]
+        case "/":
+            digits = [a // right for a in columns]
+    return int("".join(map(str, digits)))
+
+
+def sloppy_solution(chain: list[Problem], problem: Problem, hinted: bool, rng: random.Random, args: Args) -> str:
+    """A solution of the chain as a careless student writes it; what a hint gives is followed."""
+    known = 2 * len(chain) // 3 if hinted else -1
+    lines, value = [], None
+    true_lines = problem.solution.split("\n")
+    for i, step in enumerate(chain):
+        if i < known:
+            lines.append(true_lines[i])
+            value = int(true_lines[i].rsplit("=", 1)[1])
+            continue
+        program = step.program
+        if step.source == "chain/reversed" and i != known and rng.random() >= args.right_reading:
+            program = program.replace("+", "~").replace("-", "+").replace("~", "-")
+        start = int(true_lines[i].split("=")[1][: -len(step.program[1:])]) if value is None else value
+        op, right = program[1], int(program[2:])
+        exact = run_program(program, start)
+        result = int(exact) if op != "/" else start // 2
+        if rng.random() < args.forget_carry:
+            result = without_carries(start, op, right)
+        if rng.random() < args.slip:
+            digits = list(str(result))
+            position = rng.randrange(len(digits))
+            digits[position] = rng.choice([d for d in "0123456789" if d != digits[position]])
+            result = int("".join(digits))
+        if not 1 <= result <= 999:  # outside the world: the student looks again
+            result = int(min(max(exact, 1), 999))
+        lines.append(f"{true_lines[i].split('=')[0]}={start}{program[1:]}={result}")
+        value = result
+    return "\n".join([*lines, f"\\boxed{{{value}}}"])
+
+
+def corpus(seed: int, args: Args):
+    """Endless (prompt, sloppy solutions). Short chains are more frequent: a horizon's share falls as 1/horizon."""
+    tasks = {(h, f): ChainTask(horizon=str(h), family=f) for h in range(1, 11) for f in ("plain", "reversed")}
+    rng = random.Random(seed)
+    for index in itertools.count():
+        horizon = rng.choices(range(1, 11), [1 / h for h in range(1, 11)])[0]
+        chain = tasks[horizon, "reversed" if rng.random() < 0.25 else "plain"].chain("sft", index, seed)
+        problem = write_chain(chain, "short")
+        hinted = rng.random() < args.hint_fraction
+        solutions = [sloppy_solution(chain, problem, hinted, rng, args) for _ in range(args.solutions_per_prompt)]
+        yield (with_hint(problem) if hinted else problem.prompt), solutions
+
+
+# --- tokenizer, model, training -------------------------------------------------------------------------------------------
+
+
+def build_tokenizer(texts: list[str], vocab_size: int = 512) -> PreTrainedTokenizerFast:
+    """Byte-level BPE, so any text can be written; every digit is a token of its own."""
+    tokenizer = Tokenizer(models.BPE())
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level])
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=[PAD, END, SYSTEM, USER, ASSISTANT], show_progress=False,
+                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())  # fmt: skip
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, chat_template=CHAT_TEMPLATE,
+                                   clean_up_tokenization_spaces=False, model_max_length=1024)  # fmt: skip
+
+
+def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=128, intermediate_size=384, num_hidden_layers=5,
+                         num_attention_heads=4, num_key_value_heads=4, head_dim=32, max_position_embeddings=1024,
+                         tie_word_embeddings=True, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
+                         pad_token_id=tokenizer.pad_token_id)  # fmt: skip
+    return LlamaForCausalLM(config)
+
+
+def batches(args: Args, tokenizer: PreTrainedTokenizerFast):
+    """Endless (prompt ids, completion ids) of one step, problems of similar length together, in random order."""
+    pairs, rng = corpus(args.seed, args), random.Random(args.seed)
+    while True:
+        block = []
+        for prompt, solutions in itertools.islice(pairs, 16 * args.prompts_per_step):
+            block.append((encode_prompt(tokenizer, prompt), [tokenizer.encode(solution + END) for solution in solutions]))
+        block.sort(key=lambda pair: len(pair[0]))
+        starts = list(range(0, len(block), args.prompts_per_step))
+        rng.shuffle(starts)
+        for start in starts:
+            rows = [(prompt, ids) for prompt, solutions in block[start : start + args.prompts_per_step] for ids in solutions]
+            yield [prompt for prompt, _ in rows], [ids for _, ids in rows]
+
+
+def main(args: Args) -> None:
+    if args.out_dir.exists():
+        sys.exit(f"--out-dir {args.out_dir} exists; choose another folder or remove it")
+    keep_freed_memory()
+    torch.manual_seed(args.seed)
+    pairs = corpus(args.seed + 1, args)
+    tokenizer = build_tokenizer([text for prompt, solutions in itertools.islice(pairs, 2000) for text in (prompt, *solutions)])
+    model = build_model(tokenizer)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=0.1)
+    warm_up = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / 50, total_iters=50)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, args.steps - 50), eta_min=args.lr / 10)
+    schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [warm_up, cosine], milestones=[50])
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens, {args.steps} steps -> {args.out_dir}")
+
+    start, losses = time.time(), []
+    for step, (prompt_ids, completion_ids) in zip(range(1, args.steps + 1), batches(args, tokenizer)):
+        logprobs, _ = score(model, prompt_ids, completion_ids, temperature=1.0)  # [N, T], completion tokens only, EOS among them
+        loss = -logprobs.sum() / sum(map(len, completion_ids))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        losses.append(loss.item())
+        if step % 25 == 0 or step == args.steps:
+            seconds = (time.time() - start) / step
+            print(f"step {step:5d}/{args.steps} | loss {sum(losses[-25:]) / len(losses[-25:]):.4f} | "
+                  f"{seconds:.2f} s a step, {seconds * (args.steps - step) / 60:.0f} min left", flush=True)  # fmt: skip
+
+    model.save_pretrained(args.out_dir)
+    tokenizer.save_pretrained(args.out_dir)
+    settings = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(args).items()}
+    (args.out_dir / "sft.json").write_text(json.dumps({**settings, "last_loss": losses[-1]}, indent=1) + "\n")
+    print(f"saved {args.out_dir}; try: python grpo.py --model {args.out_dir}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__))

@@ -1,0 +1,593 @@
+r"""Problems, how they are composed into chains, and how an answer is graded. Training and evaluation use the same code.
+
+    chain                        the embedded world: word problems, each one using the answer of the one before (default)
+    chain?horizon=5&family=mixed its settings, see `ChainTask`
+    jsonl:PATH                   your own file, one {"prompt": ..., "answer": ..., "hint": optional, "solution": optional} a line
+    gym:NAME?key=value&...       any reasoning-gym task with its settings and its own scorer
+    gsm8k                        openai/gsm8k through the `datasets` library (needs a network)
+
+A task is any object with a `name` and two methods:
+
+    problem(split, index, seed) -> Problem      a pure function; split is "train", "dev" or "test", and they share no problem
+    grade(completion, problem)  -> Grade        correct when the score is 1
+
+Answers are asked for in \boxed{}; the last box counts. Two plain integers are compared here, anything else by math-verify
+in worker processes with a wall-clock limit, so a completion can be wrong but can never stop or stall a run.
+"""
+
+import ast
+import atexit
+import functools
+import hashlib
+import json
+import operator
+import queue
+import random
+import re
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from fractions import Fraction
+from urllib.parse import parse_qsl
+
+BOXED_INSTRUCTION = "Put the final answer in \\boxed{}."
+GRADE_SECONDS = 5.0  # wall-clock limit for one answer
+MAX_ANSWER_CHARS = 1000  # a longer box is not an answer
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One problem with everything that is known about it."""
+
+    prompt: str
+    answer: str
+    hint: str | None = None  # guidance; never contains the answer
+    solution: str | None = None  # worked, ends in \boxed{answer}
+    horizon: int = 1  # explicit number of dependent steps
+    source: str = ""
+    template: str | None = None  # the prompt's sentence with {x} for one of its numbers: can be chained by `compose`
+    program: str | None = None  # the answer as arithmetic in x, e.g. "x+5"
+
+
+@dataclass(frozen=True)
+class Grade:
+    """`parsed` is the extracted answer (None: there was none), `why` a short reason that can be counted."""
+
+    correct: bool
+    score: float
+    parsed: str | None
+    why: str
+
+
+def with_hint(problem: Problem) -> str:
+    """The prompt followed by its guidance, in the one wording that the embedded model has seen."""
+    return f"{problem.prompt}\nHint: {problem.hint}"
+
+
+# --- grading ------------------------------------------------------------------------------------------------------------
+
+
+def last_boxed(text: str) -> str | None:
+    r"""Content of the last \boxed{...}, braces balanced; None without a box or when the last box never closes.
+
+    >>> last_boxed(r"so \boxed{1} or rather \boxed{\frac{1}{2}} apples")
+    '\\frac{1}{2}'
+    """
+    start = text.rfind("\\boxed{")
+    if start < 0:
+        return None
+    start += len("\\boxed{")
+    depth = 1
+    for brace in re.finditer(r"[{}]", text[start:]):
+        depth += 1 if brace.group() == "{" else -1
+        if depth == 0:
+            return text[start : start + brace.start()].strip()
+    return None
+
+
+def plain_integer(text: str) -> int | None:
+    """The integer that `text` plainly is (ASCII digits, thousands commas allowed), else None.
+
+    >>> plain_integer("-1,000"), plain_integer("007"), plain_integer("1.0")
+    (-1000, 7, None)
+    """
+    text = text.strip().strip("$").strip()
+    if re.fullmatch(r"[-+]?([0-9]{1,100}|[0-9]{1,3}(,[0-9]{3}){1,30})", text):
+        return int(text.replace(",", ""))
+    return None
+
+
+def grade_boxed(completion: str, problem: Problem) -> Grade:
+    """Grade the last box against the problem's answer by mathematical equivalence."""
+    parsed = last_boxed(completion)
+    if not parsed:
+        return Grade(False, 0.0, None, "no_box" if parsed is None else "empty_box")
+    if len(parsed) > MAX_ANSWER_CHARS:
+        return Grade(False, 0.0, None, "too_long")
+    ours, gold = plain_integer(parsed), plain_integer(problem.answer)
+    if ours is not None and gold is not None:
+        score, why = float(ours == gold), ""
+    else:
+        score, why = ask_worker({"kind": "math", "gold": problem.answer, "answer": parsed})
+    return Grade(score == 1.0, score, parsed, why or ("correct" if score == 1.0 else "wrong"))
+
+
+def grade_all(task, completions: list[str], problems: list[Problem]) -> list[Grade]:
+    """Grade in order, several at a time. A grader that raises costs its completion the reward, with the reason on record."""
+
+    def grade(completion, problem):
+        try:
+            return task.grade(completion, problem)
+        except Exception as error:  # a user's reward function may raise anything; it is counted in reward/errors
+            return Grade(False, 0.0, None, f"error: {type(error).__name__}: {error}"[:200])
+
+    with ThreadPoolExecutor(_workers.maxsize) as threads:
+        return list(threads.map(grade, completions, problems))
+
+
+def is_error(grade: Grade) -> bool:
+    """True when the grader failed on the completion, as opposed to judging it wrong."""
+    return grade.why.startswith(("timeout", "crash", "error"))
+
+
+# Workers are separate Python processes that read one JSON request a line and write one JSON answer a line. They are started
+# when first needed and kept; one that hangs is killed at the limit, and the next request starts another.
+
+_workers: queue.Queue = queue.Queue(maxsize=2)
+for _ in range(_workers.maxsize):
+    _workers.put(None)
+
+
+def _start_worker() -> subprocess.Popen:
+    command = [sys.executable, __file__, "--grading-worker"]
+    worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    atexit.register(worker.kill)
+    worker.stdout.readline()  # "ready": the imports do not count against the first answer
+    return worker
+
+
+def ask_worker(request: dict, seconds: float = GRADE_SECONDS) -> tuple[float, str]:
+    """Send one request to a grading worker. Returns (score, why); a score of 0 and a reason when it hangs or dies."""
+    worker = _workers.get()
+    try:
+        if worker is None or worker.poll() is not None:
+            worker = _start_worker()
+        timed_out = threading.Event()
+        timer = threading.Timer(seconds, lambda: (timed_out.set(), worker.kill()))
+        timer.start()
+        try:
+            worker.stdin.write(json.dumps(request) + "\n")
+            worker.stdin.flush()
+            reply = worker.stdout.readline()
+        except OSError:
+            reply = ""
+        timer.cancel()
+        if reply:
+            return tuple(json.loads(reply))
+        worker.kill()
+        worker.wait()
+        worker = None
+        return 0.0, "timeout" if timed_out.is_set() else "crash"
+    finally:
+        _workers.put(worker)
+
+
+def _worker_main() -> None:
+    """The loop of a grading worker."""
+    try:
+        import resource  # not on Windows
+
+        resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
+    except ImportError:
+        pass
+    import math_verify
+
+    replies, sys.stdout = sys.stdout, sys.stderr  # whatever a scorer prints must not mix with the replies
+    print("ready", file=replies, flush=True)
+    gym_tasks = {}
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            if request["kind"] == "math":
+                parse = lambda text: math_verify.parse(f"\\boxed{{{text}}}", parsing_timeout=None)  # noqa: E731
+                gold = parse(request["gold"])
+                if request["answer"] is None:  # is this gold answer readable at all?
+                    score = float(bool(gold))
+                else:
+                    score = float(math_verify.verify(gold, parse(request["answer"]), timeout_seconds=None))
+            else:
+                spec = request["spec"]
+                task = gym_tasks.setdefault(spec, None) or load_task(spec)
+                gym_tasks[spec] = task
+                score = float(task.dataset(request["seed"]).score_answer(request["answer"], task.entry(*request["entry"])))
+            reply = [score, ""]
+        except Exception as error:  # adversarial text may raise anything inside sympy; it is reported, not hidden
+            reply = [0.0, f"error: {type(error).__name__}: {error}"[:200]]
+        print(json.dumps(reply), file=replies, flush=True)
+
+
+# --- composing chains ---------------------------------------------------------------------------------------------------
+
+_OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv, ast.USub: operator.neg}
+
+
+def run_program(program: str, x: Fraction | int) -> Fraction:
+    """Evaluate arithmetic in x exactly. Only numbers, x, + - * / and brackets are allowed.
+
+    >>> run_program("x*2+5", 4)
+    Fraction(13, 1)
+    """
+
+    def value(node):
+        match node:
+            case ast.Expression(body=body):
+                return value(body)
+            case ast.Constant(value=int() | float()):
+                return Fraction(str(node.value))
+            case ast.Name(id="x"):
+                return Fraction(x)
+            case ast.UnaryOp(op=op, operand=operand) if type(op) in _OPERATORS:
+                return _OPERATORS[type(op)](value(operand))
+            case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
+                return _OPERATORS[type(op)](value(left), value(right))
+        raise ValueError(f"program {program!r}: only numbers, x, + - * / and brackets are allowed")
+
+    return value(_parse_program(program))
+
+
+@functools.lru_cache(maxsize=4096)
+def _parse_program(program: str) -> ast.Expression:
+    return ast.parse(program, mode="eval")
+
+
+def choose_chain(problems: list[Problem], horizon: int, rng: random.Random, limit: int | None = 999) -> list[Problem] | None:
+    """Pick `horizon` of the problems in an order that can be chained: every answer is fed to the next problem, is new, and
+    (with a limit) is an integer from 2 to it. None when the pool runs dry."""
+    pool = rng.sample(problems, len(problems))
+    chain, values = [], [Fraction(pool[0].answer)]
+    while len(chain) < horizon:
+        for candidate in pool:
+            value = run_program(candidate.program, values[-1]) if chain else Fraction(candidate.answer)
+            fits = limit is None or (value.denominator == 1 and 2 <= value <= limit)
+            if fits and (not chain or value not in values):
+                break
+        else:
+            return None
+        pool.remove(candidate)
+        chain.append(candidate)
+        values = [*values, value] if len(chain) > 1 else [value]
+    return chain
+
+
+def compose(problems: list[Problem], horizon: int, rng: random.Random, style: str = "short", limit: int | None = 999) -> Problem:
+    """Chain `horizon` one-step problems by h1's rule: the answer of one replaces a number of the next (arXiv 2510.07312).
+
+    `problems` need a `template` and a `program`. style "short" is the embedded world's terse wording (A: ... B: ... A ...),
+    "h1" has the paper's 2*horizon - 1 numbered steps: solve, substitute, solve, substitute, ...
+    """
+    chain = choose_chain(problems, horizon, rng, limit)
+    if chain is None:
+        raise ValueError(f"cannot chain {horizon} of these {len(problems)} problems; give more problems or a larger limit")
+    return write_chain(chain, style)
+
+
+def chain_values(chain: list[Problem]) -> list[Fraction]:
+    """The answer of every step when each program receives the answer before it."""
+    values = [Fraction(chain[0].answer)]
+    for step in chain[1:]:
+        values.append(run_program(step.program, values[-1]))
+    return values
+
+
+def write_chain(chain: list[Problem], style: str) -> Problem:
+    """Word a chain whose steps are already chosen."""
+    letters, values = _LETTERS[: len(chain)], chain_values(chain)
+    texts = [chain[0].prompt] + [step.template.replace("{x}", letter) for step, letter in zip(chain[1:], letters)]
+    if style == "short":
+        prompt = " ".join(f"{letter}: {text}" for letter, text in zip(letters, texts))
+        prompt += f" Give {letters[-1]} in \\boxed{{}}."
+    elif style == "h1":
+        steps = [f"Step 1: Solve this problem step by step.\n\n{texts[0]}"]
+        for i, (letter, text) in enumerate(zip(letters, texts[1:]), start=1):
+            steps.append(f"Step {2 * i}: Put the final answer of Step {2 * i - 1} in place of {letter} in this problem and "
+                         f"write the problem out with that number.\n\n{text}")  # fmt: skip
+            steps.append(f"Step {2 * i + 1}: Solve the problem from Step {2 * i} step by step.")
+        prompt = "\n\n".join(steps) + f" {BOXED_INSTRUCTION}"
+    else:
+        raise ValueError(f"style {style!r} is not one of short, h1")
+
+    inputs = [_start_number(chain[0]), *values[:-1]]
+    lines = [f"{letter}={step.program.replace('x', str(x))}={value}"
+             for letter, step, x, value in zip(letters, chain, inputs, values)]  # fmt: skip
+    known = 2 * len(chain) // 3  # the hint gives the first two thirds of the values, and names the next operation
+    hint = ", ".join(f"{letter}={value}" for letter, value in zip(letters[:known], values))
+    hint += f"{', then' if known else ''} {_VERBS[chain[known].program[1]]}."
+    solution = "\n".join([*lines, f"\\boxed{{{values[-1]}}}"])
+    sources = {step.source for step in chain}
+    source = "chain/reversed" if "chain/reversed" in sources else chain[0].source
+    return Problem(prompt, str(values[-1]), hint.strip(), solution, len(chain), source)
+
+
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWYZ"
+_VERBS = {"+": "add", "-": "subtract", "*": "multiply", "/": "halve"}
+
+
+def _start_number(problem: Problem) -> str:
+    """The number of `prompt` that `template` replaces by {x}."""
+    head, tail = problem.template.split("{x}", 1)
+    return problem.prompt[len(head) : len(problem.prompt) - len(tail)]
+
+
+# --- the embedded world -------------------------------------------------------------------------------------------------
+
+_NAMES = ["Tom", "Ann", "Sue", "Ben", "Kim", "Max", "Eva", "Leo"]
+_THINGS = ["pens", "eggs", "nuts", "cups", "hats", "keys", "maps", "toys"]
+_SENTENCES = {  # program -> wordings; {a} and {b} are people, {n} is what they count
+    "x+{k}": ["{a} has {x} {n} and buys {k}. {a} has?", "{a} has {x} {n}. {b} has {k} more. {b} has?"],
+    "x-{k}": ["{a} has {x} {n} and loses {k}. {a} has?", "{a} has {x} {n}. {b} has {k} fewer. {b} has?"],
+    "x*{k}": ["{a} fills {x} boxes with {k} {n} each. {a} has?"],
+    "x/2": ["{a} has {x} {n} and sells half. {a} has?"],
+}
+_REVERSED = {  # the sentence says "more" where one has to subtract: its right reading is rare under the embedded base model
+    "x-{k}": ["{a} has {x} {n}, {k} more than {b}. {b} has?"],
+    "x+{k}": ["{a} has {x} {n}, {k} fewer than {b}. {b} has?"],
+}
+SPLITS = {"sft": range(0, 50), "train": range(50, 90), "dev": range(90, 95), "test": range(95, 100)}  # per cent of a hash
+
+
+def split_of(text: str) -> str:
+    """The split that a problem belongs to, whatever seed or index found it."""
+    bucket = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) % 100
+    return next(split for split, buckets in SPLITS.items() if bucket in buckets)
+
+
+def _one_step(rng: random.Random, reversed_reading: bool) -> Problem:
+    """A one-step problem of the embedded world."""
+    sentences = _REVERSED if reversed_reading else _SENTENCES
+    pattern = rng.choice(list(sentences))
+    k = rng.randint(2, 3) if pattern == "x*{k}" else rng.randint(2, 40)
+    x = rng.randint(5, 49) * 2 if pattern == "x/2" else rng.randint(k + 10 if pattern == "x-{k}" else 10, 99)
+    (a, b), n = rng.sample(_NAMES, 2), rng.choice(_THINGS)
+    wording = rng.choice(sentences[pattern]).format(a=a, b=b, n=n, k=k, x="{x}")
+    program = pattern.format(k=k)
+    return Problem(wording.replace("{x}", str(x)), str(run_program(program, x)), template=wording, program=program,
+                   source="chain/reversed" if reversed_reading else "chain")  # fmt: skip
+
+
+@dataclass
+class ChainTask:
+    """The embedded world: GSM8K-like steps chained by h1's rule, integer answers from 2 to 999.
+
+    horizon: number of dependent steps, 1 to 10; `horizon=2-6` draws it uniformly for every problem.
+    family:  plain; reversed (exactly one step, at a random place, says "5 more than" where one has to subtract);
+             mixed (a quarter of the problems are reversed).
+    style:   short or h1, see `compose`.
+    """
+
+    horizon: str = "3"
+    family: str = "plain"
+    style: str = "short"
+    name: str = "chain"
+    max_horizon: int = field(default=10, init=False)
+
+    def __post_init__(self):
+        low, _, high = str(self.horizon).partition("-")
+        self.low, self.high = _whole(low, "horizon"), _whole(high or low, "horizon")
+        if not 1 <= self.low <= self.high <= self.max_horizon:
+            raise ValueError(f"--task chain: horizon={self.horizon} is not within 1 to {self.max_horizon}")
+        if self.family not in ("plain", "reversed", "mixed"):
+            raise ValueError(f"--task chain: family={self.family} is not one of plain, reversed, mixed")
+        if self.style not in ("short", "h1"):
+            raise ValueError(f"--task chain: style={self.style} is not one of short, h1")
+
+    def chain(self, split: str, index: int, seed: int) -> list[Problem]:
+        """The steps of a problem, a pure function of its arguments. Splits are disjoint in start number and programs."""
+        if split not in SPLITS:
+            raise ValueError(f"split {split!r} is not one of {', '.join(SPLITS)}")
+        rng = random.Random(f"{seed}/{split}/{index}")
+        horizon = rng.randint(self.low, self.high)
+        has_reversed = self.family == "reversed" or (self.family == "mixed" and rng.random() < 0.25)
+        while True:
+            pool = [_one_step(rng, reversed_reading=False) for _ in range(3 * horizon)]
+            steps = choose_chain(pool, horizon, rng)
+            if steps and has_reversed:
+                steps[rng.randrange(horizon)] = _one_step(rng, reversed_reading=True)
+                values = chain_values(steps)
+                steps = steps if all(v.denominator == 1 and 2 <= v <= 999 for v in values) else None
+                steps = steps if steps and len(set(values)) == horizon else None
+            if steps and split_of(" ".join([steps[0].answer, *(step.program for step in steps)])) == split:
+                return steps
+
+    def problem(self, split: str, index: int, seed: int) -> Problem:
+        return write_chain(self.chain(split, index, seed), self.style)
+
+    def grade(self, completion: str, problem: Problem) -> Grade:
+        return grade_boxed(completion, problem)
+
+
+# --- other sources ------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class ListTask:
+    """A task over problems in memory. Without splits of its own, every tenth problem is dev and the one after it test."""
+
+    name: str
+    problems: dict[str, list[Problem]]
+
+    def problem(self, split: str, index: int, seed: int) -> Problem:
+        """Every epoch is a fresh permutation of the split, a pure function of the seed; dev and test keep their order."""
+        problems = self.problems[split]
+        epoch, position = divmod(index, len(problems))
+        if split == "train":
+            position = random.Random(f"{seed}/{epoch}").sample(range(len(problems)), len(problems))[position]
+        return problems[position]
+
+    def grade(self, completion: str, problem: Problem) -> Grade:
+        return grade_boxed(completion, problem)
+
+
+def split_list(problems: list[Problem], where: str) -> dict[str, list[Problem]]:
+    """train, dev and test from one list; identical prompts stay on one side."""
+    splits = {"train": [], "dev": [], "test": []}
+    side = {}
+    for problem in problems:
+        side.setdefault(problem.prompt, {8: "dev", 9: "test"}.get(len(side) % 10, "train"))
+        splits[side[problem.prompt]].append(problem)
+    for split, members in splits.items():
+        if not members:
+            raise ValueError(f"{where}: {len(side)} different prompts leave nothing for {split}; give at least 10")
+    return splits
+
+
+def check_answer(answer: str, where: str) -> None:
+    """Raise when a gold answer cannot be read: better at load than as a silent reward of 0 for ever."""
+    if plain_integer(answer) is None and ask_worker({"kind": "math", "gold": answer, "answer": None})[0] != 1.0:
+        raise ValueError(f"{where}: field 'answer' ({answer[:60]!r}) is no expression that math-verify can read; write the bare answer")
+
+
+def load_jsonl(path: str) -> ListTask:
+    problems = []
+    try:
+        lines = open(path, encoding="utf-8").read().splitlines()
+    except OSError as error:
+        raise ValueError(f"--task jsonl:{path}: cannot read the file ({error.strerror})") from None
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{where}: not valid JSON ({error.msg})") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"{where}: expected an object with the fields prompt and answer")
+        for name in ("prompt", "answer"):
+            if name not in row:
+                raise ValueError(f"{where}: field {name!r} is missing")
+        for name in ("prompt", "answer", "hint", "solution"):
+            if name == "answer" and type(row[name]) is int:
+                row[name] = str(row[name])
+            if not isinstance(row.get(name, ""), str) or not row.get(name, "x").strip():
+                raise ValueError(f"{where}: field {name!r} must be a non-empty string")
+        check_answer(row["answer"], where)
+        prompt = row["prompt"] if "\\boxed" in row["prompt"] else f"{row['prompt']} {BOXED_INSTRUCTION}"
+        problems.append(Problem(prompt, row["answer"].strip(), row.get("hint"), row.get("solution"), source=path))
+    return ListTask("jsonl", split_list(problems, path))
+
+
+def gsm8k_problem(question: str, answer: str, where: str) -> Problem:
+    """One row of openai/gsm8k: the worked answer ends in '#### 42' and carries <<48/2=24>> calculator notes."""
+    worked, marker, final = answer.rpartition("####")
+    if not marker or plain_integer(final) is None:
+        raise ValueError(f"{where}: field 'answer' does not end in '#### <integer>'")
+    solution = re.sub(r"<<[^>]*>>", "", worked).strip()
+    final = str(plain_integer(final))
+    return Problem(f"{question.strip()} {BOXED_INSTRUCTION}", final, None, f"{solution}\n\\boxed{{{final}}}", source="gsm8k")
+
+
+def load_gsm8k() -> ListTask:
+    """7,473 training and 1,319 test problems (the published card); the last 500 training problems are dev."""
+    datasets = _optional("datasets", "--task gsm8k")
+    try:
+        data = datasets.load_dataset("openai/gsm8k", "main")
+    except (OSError, ValueError, RuntimeError) as error:
+        message = "--task gsm8k: cannot be loaded; it needs a network or a local cache of openai/gsm8k. Offline, use --task chain"
+        raise ValueError(f"{message} ({error})") from None
+    rows = {split: len(data[split]) for split in data}
+    if rows != {"train": 7473, "test": 1319} or set(data["train"].column_names) != {"question", "answer"}:
+        raise ValueError(f"--task gsm8k: openai/gsm8k has changed (rows {rows}, columns {data['train'].column_names})")
+    make = lambda split: [gsm8k_problem(row["question"], row["answer"], f"gsm8k {split}[{i}]")  # noqa: E731
+                          for i, row in enumerate(data[split])]  # fmt: skip
+    train = make("train")
+    return ListTask("gsm8k", {"train": train[:-500], "dev": train[-500:], "test": make("test")})
+
+
+class GymTask:
+    """A reasoning-gym task with its own scorer. Splits are decided by the question's text, so they are disjoint."""
+
+    def __init__(self, dataset_name: str, settings: dict):
+        self.gym = _optional("reasoning_gym", f"--task gym:{dataset_name}", "reasoning-gym")
+        self.name, self.dataset_name, self.settings = f"gym-{dataset_name}", dataset_name, settings
+        self.spec = f"gym:{dataset_name}" + ("?" + "&".join(f"{k}={v}" for k, v in settings.items()) if settings else "")
+        self.datasets, self.known = {}, {}
+        self.dataset(0)
+
+    def dataset(self, seed: int):
+        if seed not in self.datasets:
+            try:
+                settings = {"size": 1_000_000, **self.settings}
+                self.datasets[seed] = self.gym.create_dataset(self.dataset_name, seed=seed, **settings)
+            except (ValueError, TypeError, AssertionError) as error:
+                raise ValueError(f"--task {self.spec}: reasoning-gym refuses it ({error})") from None
+        return self.datasets[seed]
+
+    def entry(self, split: str, index: int, seed: int) -> dict:
+        """The first question at or after position 50 * index of the seed's stream that belongs to the split."""
+        for position in range(1000 * index, 1000 * index + 1000):
+            entry = self.dataset(seed)[position]
+            member = split_of(entry["question"])
+            if member == split or (split == "train" and member == "sft"):
+                return entry
+        raise ValueError(f"--task {self.spec}: has too few different questions to give {split} one of its own")
+
+    def problem(self, split: str, index: int, seed: int) -> Problem:
+        entry = self.entry(split, index, seed)
+        prompt = f"{entry['question'].strip()}\n{BOXED_INSTRUCTION}"
+        problem = Problem(prompt, str(entry["answer"]), source=self.spec)
+        self.known[prompt] = [split, index, seed]
+        return problem
+
+    def grade(self, completion: str, problem: Problem) -> Grade:
+        parsed = last_boxed(completion)
+        if not parsed or len(parsed) > MAX_ANSWER_CHARS:
+            return Grade(False, 0.0, None, "too_long" if parsed else "no_box")
+        where = self.known[problem.prompt]
+        score, why = ask_worker({"kind": "gym", "spec": self.spec, "seed": where[2], "entry": where, "answer": parsed})
+        return Grade(score == 1.0, score, parsed, why or ("correct" if score == 1.0 else "wrong"))
+
+
+def _optional(module: str, what: str, package: str | None = None):
+    """Import an optional package or say how to get it."""
+    try:
+        return __import__(module)
+    except ImportError:
+        raise ValueError(f"{what}: needs a package that is not installed; run: pip install {package or module}") from None
+
+
+def _whole(text: str, name: str) -> int:
+    if not re.fullmatch("[0-9]+", text):
+        raise ValueError(f"--task: {name}={text} is not a whole number")
+    return int(text)
+
+
+def _setting(text: str):
+    """A setting's value as the Python literal it looks like, else as the text itself."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return {"true": True, "false": False}.get(text, text)
+
+
+def load_task(spec: str):
+    """The task that a --task flag names."""
+    name, _, query = spec.partition("?")
+    settings = dict(parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query)))
+    if name == "chain":
+        unknown = set(settings) - {"horizon", "family", "style"}
+        if unknown:
+            raise ValueError(f"--task chain: unknown setting {sorted(unknown)[0]!r}; known are horizon, family, style")
+        return ChainTask(**settings)
+    if name.startswith("gym:"):
+        return GymTask(name[4:], {key: _setting(value) for key, value in settings.items()})
+    if spec.startswith("jsonl:"):
+        return load_jsonl(spec[6:])
+    if spec == "gsm8k":
+        return load_gsm8k()
+    raise ValueError(f"--task {spec}: unknown; use chain, jsonl:PATH, gym:NAME?key=value or gsm8k")
+
+
+if __name__ == "__main__" and sys.argv[1:] == ["--grading-worker"]:
+    _worker_main()
