@@ -3,15 +3,11 @@ r"""Measures a checkpoint on held-out problems: avg@k, pass@k, maj@k. Training s
     python eval.py --model runs/grpo/chain-seed0/final --task "chain?horizon=5"
 """
 
-import json
 import math
 from collections import Counter
-from dataclasses import dataclass
 
-import tyro
-
-from rollout import HFSampler, completion_seed, sample_rollout
-from tasks import load_task, plain_integer
+from rollout import completion_seed, sample_rollout
+from tasks import plain_integer
 
 EVAL_SEED = 2**31  # evaluation has its own seed, so every checkpoint meets the same problems and the same random numbers
 
@@ -54,7 +50,8 @@ def evaluate(sampler, tokenizer, task, split: str, num_problems: int, num_sample
         problems = [task.problem(split, index, EVAL_SEED) for index in indices]
         prompts = [f"{p.prompt}\nHint: {p.hint}" if hint else p.prompt for p in problems]
         seeds = [completion_seed(EVAL_SEED, 0, index, 0, sample) for index in indices for sample in range(num_samples)]
-        rollout = sample_rollout(sampler, tokenizer, task, problems, prompts, seeds, num_samples, max_new_tokens, temperature, system, top_p)
+        rollout = sample_rollout(sampler, tokenizer, task, problems, prompts, seeds, num_samples, max_new_tokens, temperature,
+                                 system, top_p)  # fmt: skip
         for i, problem in enumerate(problems):
             group = slice(i * num_samples, (i + 1) * num_samples)
             grades, completions = rollout.grades[group], rollout.completions[group]

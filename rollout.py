@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
+import runtime
 from tasks import Grade, Problem, grade_all
 
 LOGITS_AT_ONCE = 2**24  # the largest [tokens, V] block of logits that ever exists, in numbers
@@ -43,6 +44,10 @@ class Rollout:
         return [completion.ids for completion in self.completions]
 
     @property
+    def logprobs(self) -> list[list[float]]:
+        return [completion.logprobs for completion in self.completions]
+
+    @property
     def tokens(self) -> int:
         return sum(len(completion.ids) for completion in self.completions)
 
@@ -53,6 +58,16 @@ class Rollout:
     def rewards(self, group_size: int) -> torch.Tensor:
         """[B, G]"""
         return torch.tensor([grade.score for grade in self.grades]).view(-1, group_size)
+
+    def select(self, groups: list[int]) -> "Rollout":
+        """The rollout of these prompts alone."""
+        size = len(self.texts) // len(self.problems)
+        pick = lambda rows: [rows[group * size + i] for group in groups for i in range(size)]  # noqa: E731
+        return Rollout([self.problems[group] for group in groups], pick(self.prompt_ids), pick(self.completions), pick(self.texts),
+                       pick(self.grades))  # fmt: skip
+
+    def __add__(self, other: "Rollout") -> "Rollout":
+        return Rollout(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
 
 
 def completion_seed(*key: int) -> int:
@@ -128,6 +143,13 @@ def pad(rows: list[list[int]], device) -> tuple[torch.Tensor, torch.Tensor]:
     return ids, mask
 
 
+def pad_values(rows: list[list[float]], mask: torch.Tensor) -> torch.Tensor:
+    """Numbers per token -> [N, T] float32, zero outside the mask."""
+    values = torch.zeros(mask.shape, device=mask.device)
+    values[mask] = torch.tensor([value for row in rows for value in row], device=mask.device)
+    return values
+
+
 def draw(logits: torch.Tensor, temperature: float, uniforms: torch.Tensor, top_p: float = 1.0):
     """Inverse-CDF sampling: the first token whose cumulative probability exceeds the row's uniform number.
 
@@ -170,13 +192,11 @@ class HFSampler:
             raise ValueError(f"{len(prompt_ids)} prompts x {n} completions need {len(prompt_ids) * n} seeds, not {len(seeds)}")
         was_training = self.model.training
         self.model.eval()
-        completions: list[Completion | None] = [None] * len(seeds)
-        rows = list(range(len(seeds)))
-        for start in range(0, len(rows), self.rows_at_once):
-            batch = rows[start : start + self.rows_at_once]
+        completions: list[Completion] = []
+        for start in range(0, len(seeds), self.rows_at_once):
+            batch = range(start, min(start + self.rows_at_once, len(seeds)))
             prompts = [prompt_ids[row // n] for row in batch]
-            for row, completion in zip(batch, self._generate(prompts, [seeds[row] for row in batch], max_new_tokens, temperature, top_p)):
-                completions[row] = completion
+            completions += self._generate(prompts, [seeds[row] for row in batch], max_new_tokens, temperature, top_p)
         self.model.train(was_training)
         return completions
 
@@ -216,6 +236,27 @@ class HFSampler:
 
         return [Completion(row_ids[:length], row_logprobs[:length], "stop" if stop else "length") for row_ids, row_logprobs, length, stop
                 in zip(ids.tolist(), logprobs.tolist(), lengths.tolist(), stopped.tolist())]  # fmt: skip
+
+
+def make_sampler(engine: str, model: PreTrainedModel, eos_ids: list[int]):
+    """The sampler that --engine names. "auto" takes vLLM where CUDA and vLLM are there."""
+    if engine == "vllm":
+        runtime.fail("--engine vllm: the vLLM sampler is not part of this version; use --engine hf")
+    return HFSampler(model, eos_ids)
+
+
+def probe_gap(sampler, model: PreTrainedModel, tokenizer, task, args) -> None:
+    """Compare sampler and trainer on a few short completions and stop the run when they disagree.
+
+    Catches weights that did not arrive, another temperature, a logit processor, an attention bug: everything that would turn
+    the ratio of the loss into noise without any error message.
+    """
+    prompts = [encode_prompt(tokenizer, task.problem("dev", index, args.seed).prompt, args.system_prompt) for index in range(4)]
+    seeds = [completion_seed(args.seed, 0, index, 0, 0) for index in range(4)]
+    completions = sampler.generate(prompts, 1, min(32, args.max_new_tokens), args.temperature, seeds)
+    logprobs, _ = score_all(model, prompts, [c.ids for c in completions], args.temperature, args.micro_batch_tokens)
+    gaps = [abs(ours - theirs) for row, c in zip(logprobs.tolist(), completions) for ours, theirs in zip(row, c.logprobs)]
+    runtime.check_gap(sum(gaps) / len(gaps), args)
 
 
 # --- the scorer -----------------------------------------------------------------------------------------------------------
@@ -279,16 +320,17 @@ def _hidden_after_shared_prompts(model, prompt_ids, inputs) -> torch.Tensor:
                             past_key_values=cache, use_cache=True).last_hidden_state  # fmt: skip
 
 
-def micro_batches(prompt_ids: list[list[int]], completion_ids: list[list[int]], tokens: int) -> Iterator[slice]:
+def micro_batches(prompt_ids: list[list[int]], completion_ids: list[list[int]], tokens: int, rows: slice | None = None) -> Iterator[slice]:
     """Consecutive rows whose padded size (rows x longest prompt + completion) stays within `tokens`; at least one row each."""
-    start, longest = 0, 0
-    for row, (prompt, completion) in enumerate(zip(prompt_ids, completion_ids)):
-        grown = max(longest, len(prompt) + len(completion))
-        if row > start and grown * (row + 1 - start) > tokens:
+    start, stop, _ = (rows or slice(None)).indices(len(prompt_ids))
+    longest = 0
+    for row in range(start, stop):
+        size = len(prompt_ids[row]) + len(completion_ids[row])
+        if row > start and max(longest, size) * (row + 1 - start) > tokens:
             yield slice(start, row)
-            start, grown = row, len(prompt) + len(completion)
-        longest = grown
-    yield slice(start, len(prompt_ids))
+            start, longest = row, 0
+        longest = max(longest, size)
+    yield slice(start, stop)
 
 
 def score_all(model, prompt_ids, completion_ids, temperature: float, tokens: int, token_function: Callable = logprob_and_entropy):

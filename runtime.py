@@ -1,10 +1,418 @@
+"""Plumbing that every training script shares: load a model, the output folder, checkpoints, the log and the screen.
+
+Nothing here belongs to an algorithm; a reader who wants to know what GRPO does can skip this file.
+"""
+
 import ctypes
-def keep_freed_memory():
-    """Tell glibc to keep freed pages for the next tensor (thresholds for mmap and trim, top pad): on a CPU much of a step is
-    otherwise spent in fresh page faults. Does nothing where there is no glibc."""
+import hashlib
+import json
+import math
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, fields
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
+
+disable_progress_bar()  # one line a step is progress enough
+
+TINY_PARAMETERS = 10_000_000  # below this a model is "tiny" in the tables of defaults at the top of each script
+
+
+def fail(message: str) -> None:
+    """Stop with one clear line."""
+    sys.exit(f"error: {message}")
+
+
+def or_fail(function, *arguments):
+    """Call it; a ValueError, whose message names the flag, file or field, becomes the one line that the user sees."""
+    try:
+        return function(*arguments)
+    except ValueError as error:
+        fail(str(error))
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep freed pages for the next tensor; without it a CPU step spends much of its time in page faults."""
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
+        return  # no glibc here
+    M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
+    for option, size in ((M_MMAP_THRESHOLD, 1 << 30), (M_TRIM_THRESHOLD, (1 << 31) - 1), (M_TOP_PAD, 256 << 20)):
+        mallopt(option, size)
+
+
+# --- models -------------------------------------------------------------------------------------------------------------
+
+
+def load_model(name: str, activation_checkpointing: bool = False) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a folder, a hub name or a .gguf file, in float32 whatever the file says (bfloat16 weights lose small updates).
+
+    On a GPU the model body computes in bfloat16 autocast over these float32 weights; the head stays float32.
+    """
+    path, kwargs = name, {}
+    if name.endswith(".gguf"):
+        try:
+            version("gguf"), version("accelerate")
+        except PackageNotFoundError:
+            fail(f"--model {name}: reading a .gguf file needs two more packages; run: pip install gguf accelerate")
+        if not os.path.isfile(name):
+            fail(f"--model {name}: no such file")
+        path, kwargs = os.path.dirname(name) or ".", {"gguf_file": os.path.basename(name)}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, **kwargs)
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, **kwargs)
+    except (OSError, ValueError) as error:
+        fail(f"--model {name}: cannot be loaded ({str(error).splitlines()[0]}); give a Hugging Face folder, a hub name or a .gguf file")
+    if kwargs:  # dequantised into ordinary weights; the marks left behind would forbid saving
+        model.hf_quantizer, model.is_quantized = None, False
+        for owner, mark in ((model, "quantization_method"), (model.config, "quantization_config")):
+            if hasattr(owner, mark):
+                delattr(owner, mark)
+    config = model.config.get_text_config()
+    for scaling in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
+        if getattr(config, scaling, None) not in (None, 1, 1.0):
+            fail(f"--model {name}: its logits are changed after the head ({scaling}), which the scorer does not do; use another model")
+    if model.get_output_embeddings() is None:
+        fail(f"--model {name}: is no causal language model with an output head")
+    if activation_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if torch.cuda.is_available():
+        model.to("cuda")
+        body = model.base_model
+        body.forward = torch.autocast("cuda", torch.bfloat16)(body.forward)
+    return model.train(), tokenizer
+
+
+def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Every id that ends a completion; the one thing taken from the model's generation_config.json."""
+    ids = {tokenizer.eos_token_id}
+    for config in (model.generation_config, model.config):
+        value = getattr(config, "eos_token_id", None)
+        ids |= set(value) if isinstance(value, list) else {value}
+    ids.discard(None)
+    if not ids:
+        fail("--model: neither its tokenizer nor its config names an EOS token, so no completion could end")
+    return sorted(ids)
+
+
+def model_hash(model: PreTrainedModel) -> str:
+    """The first 16 hex digits of a hash over all weights: which model a run started from."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def peak_gb() -> float:
+    """Peak memory so far: of the GPU where there is one, else of this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024) / 1e9
+
+
+def learning_rate(args, step: int) -> float:
+    """Linear warm-up to `lr` over `warmup_steps`, then constant: a pure function of the step (which counts from 1)."""
+    return args.lr * min(1.0, step / max(1, args.warmup_steps))
+
+
+# --- checkpoints --------------------------------------------------------------------------------------------------------
+
+
+def save_model(folder: Path, model, tokenizer, extra: dict | None = None) -> None:
+    """Write a plain Hugging Face folder aside, then rename it: a kill leaves the old one or the new one, never a half."""
+    aside, old = folder.with_name(folder.name + ".tmp"), folder.with_name(folder.name + ".old")
+    shutil.rmtree(aside, ignore_errors=True)
+    model.save_pretrained(aside)
+    tokenizer.save_pretrained(aside)
+    for name, content in (extra or {}).items():
+        if name.endswith(".json"):
+            (aside / name).write_text(json.dumps(content))
+        else:
+            torch.save(content, aside / name)
+    if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        folder.rename(old)
+    aside.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def save_checkpoint(folder: Path, model, tokenizer, optimizer, state: dict) -> None:
+    """Everything a run needs to go on: weights, optimizer, and a small JSON state (the step and the algorithm's own)."""
+    save_model(folder, model, tokenizer, {"optimizer.pt": optimizer.state_dict(), "state.json": state})
+
+
+def load_checkpoint(folder: Path, model, optimizer) -> dict | None:
+    """Restore model and optimizer in place and return the state; None when the run was stopped before its first checkpoint."""
+    for candidate in (folder, folder.with_name(folder.name + ".old")):
+        if (candidate / "state.json").exists():
+            load_weights(candidate, model)
+            optimizer.load_state_dict(torch.load(candidate / "optimizer.pt", map_location=model.device, weights_only=True))
+            return json.loads((candidate / "state.json").read_text())
+    return None
+
+
+def load_weights(folder: Path, model) -> None:
+    """Copy the weights of a saved folder into a model of the same shape."""
+    saved = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model.load_state_dict(saved.state_dict())
+
+
+# --- the output folder, the log and the screen ----------------------------------------------------------------------------
+
+MAY_CHANGE_ON_RESUME = {"steps", "token_budget", "save_every", "out_dir", "resume", "track"}
+
+COLUMNS = [  # title, metric, width, format
+    ("reward", "reward/mean", 6, ".3f"),
+    ("zero-std", "reward/frac_zero_std", 8, ".2f"),
+    ("len", "rollout/len_mean", 6, ".1f"),
+    ("trunc", "rollout/frac_truncated", 5, ".2f"),
+    ("unparsed", "rollout/frac_unparsed", 8, ".2f"),
+    ("entropy", "policy/entropy", 7, ".3f"),
+    ("gap", "rollout/logprob_gap", 7, ".0e"),
+    ("grad", "optim/grad_norm", 6, ".2f"),
+    ("s/step", "time/step", 6, ".1f"),
+    ("sampling", "time/rollout", 8, ".1f"),
+]
+
+
+class Run:
+    """The output folder of one run, and what is shown of it on the screen.
+
+    config.json, metrics.jsonl (one flat record a step), samples.jsonl, and the folders last/, best/ and final/.
+    """
+
+    def __init__(self, script: str, args, task_name: str, model):
+        self.args, self.dir, self.task = args, Path(args.out_dir), task_name
+        self.started, self.first_step, self.lines = time.time(), 0, 0
+        self.config = {
+            "script": script,
+            "flags": {name: str(value) if isinstance(value, Path) else value for name, value in asdict(args).items()},
+            "parameters": model.num_parameters(),
+            "model_hash": model_hash(model),
+            "git_commit": git_commit(),
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu, {torch.get_num_threads()} threads",
+            "versions": {"python": sys.version.split()[0], **{name: version(name) for name in ("torch", "transformers", "numpy")}},
+        }
+        self.tracker = None
+
+    def start(self, steps_done: int) -> None:
+        """Create the folder, or check that a resumed one was made with the same flags, and open the log."""
+        self.first_step = steps_done
+        self.dir.mkdir(parents=True, exist_ok=True)
+        config_file = self.dir / "config.json"
+        if self.args.resume and config_file.exists():
+            before = json.loads(config_file.read_text())
+            for name, value in self.config["flags"].items():
+                if name not in MAY_CHANGE_ON_RESUME and before["flags"].get(name) != value:
+                    fail(f"--resume: --{name.replace('_', '-')} was {before['flags'].get(name)} and is now {value}; "
+                         "give the old value, or another --out-dir")  # fmt: skip
+            if before["model_hash"] != self.config["model_hash"]:
+                fail(f"--resume: the weights of --model {self.args.model} have changed since {self.dir} was started; use another --out-dir")
+        config_file.write_text(json.dumps(self.config, indent=1) + "\n")
+        for name in ("metrics.jsonl", "samples.jsonl"):
+            truncate_log(self.dir / name, self.first_step if self.args.resume else -1)
+        self.tracker = open_tracker(self.args.track, self.dir, self.config)
+        flags, rows = self.args, self.args.prompts_per_step * self.args.group_size
+        self.say(f"{self.config['parameters']:,} parameters on {self.config['device']}; task {flags.task}; lr {flags.lr:g}")
+        self.say(f"{flags.steps} steps of {flags.prompts_per_step} prompts x {flags.group_size} completions of at most "
+                 f"{flags.max_new_tokens} tokens ({rows * flags.max_new_tokens:,} tokens a step at most)")  # fmt: skip
+        resumed = f", going on after step {steps_done}" if steps_done else ""
+        self.say(f"output: {self.dir}{resumed}")
+
+    def log(self, record: dict) -> None:
+        """Append one step's record and show it."""
+        with open(self.dir / "metrics.jsonl", "a") as file:
+            file.write(json.dumps(record) + "\n")
+        self.tracker({name: value for name, value in record.items() if name != "step"}, record["step"])
+        self.show(record)
+
+    def sample(self, step: int, rollout, advantages: torch.Tensor) -> None:
+        """Write a step's first group to samples.jsonl and, every ten steps, one of its completions to the screen."""
+        count = len(rollout.texts) // len(rollout.problems)
+        with open(self.dir / "samples.jsonl", "a") as file:
+            for i in range(count):
+                problem, grade = rollout.problems[0], rollout.grades[i]
+                row = {"step": step, "prompt": problem.prompt, "completion": rollout.texts[i], "gold": problem.answer,
+                       "parsed": grade.parsed, "reward": grade.score, "why": grade.why,
+                       "advantage": round(advantages.flatten()[i].item(), 4)}  # fmt: skip
+                file.write(json.dumps(row) + "\n")
+        if step % 10 == 1:
+            problem, grade = rollout.problems[0], rollout.grades[0]
+            text = "\n".join(f"  | {line}" for line in f"{problem.prompt}\n> {rollout.texts[0]}".splitlines())
+            self.say(f"{text}\n  | gold {problem.answer}, parsed {grade.parsed}, reward {grade.score:g} ({grade.why})")
+
+    def show(self, record: dict) -> None:
+        evals = [f"{name} {value:.3f}" for name, value in record.items() if "/avg@" in name]
+        if "reward/mean" in record:
+            if self.lines % 20 == 0:
+                self.say(f"{'step':>9} | " + " ".join(f"{title:>{width}}" for title, _, width, _ in COLUMNS) + " | left")
+            self.lines += 1
+            cells = [f"{record[name]:>{width}{form}}" if record.get(name) is not None else " " * width for _, name, width, form in COLUMNS]
+            step, steps = record["step"], self.args.steps
+            left = (time.time() - self.started) / (step - self.first_step) * (steps - step)
+            self.say(f"{step:>4}/{steps:<4} | {' '.join(cells)} | {minutes(left)}")
+        if evals:
+            self.say("  " + "   ".join(evals))
+
+    def interrupted(self) -> Path:
+        self.say(f"stopped and saved; the same command with --resume --out-dir {self.dir} goes on")
+        return self.dir / "last"
+
+    def finish(self, model, tokenizer, before: dict, after: dict) -> Path:
+        """Save the final model, draw the curves, and say what happened and what to do next."""
+        final = self.dir / "final"
+        save_model(final, model, tokenizer)
+        from plot import plot_run  # matplotlib is only needed here
+
+        plot_run(self.dir)
+        self.say(f"\n{'test (best checkpoint by dev)':32} {'before':>8} {'after':>8}")
+        for name, value in after.items():
+            self.say(f"{name.split('/', 1)[1]:32} {before[name]:8.3f} {value:8.3f}")
+        self.say(f"\ntook {minutes(time.time() - self.started)}; curves: {self.dir / 'curves.png'}; model: {final}")
+        self.say(f"evaluate it: python eval.py --model {final} --task '{self.args.task}'")
+        return final
+
+    def say(self, text: str) -> None:
+        print(text, flush=True)
+
+
+def minutes(seconds: float) -> str:
+    seconds = int(seconds)
+    return f"{seconds // 3600}:{seconds % 3600 // 60:02d}:{seconds % 60:02d}"
+
+
+def check_out_dir(out_dir: Path, resume: bool) -> None:
+    """A run never overwrites another."""
+    if out_dir.exists() and not resume:
+        fail(f"--out-dir {out_dir} exists; continue that run with --resume, or choose another --out-dir")
+    if resume and not out_dir.exists():
+        fail(f"--resume: there is no run in --out-dir {out_dir}")
+
+
+def truncate_log(path: Path, last_step: int) -> None:
+    """Drop what a resumed run will write again: the records after its checkpoint, and the closing test scores."""
+    if path.exists():
+        kept = []
+        for line in path.read_text().splitlines(keepends=True):
+            try:
+                record = json.loads(line)
+                closing = record["step"] > 0 and all(name == "step" or name.startswith("test/") for name in record)
+                if line.endswith("\n") and record["step"] <= last_step and not closing:
+                    kept.append(line)
+            except json.JSONDecodeError:
+                break  # the line that the kill cut short
+        aside = path.with_suffix(".tmp")
+        aside.write_text("".join(kept))
+        aside.rename(path)
+
+
+def git_commit() -> str | None:
+    try:
+        command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def open_tracker(kind: str, out_dir: Path, config: dict):
+    """A function (metrics, step) that sends a record to wandb or tensorboard, or does nothing."""
+    if kind == "wandb":
+        try:
+            import wandb
+        except ImportError:
+            fail("--track wandb: the package is not installed; run: pip install wandb")
+        run_id = hashlib.sha1(str(out_dir.absolute()).encode()).hexdigest()[:12]
+        wandb.init(project="plainrl", name=out_dir.name, dir=out_dir, config=config, resume="allow", id=run_id)
+        return lambda metrics, step: wandb.log(metrics, step=step)
+    if kind == "tensorboard":
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            fail("--track tensorboard: the package is not installed; run: pip install tensorboard")
+        writer = SummaryWriter(out_dir)
+        return lambda metrics, step: [writer.add_scalar(name, value, step) for name, value in metrics.items() if value is not None]
+    return lambda metrics, step: None
+
+
+MAX_SKIPS_IN_A_ROW = 5
+
+
+def step_or_skip(optimizer, grad_norm: float, loss: float, state: dict, run: "Run", rollout) -> None:
+    """One optimizer step, unless loss or gradient is not finite: then the update is skipped, and after five in a row the
+    batch is saved and the run stops."""
+    if math.isfinite(grad_norm) and math.isfinite(loss):
+        optimizer.step()
+        state["skips_in_a_row"] = 0
         return
-    for option, value in ((-3, 1 << 30), (-1, (1 << 31) - 1), (-2, 256 << 20)):
-        mallopt(option, value)
+    state["skips_in_a_row"] += 1
+    if state["skips_in_a_row"] >= MAX_SKIPS_IN_A_ROW:
+        batch = {"prompt_ids": rollout.prompt_ids, "completion_ids": rollout.completion_ids,
+                 "logprobs": [completion.logprobs for completion in rollout.completions],
+                 "scores": [grade.score for grade in rollout.grades]}  # fmt: skip
+        (run.dir / "failed_batch.json").write_text(json.dumps(batch))
+        fail(f"loss or gradient was not finite in {MAX_SKIPS_IN_A_ROW} updates in a row; the batch is in {run.dir / 'failed_batch.json'}; "
+             "try a smaller --lr")  # fmt: skip
+
+
+def check_gap(gap: float, args) -> None:
+    """Stop when sampler and trainer do not agree on the log-probability of the sampled tokens."""
+    if not gap <= args.max_logprob_gap:
+        fail(f"sampler and trainer log-probabilities differ by {gap:.2g} on average, more than --max-logprob-gap {args.max_logprob_gap:g}; "
+             "the sampler is not sampling from the policy that is trained (stale weights, another temperature or dtype, "
+             "a model whose logits are processed): fix that, or raise the limit and use --importance-cap")  # fmt: skip
+
+
+def check_args(args) -> None:
+    """Refuse flags that cannot work, naming the flag and the way out."""
+    for name in ("steps", "eval_every", "save_every"):
+        if getattr(args, name) < (0 if name == "steps" else 1):
+            fail(f"--{name.replace('_', '-')} {getattr(args, name)}: must be positive")
+    for name in ("prompts_per_step", "max_new_tokens", "micro_batch_tokens", "minibatches", "epochs",
+                 "eval_problems", "eval_samples", "test_problems"):  # fmt: skip
+        if getattr(args, name) < 1:
+            fail(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least 1")
+    if args.group_size < 2:
+        fail(f"--group-size {args.group_size}: a completion is compared with its group; give at least 2")
+    if args.prompts_per_step % args.minibatches:
+        fail(f"--minibatches {args.minibatches}: does not divide --prompts-per-step {args.prompts_per_step}")
+    if args.temperature <= 0:
+        fail(f"--temperature {args.temperature:g}: must be above 0; a greedy group has no differences to learn from")
+    if args.train_size is not None and args.train_size < 1:
+        fail(f"--train-size {args.train_size}: must be at least 1")
+    if args.max_logprob_gap is None:
+        args.max_logprob_gap = 0.05 if torch.cuda.is_available() else 1e-4
+
+
+class StopRequest:
+    """Ctrl-C once: finish the step, save, stop. Twice: stop at once (the last checkpoint stays valid)."""
+
+    def __init__(self):
+        self.requested = False
+        signal.signal(signal.SIGINT, self._first)
+
+    def _first(self, *_):
+        self.requested = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        print("\nfinishing this step, then saving; press Ctrl-C again to stop at once", flush=True)
+
+
+def resolve_defaults(args, model, table: dict[str, dict]) -> None:
+    """Fill the flags left at None from the script's table: the row "tiny" or "real", by the model's size."""
+    row = "tiny" if model.num_parameters() < TINY_PARAMETERS else "real"
+    for name, value in table[row].items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    unresolved = [field.name for field in fields(args) if getattr(args, field.name) is None and field.name in table["tiny"]]
+    assert not unresolved, unresolved

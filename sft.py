@@ -26,7 +26,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from rollout import encode_prompt, score
 from runtime import keep_freed_memory
-from tasks import ChainTask, Problem, chain_values, run_program, with_hint, write_chain
+from tasks import ChainTask, Problem, run_program, with_hint, write_chain
 
 PAD, END, SYSTEM, USER, ASSISTANT = "<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"
 CHAT_TEMPLATE = (
