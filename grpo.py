@@ -31,7 +31,7 @@ import tyro
 import runtime
 from eval import evaluate
 from rollout import completion_seed, make_sampler, micro_batches, pad, pad_values, probe_gap, sample_rollout, score, score_all
-from tasks import is_error, load_task
+from tasks import load_task
 
 DEFAULTS = {  # flags left at None: the embedded model, and the papers' values for real ones
     "tiny": dict(lr=3e-4, warmup_steps=5, steps=100, prompts_per_step=16, group_size=16, max_new_tokens=128,
@@ -271,7 +271,7 @@ def main(args: Args, task=None, sampler=None) -> Path:
         seeds = [completion_seed(args.seed, step, j, 0, i) for j in range(len(problems)) for i in range(G)]
         rollout = sample_rollout(sampler, tokenizer, task, problems, [p.prompt for p in problems], seeds, **sampling)
         state["tokens"] += rollout.tokens
-        time_rollout = time.time() - started
+        started_training = time.time()
 
         # --- 2 reward and advantage
         rewards = rollout.rewards(G)  # [B, G]
@@ -285,7 +285,6 @@ def main(args: Args, task=None, sampler=None) -> Path:
                  "rollout_logprobs": pad_values(rollout.logprobs, completion_mask)}  # fmt: skip
 
         # --- 3 update
-        started_training = time.time()
         for group in optimizer.param_groups:
             group["lr"] = runtime.learning_rate(args, step)
         scoring = (rollout.prompt_ids, rollout.completion_ids, args.temperature, args.micro_batch_tokens)
@@ -294,7 +293,7 @@ def main(args: Args, task=None, sampler=None) -> Path:
         if reference is not None:
             batch["ref_logprobs"], _ = score_all(reference, *scoring)  # [N, T]
         sums, grad_norms = Counter(), []
-        rows_per_update = math.ceil(len(rewards) / args.minibatches) * G
+        rows_per_update = max(1, math.ceil(len(rewards) / args.minibatches)) * G
         for first in list(range(0, rewards.numel(), rows_per_update)) * args.epochs:
             optimizer.zero_grad()
             sums.update(accumulate_gradients(model, batch, slice(first, first + rows_per_update), args))
@@ -309,32 +308,8 @@ def main(args: Args, task=None, sampler=None) -> Path:
             probe_gap(sampler, model, tokenizer, task, args)
 
         # --- 5 log, evaluate, save
-        done, updates = time.time(), len(grad_norms)
-        record = {
-            "step": step,
-            "reward/mean": rewards.mean().item(),
-            "reward/frac_zero_std": (rewards.std(dim=1) == 0).float().mean().item(),
-            "reward/errors": sum(map(is_error, rollout.grades)),
-            "rollout/len_mean": rollout.tokens / len(rollout.texts),
-            "rollout/frac_truncated": sum(rollout.truncated) / len(rollout.texts),
-            "rollout/frac_unparsed": sum(grade.parsed is None for grade in rollout.grades) / len(rollout.texts),
-            "rollout/logprob_gap": sums["gap"] / sums["tokens"],
-            "rollout/tokens_total": state["tokens"],
-            "policy/entropy": sums["entropy"] / sums["tokens"],
-            "policy/clip_frac": sums["clipped"] / sums["tokens"],
-            **({"policy/kl_ref": sums["kl"] / sums["tokens"]} if reference is not None else {}),
-            "loss/policy": sums["policy_loss"] / updates,
-            "loss/total": sums["total_loss"] / updates,
-            "optim/grad_norm": sum(grad_norms) / updates,
-            "optim/lr": runtime.learning_rate(args, step),
-            "optim/skipped": sum(not math.isfinite(norm) for norm in grad_norms),
-            "time/rollout": time_rollout,
-            "time/train": started_sync - started_training,
-            "time/sync": done - started_sync,
-            "time/step": done - started,
-            "perf/tokens_per_s": rollout.tokens / (done - started),
-            "perf/peak_gb": runtime.peak_gb(),
-        }
+        times = {"rollout": started_training - started, "train": started_sync - started_training, "sync": time.time() - started_sync}
+        record = runtime.step_record(step, state["tokens"], rollout, G, sums, grad_norms, runtime.learning_rate(args, step), times)
         last = step == args.steps or (args.token_budget is not None and state["tokens"] >= args.token_budget)
         if step % args.eval_every == 0 or last:
             record |= measure("eval", "dev", args.eval_problems)

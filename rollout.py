@@ -57,7 +57,7 @@ class Rollout:
 
     def rewards(self, group_size: int) -> torch.Tensor:
         """[B, G]"""
-        return torch.tensor([grade.score for grade in self.grades]).view(-1, group_size)
+        return torch.tensor([grade.score for grade in self.grades]).view(len(self.problems), group_size)
 
     def select(self, groups: list[int]) -> "Rollout":
         """The rollout of these prompts alone."""
@@ -137,9 +137,9 @@ def prefill(model: PreTrainedModel, prompts: list[list[int]], cache: Cache) -> t
 def pad(rows: list[list[int]], device) -> tuple[torch.Tensor, torch.Tensor]:
     """Lists of ids -> ids [N, T] padded on the right with 0, and the mask of real tokens [N, T] made from their lengths."""
     lengths = torch.tensor([len(row) for row in rows], device=device)
-    mask = torch.arange(max(map(len, rows)), device=device) < lengths[:, None]
+    mask = torch.arange(max(map(len, rows), default=0), device=device) < lengths[:, None]
     ids = torch.zeros(mask.shape, dtype=torch.long, device=device)
-    ids[mask] = torch.tensor([token for row in rows for token in row], device=device)
+    ids[mask] = torch.tensor([token for row in rows for token in row], dtype=torch.long, device=device)
     return ids, mask
 
 

@@ -22,6 +22,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
+from tasks import is_error
+
 disable_progress_bar()  # one line a step is progress enough
 
 TINY_PARAMETERS = 10_000_000  # below this a model is "tiny" in the tables of defaults at the top of each script
@@ -187,6 +189,40 @@ COLUMNS = [  # title, metric, width, format
 ]
 
 
+def step_record(step: int, tokens_total: int, rollout, group_size: int, sums: dict, grad_norms: list[float], lr: float,
+                times: dict[str, float]) -> dict:  # fmt: skip
+    """The metrics that every script logs, under the same keys (the README's glossary defines them).
+
+    `rollout` is everything that was sampled in the step, `sums` what the updates added up over tokens and updates.
+    """
+    scores = rollout.rewards(group_size)  # [B, G]
+    count, tokens, updates = len(rollout.texts), sums.get("tokens", 0), len(grad_norms)
+    per_token = lambda name: sums[name] / tokens if tokens else None  # noqa: E731
+    per_update = lambda total: total / updates if updates else None  # noqa: E731
+    return {
+        "step": step,
+        "reward/mean": scores.mean().item(),
+        "reward/frac_zero_std": (scores.amax(1) == scores.amin(1)).float().mean().item(),
+        "reward/errors": sum(map(is_error, rollout.grades)),
+        "rollout/len_mean": rollout.tokens / count,
+        "rollout/frac_truncated": sum(rollout.truncated) / count,
+        "rollout/frac_unparsed": sum(grade.parsed is None for grade in rollout.grades) / count,
+        "rollout/logprob_gap": per_token("gap"),
+        "rollout/tokens_total": tokens_total,
+        "policy/entropy": per_token("entropy"),
+        "policy/clip_frac": per_token("clipped"),
+        **({"policy/kl_ref": per_token("kl")} if "kl" in sums else {}),
+        "loss/policy": per_update(sums["policy_loss"]),
+        "loss/total": per_update(sums["total_loss"]),
+        "optim/grad_norm": per_update(sum(grad_norms)),
+        "optim/lr": lr,
+        "optim/skipped": sum(not math.isfinite(norm) for norm in grad_norms),
+        **{f"time/{name}": seconds for name, seconds in times.items()},
+        "perf/tokens_per_s": rollout.tokens / sum(times.values()),
+        "perf/peak_gb": peak_gb(),
+    }
+
+
 class Run:
     """The output folder of one run, and what is shown of it on the screen.
 
@@ -259,8 +295,9 @@ class Run:
             if self.lines % 20 == 0:
                 self.say(f"{'step':>9} | " + " ".join(f"{title:>{width}}" for title, _, width, _ in COLUMNS) + " | left")
             self.lines += 1
-            cells = [f"{record[name]:>{width}{form}}" if record.get(name) is not None else " " * width for _, name, width, form in COLUMNS]
             step, steps = record["step"], self.args.steps
+            record = record | {"time/step": sum(value for name, value in record.items() if name.startswith("time/"))}
+            cells = [f"{record[name]:>{width}{form}}" if record.get(name) is not None else " " * width for _, name, width, form in COLUMNS]
             left = (time.time() - self.started) / (step - self.first_step) * (steps - step)
             self.say(f"{step:>4}/{steps:<4} | {' '.join(cells)} | {minutes(left)}")
         if evals:

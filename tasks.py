@@ -88,13 +88,13 @@ def last_boxed(text: str) -> str | None:
 
 
 def plain_integer(text: str) -> int | None:
-    """The integer that `text` plainly is (ASCII digits, thousands commas allowed), else None.
+    """The integer that `text` plainly is, else None. ASCII digits; thousands commas only where math-verify reads them too.
 
-    >>> plain_integer("-1,000"), plain_integer("007"), plain_integer("1.0")
-    (-1000, 7, None)
+    >>> plain_integer("-1,000"), plain_integer("007"), plain_integer("1.0"), plain_integer("0,123")
+    (-1000, 7, None, None)
     """
     text = text.strip().strip("$").strip()
-    if re.fullmatch(r"[-+]?([0-9]{1,100}|[0-9]{1,3}(,[0-9]{3}){1,30})", text):
+    if re.fullmatch(r"[-+]?[0-9]{1,100}|-?[1-9][0-9]{0,2}(,[0-9]{3}){1,30}", text):
         return int(text.replace(",", ""))
     return None
 
@@ -144,18 +144,19 @@ def _start_worker() -> subprocess.Popen:
     command = [sys.executable, __file__, "--grading-worker"]
     worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     atexit.register(worker.kill)
-    worker.stdout.readline()  # "ready": the imports do not count against the first answer
+    if not worker.stdout.readline():  # "ready": the imports do not count against the first answer
+        raise RuntimeError("the grading worker does not start; see what `python -c 'import math_verify'` says")
     return worker
 
 
-def ask_worker(request: dict, seconds: float = GRADE_SECONDS) -> tuple[float, str]:
+def ask_worker(request: dict) -> tuple[float, str]:
     """Send one request to a grading worker. Returns (score, why); a score of 0 and a reason when it hangs or dies."""
     worker = _workers.get()
     try:
         if worker is None or worker.poll() is not None:
             worker = _start_worker()
         timed_out = threading.Event()
-        timer = threading.Timer(seconds, lambda: (timed_out.set(), worker.kill()))
+        timer = threading.Timer(GRADE_SECONDS, lambda: (timed_out.set(), worker.kill()))
         timer.start()
         try:
             worker.stdin.write(json.dumps(request) + "\n")
@@ -164,7 +165,8 @@ def ask_worker(request: dict, seconds: float = GRADE_SECONDS) -> tuple[float, st
         except OSError:
             reply = ""
         timer.cancel()
-        if reply:
+        timer.join()  # from here on it cannot fire and kill a worker that the next request gets
+        if reply and not timed_out.is_set():
             return tuple(json.loads(reply))
         worker.kill()
         worker.wait()
@@ -191,17 +193,17 @@ def _worker_main() -> None:
         request = json.loads(line)
         try:
             if request["kind"] == "math":
-                parse = lambda text: math_verify.parse(f"\\boxed{{{text}}}", parsing_timeout=None)  # noqa: E731
-                gold = parse(request["gold"])
-                if request["answer"] is None:  # is this gold answer readable at all?
-                    score = float(bool(gold))
+                parse = functools.partial(math_verify.parse, parsing_timeout=None)
+                gold = f"\\boxed{{{request['gold']}}}"
+                if request["answer"] is None:  # is this gold answer an expression? Else it would be compared as a string
+                    score = float(bool(parse(gold, fallback_mode="no_fallback")))
                 else:
-                    score = float(math_verify.verify(gold, parse(request["answer"]), timeout_seconds=None))
+                    answer = f"\\boxed{{{request['answer']}}}"
+                    score = float(math_verify.verify(parse(gold), parse(answer), timeout_seconds=None))
             else:
                 spec = request["spec"]
-                task = gym_tasks.setdefault(spec, None) or load_task(spec)
-                gym_tasks[spec] = task
-                score = float(task.dataset(request["seed"]).score_answer(request["answer"], task.entry(*request["entry"])))
+                task = gym_tasks[spec] = gym_tasks.get(spec) or load_task(spec)
+                score = task.score(request["seed"], request["position"], request["prompt"], request["answer"])
             reply = [score, ""]
         except Exception as error:  # adversarial text may raise anything inside sympy; it is reported, not hidden
             reply = [0.0, f"error: {type(error).__name__}: {error}"[:200]]
@@ -246,18 +248,18 @@ def choose_chain(problems: list[Problem], horizon: int, rng: random.Random, limi
     """Pick `horizon` of the problems in an order that can be chained: every answer is fed to the next problem, is new, and
     (with a limit) is an integer from 2 to it. None when the pool runs dry."""
     pool = rng.sample(problems, len(problems))
-    chain, values = [], [Fraction(pool[0].answer)]
+    chain, values = [], []
     while len(chain) < horizon:
         for candidate in pool:
             value = run_program(candidate.program, values[-1]) if chain else Fraction(candidate.answer)
             fits = limit is None or (value.denominator == 1 and 2 <= value <= limit)
-            if fits and (not chain or value not in values):
+            if fits and value not in values:
                 break
         else:
             return None
         pool.remove(candidate)
         chain.append(candidate)
-        values = [*values, value] if len(chain) > 1 else [value]
+        values.append(value)
     return chain
 
 
@@ -267,6 +269,8 @@ def compose(problems: list[Problem], horizon: int, rng: random.Random, style: st
     `problems` need a `template` and a `program`. style "short" is the embedded world's terse wording (A: ... B: ... A ...),
     "h1" has the paper's 2*horizon - 1 numbered steps: solve, substitute, solve, substitute, ...
     """
+    if not 1 <= horizon <= len(_LETTERS):
+        raise ValueError(f"horizon {horizon} is not within 1 to {len(_LETTERS)}")
     chain = choose_chain(problems, horizon, rng, limit)
     if chain is None:
         raise ValueError(f"cannot chain {horizon} of these {len(problems)} problems; give more problems or a larger limit")
@@ -299,11 +303,10 @@ def write_chain(chain: list[Problem], style: str) -> Problem:
         raise ValueError(f"style {style!r} is not one of short, h1")
 
     inputs = [_start_number(chain[0]), *values[:-1]]
-    lines = [f"{letter}={step.program.replace('x', str(x))}={value}"
-             for letter, step, x, value in zip(letters, chain, inputs, values)]  # fmt: skip
+    lines = [f"{letter}={_fill(step.program, x)}={value}" for letter, step, x, value in zip(letters, chain, inputs, values)]
     known = 2 * len(chain) // 3  # the hint gives the first two thirds of the values, and names the next operation
     hint = ", ".join(f"{letter}={value}" for letter, value in zip(letters[:known], values))
-    hint += f"{', then' if known else ''} {_VERBS[chain[known].program[1]]}."
+    hint += f"{', then' if known else ''} {_plan(chain[known].program, letters[known - 1] if known else inputs[0])}."
     solution = "\n".join([*lines, f"\\boxed{{{values[-1]}}}"])
     sources = {step.source for step in chain}
     source = "chain/reversed" if "chain/reversed" in sources else chain[0].source
@@ -312,6 +315,16 @@ def write_chain(chain: list[Problem], style: str) -> Problem:
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWYZ"
 _VERBS = {"+": "add", "-": "subtract", "*": "multiply", "/": "halve"}
+
+
+def _fill(program: str, x: Fraction | str) -> str:
+    """The program with its input written in."""
+    return program.replace("x", f"({x})" if re.search("[-/]", str(x)) else str(x))
+
+
+def _plan(program: str, x: str) -> str:
+    """What a step does, in a word when it is one of the embedded world's operations."""
+    return _VERBS[program[1]] if re.fullmatch(r"x([-+*][0-9]+|/2)", program) else f"compute {_fill(program, x)}"
 
 
 def _start_number(problem: Problem) -> str:
@@ -446,22 +459,25 @@ def check_answer(answer: str, where: str) -> None:
     """Raise when a gold answer cannot be read: better at load than as a silent reward of 0 for ever."""
     if plain_integer(answer) is None and ask_worker({"kind": "math", "gold": answer, "answer": None})[0] != 1.0:
         raise ValueError(f"{where}: field 'answer' ({answer[:60]!r}) is no expression that math-verify can read; write the bare answer")
+    if len(answer) > MAX_ANSWER_CHARS:
+        raise ValueError(f"{where}: field 'answer' is longer than {MAX_ANSWER_CHARS} characters")
 
 
 def load_jsonl(path: str) -> ListTask:
     problems = []
     try:
-        lines = open(path, encoding="utf-8").read().splitlines()
-    except OSError as error:
-        raise ValueError(f"--task jsonl:{path}: cannot read the file ({error.strerror})") from None
+        with open(path, encoding="utf-8-sig") as file:  # with or without a byte order mark
+            lines = list(file)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"--task jsonl:{path}: cannot read the file ({error})") from None
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{where}: not valid JSON ({error.msg})") from None
+        except ValueError as error:
+            raise ValueError(f"{where}: not valid JSON ({error})") from None
         if not isinstance(row, dict):
             raise ValueError(f"{where}: expected an object with the fields prompt and answer")
         for name in ("prompt", "answer"):
@@ -506,47 +522,58 @@ def load_gsm8k() -> ListTask:
 
 
 class GymTask:
-    """A reasoning-gym task with its own scorer. Splits are decided by the question's text, so they are disjoint."""
+    """A reasoning-gym task with its own scorer. Splits are decided by the question's text, so they are disjoint.
 
-    def __init__(self, dataset_name: str, settings: dict):
+    A few tasks must prepare all their questions at once and need a smaller pool, e.g. gym:word_ladder?size=10000.
+    """
+
+    def __init__(self, spec: str, dataset_name: str, settings: dict):
         self.gym = _optional("reasoning_gym", f"--task gym:{dataset_name}", "reasoning-gym")
-        self.name, self.dataset_name, self.settings = f"gym-{dataset_name}", dataset_name, settings
-        self.spec = f"gym:{dataset_name}" + ("?" + "&".join(f"{k}={v}" for k, v in settings.items()) if settings else "")
-        self.datasets, self.known = {}, {}
+        self.spec, self.name, self.dataset_name, self.settings = spec, f"gym-{dataset_name}", dataset_name, settings
+        self.datasets = {}
         self.dataset(0)
 
     def dataset(self, seed: int):
         if seed not in self.datasets:
             try:
-                settings = {"size": 1_000_000, **self.settings}
-                self.datasets[seed] = self.gym.create_dataset(self.dataset_name, seed=seed, **settings)
+                settings = {"size": 1_000_000, **self.settings, "seed": seed}
+                self.datasets[seed] = self.gym.create_dataset(self.dataset_name, **settings)
             except (ValueError, TypeError, AssertionError) as error:
                 raise ValueError(f"--task {self.spec}: reasoning-gym refuses it ({error})") from None
         return self.datasets[seed]
 
-    def entry(self, split: str, index: int, seed: int) -> dict:
-        """The first question at or after position 50 * index of the seed's stream that belongs to the split."""
-        for position in range(1000 * index, 1000 * index + 1000):
-            entry = self.dataset(seed)[position]
-            member = split_of(entry["question"])
-            if member == split or (split == "train" and member == "sft"):
-                return entry
+    def problem(self, split: str, index: int, seed: int) -> Problem:
+        """Questions are drawn until one belongs to the split. `source` says which it is, so that any process can score it."""
+        if split not in SPLITS:
+            raise ValueError(f"split {split!r} is not one of {', '.join(SPLITS)}")
+        dataset, rng = self.dataset(seed), random.Random(f"{seed}/{split}/{index}")
+        for _ in range(1000):
+            position = rng.randrange(len(dataset))
+            entry = dataset[position]
+            if split_of(entry["question"]) == split:
+                return Problem(self.prompt(entry), str(entry["answer"]), source=f"{self.spec}#{seed}#{position}")
         raise ValueError(f"--task {self.spec}: has too few different questions to give {split} one of its own")
 
-    def problem(self, split: str, index: int, seed: int) -> Problem:
-        entry = self.entry(split, index, seed)
-        prompt = f"{entry['question'].strip()}\n{BOXED_INSTRUCTION}"
-        problem = Problem(prompt, str(entry["answer"]), source=self.spec)
-        self.known[prompt] = [split, index, seed]
-        return problem
+    def prompt(self, entry: dict) -> str:
+        return f"{entry['question'].strip()}\n{BOXED_INSTRUCTION}"
 
     def grade(self, completion: str, problem: Problem) -> Grade:
         parsed = last_boxed(completion)
-        if not parsed or len(parsed) > MAX_ANSWER_CHARS:
-            return Grade(False, 0.0, None, "too_long" if parsed else "no_box")
-        where = self.known[problem.prompt]
-        score, why = ask_worker({"kind": "gym", "spec": self.spec, "seed": where[2], "entry": where, "answer": parsed})
+        if not parsed:
+            return Grade(False, 0.0, None, "no_box" if parsed is None else "empty_box")
+        if len(parsed) > MAX_ANSWER_CHARS:
+            return Grade(False, 0.0, None, "too_long")
+        seed, position = map(int, problem.source.rsplit("#", 2)[1:])
+        request = {"spec": self.spec, "seed": seed, "position": position, "prompt": problem.prompt, "answer": parsed}
+        score, why = ask_worker({"kind": "gym", **request})
         return Grade(score == 1.0, score, parsed, why or ("correct" if score == 1.0 else "wrong"))
+
+    def score(self, seed: int, position: int, prompt: str, answer: str) -> float:
+        """The scorer's verdict, in the worker. A question that comes out otherwise there must not be scored by mistake."""
+        entry = self.dataset(seed)[position]
+        if self.prompt(entry) != prompt:
+            raise ValueError("this reasoning-gym task differs from process to process; set PYTHONHASHSEED=0 and start again")
+        return float(self.dataset(seed).score_answer(answer, entry))
 
 
 def _optional(module: str, what: str, package: str | None = None):
@@ -573,17 +600,20 @@ def _setting(text: str):
 
 def load_task(spec: str):
     """The task that a --task flag names."""
+    if spec.startswith("jsonl:"):
+        return load_jsonl(spec[6:])
     name, _, query = spec.partition("?")
-    settings = dict(parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query)))
+    try:
+        settings = dict(parse_qsl(query.replace("+", "%2B"), keep_blank_values=True, strict_parsing=bool(query)))
+    except ValueError as error:
+        raise ValueError(f"--task {spec}: settings are written NAME?key=value&key=value ({error})") from None
     if name == "chain":
         unknown = set(settings) - {"horizon", "family", "style"}
         if unknown:
             raise ValueError(f"--task chain: unknown setting {sorted(unknown)[0]!r}; known are horizon, family, style")
         return ChainTask(**settings)
     if name.startswith("gym:"):
-        return GymTask(name[4:], {key: _setting(value) for key, value in settings.items()})
-    if spec.startswith("jsonl:"):
-        return load_jsonl(spec[6:])
+        return GymTask(spec, name[4:], {key: _setting(value) for key, value in settings.items()})
     if spec == "gsm8k":
         return load_gsm8k()
     raise ValueError(f"--task {spec}: unknown; use chain, jsonl:PATH, gym:NAME?key=value or gsm8k")

@@ -1,0 +1,332 @@
+r"""DAPO: decoupled clip and dynamic sampling policy optimisation (arXiv 2503.14476). Read it as `diff grpo.py dapo.py`.
+
+    J = E[ 1/sum_i |o_i| sum_i sum_t min(ratio_it A_i, clip(ratio_it, 1 - clip_low, 1 + clip_high) A_i) ]
+    subject to 0 < number of correct completions in the group < G
+
+What changes against grpo.py, numbered here and where it happens:
+[1] Clip-higher: clip_high 0.28 over clip_low 0.2, so that unlikely tokens have room to become likely.
+[2] Token-level loss: every token of the batch weighs the same. No KL term, no reference model.
+[3] Dynamic sampling: groups that are all right or all wrong teach nothing; they are dropped and others sampled instead.
+[4] Soft overlong punishment: a completion close to the limit loses up to 1. Correctness counts +1 or -1.
+
+Deviations from the paper, tagged again where they happen:
+[D1] Surplus groups of a refill are dropped, not kept for the next step, so that a step is a pure function of its number; after
+     max_refills rounds the step trains on the groups it has. Groups are judged by correctness alone, without the punishment.
+[D2] With one update per batch (the default) the ratio is 1 and clip-higher has no effect; the paper makes 16 updates
+     (--minibatches 16).
+
+    python dapo.py                             on the embedded model
+
+Letters in shapes: B prompts, G completions of each (a group), N = B*G rows, T completion tokens. Rows are prompt-major:
+rows i*G .. i*G+G-1 belong to prompt i. Masks come from lengths; EOS is inside the mask when the completion ended by itself.
+"""
+
+import math
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import tyro
+
+import runtime
+from eval import evaluate
+from rollout import completion_seed, make_sampler, micro_batches, pad, pad_values, probe_gap, sample_rollout, score, score_all
+from tasks import load_task
+
+DEFAULTS = {  # flags left at None: the embedded model, and the papers' values for real ones
+    "tiny": dict(lr=3e-4, warmup_steps=5, steps=100, prompts_per_step=16, group_size=16, max_new_tokens=128,
+                 micro_batch_tokens=32768, eval_every=20, eval_problems=64, eval_samples=16, test_problems=128),
+    "real": dict(lr=1e-6, warmup_steps=5, steps=500, prompts_per_step=128, group_size=8, max_new_tokens=3072,
+                 micro_batch_tokens=16384, eval_every=20, eval_problems=128, eval_samples=4, test_problems=500),
+}  # fmt: skip
+
+
+@dataclass
+class Args:
+    model: str = "models/tiny"
+    """Hugging Face folder, hub name or .gguf file to start from"""
+    task: str = "chain"
+    """chain[?horizon=3&family=plain], jsonl:PATH, gym:NAME?key=value or gsm8k (see tasks.py)"""
+    system_prompt: str | None = None
+    """system turn put before every prompt"""
+    steps: int | None = None
+    """steps: batches sampled and trained on"""
+    token_budget: int | None = None
+    """stop after this many sampled tokens, should that come before --steps"""
+    prompts_per_step: int | None = None
+    """B, prompts sampled per step"""
+    group_size: int | None = None
+    """G, completions per prompt"""
+    max_new_tokens: int | None = None
+    """longest completion"""
+    temperature: float = 1.0
+    """sampling temperature; the same one divides the logits in the loss"""
+
+    clip_low: float = 0.2
+    """the ratio is clipped below at 1 - clip_low"""
+    clip_high: float = 0.28
+    """the ratio is clipped above at 1 + clip_high"""
+    dynamic_sampling: bool = True
+    """replace groups that are all right or all wrong"""
+    max_refills: int = 10
+    """rounds of further sampling before a step trains on the groups it has"""
+    overlong_buffer: int | None = None
+    """the last so many tokens before --max-new-tokens are punished (default a fifth of it, as in the paper; 0: off)"""
+    mask_truncated: bool = False
+    """leave completions cut at --max-new-tokens out of the loss instead of scoring them"""
+    importance_cap: float | None = None
+    """weight tokens by min(pi_old / sampler, cap), for a sampler that differs from the trainer (2.0 is common)"""
+    minibatches: int = 1
+    """optimizer steps per pass over the sampled batch"""
+    epochs: int = 1
+    """passes over the sampled batch"""
+
+    lr: float | None = None
+    """peak learning rate of AdamW"""
+    warmup_steps: int | None = None
+    """steps of linear warm-up; constant afterwards"""
+    weight_decay: float = 0.0
+    """AdamW's weight decay"""
+    max_grad_norm: float = 1.0
+    """gradients are clipped to this norm"""
+    micro_batch_tokens: int | None = None
+    """padded tokens per forward and backward pass; changes memory and speed, never the result"""
+    activation_checkpointing: bool = False
+    """recompute activations in the backward pass: less memory, about a third slower"""
+
+    seed: int = 0
+    """problems, their order and every sampled token follow from it"""
+    train_size: int | None = None
+    """train on this many problems only, over and over"""
+    engine: Literal["auto", "hf", "vllm"] = "auto"
+    """sampler; auto takes vLLM where CUDA and vLLM are there"""
+    max_logprob_gap: float | None = None
+    """stop when sampler and trainer differ by more than this on average (default 1e-4, or 0.05 in bfloat16)"""
+    eval_every: int | None = None
+    """steps between two scores on dev"""
+    eval_problems: int | None = None
+    """problems in a dev score"""
+    eval_samples: int | None = None
+    """completions per problem in dev and test scores: k of avg@k, pass@k, maj@k"""
+    test_problems: int | None = None
+    """problems in the test score, taken before the first step and after the last"""
+    save_every: int = 20
+    """steps between two checkpoints"""
+    out_dir: Path | None = None
+    """output folder (default runs/<script>/<task>-seed<seed>)"""
+    resume: bool = False
+    """continue the run in --out-dir from its last checkpoint"""
+    track: Literal["none", "wandb", "tensorboard"] = "none"
+    """also send the metrics there"""
+
+
+# --- the mathematics ------------------------------------------------------------------------------------------------------
+
+
+def soft_overlong(lengths: torch.Tensor, max_new_tokens: int, buffer: int) -> torch.Tensor:
+    """Eq. 13: 0 up to max_new_tokens - buffer, then falling linearly to -1 at max_new_tokens. lengths [N] -> [N]
+
+    >>> soft_overlong(torch.tensor([16384, 18432, 20480]), 20480, 4096)
+    tensor([ 0.0000, -0.5000, -1.0000])
+    """
+    return ((max_new_tokens - buffer - lengths) / max(1, buffer)).clamp(-1.0, 0.0) if buffer else torch.zeros(lengths.shape)
+
+
+def group_advantages(rewards: torch.Tensor) -> torch.Tensor:
+    """Each completion's reward against its group: rewards [B, G] -> advantages [B, G].
+
+    (R - mean) / (std + 1e-6), with the unbiased std (ddof 1) that torch computes by default.
+
+    >>> group_advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0]]))
+    tensor([[ 1.5000, -0.5000, -0.5000, -0.5000]])
+    """
+    centred = rewards - rewards.mean(dim=1, keepdim=True)  # [B, G]
+    centred = centred / (rewards.std(dim=1, keepdim=True) + 1e-6)
+    no_signal = rewards.amax(1, keepdim=True) == rewards.amin(1, keepdim=True)  # [B, 1]
+    return centred.masked_fill(no_signal, 0.0)  # rounding in the mean, divided by 1e-6, would not be 0
+
+
+def clipped_surrogate(logprobs, old_logprobs, advantages, clip_low: float, clip_high: float) -> torch.Tensor:
+    """PPO's pessimistic loss per token, -min(ratio A, clip(ratio) A): logprobs [N, T], advantages [N, 1] -> [N, T].
+
+    The gradient vanishes only where a clipped ratio already moved the way the advantage asks for.
+    """
+    ratio = torch.exp(logprobs - old_logprobs)  # [N, T]
+    return -torch.min(ratio * advantages, ratio.clamp(1 - clip_low, 1 + clip_high) * advantages)
+
+
+def truncated_importance(old_logprobs, rollout_logprobs, cap: float) -> torch.Tensor:
+    """min(pi_old / sampler, cap) per token [N, T], without gradient: corrects for a sampler that is not quite the policy."""
+    return torch.exp(old_logprobs - rollout_logprobs).clamp(max=cap).detach()
+
+
+# Aggregation. A function turns the mask of what one optimizer step sees into a weight per token; the loss is the weighted
+# sum. The denominator belongs to the whole batch, so any split into micro-batches gives the same loss and gradient.
+
+
+def token_mean(mask: torch.Tensor, max_new_tokens: int) -> torch.Tensor:
+    """Mean over all tokens of the batch, so long completions weigh more. [N, T] -> [N, T]"""  # [2]
+    return mask / mask.sum().clamp(min=1)
+
+
+# --- the update -----------------------------------------------------------------------------------------------------------
+
+
+def accumulate_gradients(model, batch: dict, rows: slice, args: Args) -> Counter:
+    """Backward pass of one optimizer step's loss over `rows` of the sampled batch, micro-batch by micro-batch.
+
+    batch holds lists prompt_ids and completion_ids [N] and tensors advantages [N, 1], completion_mask, loss_mask,
+    rollout_logprobs and (with several updates) old_logprobs [N, T]. Returns sums for the log.
+    """
+    sums = Counter()
+    weights = torch.zeros_like(batch["rollout_logprobs"])  # [N, T], made before the split so that it does not depend on it
+    weights[rows] = token_mean(batch["loss_mask"][rows], args.max_new_tokens)
+    for part in micro_batches(batch["prompt_ids"], batch["completion_ids"], args.micro_batch_tokens, rows):
+        logprobs, entropy = score(model, batch["prompt_ids"][part], batch["completion_ids"][part], args.temperature)  # [n, T']
+        width = logprobs.shape[1]
+        cut = {name: value[part, :width] for name, value in batch.items() if torch.is_tensor(value)}  # [n, T']
+        mask, weight = cut["completion_mask"], weights[part, :width]
+        old_logprobs = cut.get("old_logprobs", logprobs.detach())  # with one update per batch pi_old is the current policy
+
+        loss_per_token = clipped_surrogate(logprobs, old_logprobs, cut["advantages"], args.clip_low, args.clip_high)
+        clipped = loss_per_token > -torch.exp(logprobs - old_logprobs) * cut["advantages"]  # the min took the clipped term
+        if args.importance_cap is not None:
+            loss_per_token = loss_per_token * truncated_importance(old_logprobs, cut["rollout_logprobs"], args.importance_cap)
+        policy_loss = total_loss = (loss_per_token * weight).sum()
+        total_loss.backward()
+
+        gap = (old_logprobs - cut["rollout_logprobs"]).abs() * mask
+        sums.update(tokens=mask.sum().item(), gap=gap.sum().item(), entropy=(entropy * mask).sum().item(),
+                    clipped=(clipped & mask).sum().item(), policy_loss=policy_loss.item(), total_loss=total_loss.item())  # fmt: skip
+    return sums
+
+
+def problem_indices(args: Args, step: int, round: int) -> list[int]:
+    """Which training problems a round of a step samples: a pure function, so resuming needs no data state."""
+    first = ((step - 1) * (args.max_refills + 1) + round) * args.prompts_per_step
+    return [index % args.train_size if args.train_size else index for index in range(first, first + args.prompts_per_step)]
+
+
+# --- the loop -------------------------------------------------------------------------------------------------------------
+
+
+def main(args: Args, task=None, sampler=None) -> Path:
+    """Train and return the folder of the final model. A task or sampler of your own can be passed in."""
+    # --- setup
+    runtime.keep_freed_memory()
+    torch.manual_seed(args.seed)
+    task = task or runtime.or_fail(load_task, args.task)
+    args.out_dir = args.out_dir or Path(f"runs/dapo/{task.name}-seed{args.seed}")
+    runtime.check_out_dir(args.out_dir, args.resume)
+    model, tokenizer = runtime.load_model(args.model, args.activation_checkpointing)
+    runtime.resolve_defaults(args, model, DEFAULTS)
+    runtime.check_args(args)
+    if args.overlong_buffer is None:
+        args.overlong_buffer = args.max_new_tokens // 5
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
+    sampler = sampler or make_sampler(args.engine, model, runtime.eos_ids(model, tokenizer))
+    run = runtime.Run("dapo", args, task.name, model)
+    state = {"step": 0, "tokens": 0, "best": -1.0, "skips_in_a_row": 0, "test_before": {}}
+    state = (runtime.load_checkpoint(args.out_dir / "last", model, optimizer) if args.resume else None) or state
+    run.start(state["step"])
+    stop = runtime.StopRequest()
+    G = args.group_size
+    sampling = dict(group_size=G, max_new_tokens=args.max_new_tokens, temperature=args.temperature, system=args.system_prompt)
+
+    def measure(prefix: str, split: str, num_problems: int) -> dict:
+        scores, _ = evaluate(sampler, tokenizer, task, split, num_problems, args.eval_samples, args.max_new_tokens,
+                             args.temperature, args.system_prompt)  # fmt: skip
+        return {f"{prefix}/{task.name}/{name}": value for name, value in scores.items()}
+
+    if state["step"] == 0:
+        state["test_before"] = measure("test", "test", args.test_problems)
+        run.log({"step": 0} | measure("eval", "dev", args.eval_problems) | state["test_before"])
+    if not sampler.shares_weights:
+        sampler.load_weights(model)
+        probe_gap(sampler, model, tokenizer, task, args)
+
+    for step in range(state["step"] + 1, args.steps + 1):
+        # --- 1 sample, and sample again until there are enough groups with right and wrong completions  [3]
+        started = time.time()
+        sampled, kept, rounds = None, [], 0  # everything sampled, the groups of it that are trained on, rounds so far
+        while rounds == 0 or (len(kept) < args.prompts_per_step and rounds <= args.max_refills):
+            problems = [task.problem("train", index, args.seed) for index in problem_indices(args, step, rounds)]
+            seeds = [completion_seed(args.seed, step, j, rounds, i) for j in range(len(problems)) for i in range(G)]
+            part = sample_rollout(sampler, tokenizer, task, problems, [p.prompt for p in problems], seeds, **sampling)
+            sampled = part if sampled is None else sampled + part
+            correct = torch.tensor([grade.correct for grade in sampled.grades]).view(-1, G).sum(dim=1)  # [groups]
+            kept = [i for i, count in enumerate(correct.tolist()) if 0 < count < G or not args.dynamic_sampling]
+            rounds += 1
+        rollout = sampled.select(kept[: args.prompts_per_step])  # [D1]
+        state["tokens"] += sampled.tokens
+        started_training = time.time()
+
+        # --- 2 reward and advantage
+        lengths = torch.tensor([len(ids) for ids in rollout.completion_ids])  # [N]
+        overlong = soft_overlong(lengths, args.max_new_tokens, args.overlong_buffer).view(len(rollout.problems), G)  # [B, G]
+        rewards = 2 * rollout.rewards(G) - 1 + overlong  # [B, G], [4]
+        advantages = (group_advantages(rewards) if kept else rewards).view(-1, 1).to(model.device)  # [N, 1]
+        _, completion_mask = pad(rollout.completion_ids, model.device)  # [N, T]
+        loss_mask = completion_mask.clone()  # [N, T]
+        if args.mask_truncated:
+            loss_mask[torch.tensor(rollout.truncated, device=model.device)] = False
+        batch = {"prompt_ids": rollout.prompt_ids, "completion_ids": rollout.completion_ids, "advantages": advantages,
+                 "completion_mask": completion_mask, "loss_mask": loss_mask,
+                 "rollout_logprobs": pad_values(rollout.logprobs, completion_mask)}  # fmt: skip
+
+        # --- 3 update
+        for group in optimizer.param_groups:
+            group["lr"] = runtime.learning_rate(args, step)
+        scoring = (rollout.prompt_ids, rollout.completion_ids, args.temperature, args.micro_batch_tokens)
+        if args.minibatches * args.epochs > 1 and kept:
+            batch["old_logprobs"], _ = score_all(model, *scoring)  # [N, T], before the first of several updates
+        sums, grad_norms = Counter(), []
+        rows_per_update = max(1, math.ceil(len(rewards) / args.minibatches)) * G
+        for first in list(range(0, rewards.numel(), rows_per_update)) * args.epochs:
+            optimizer.zero_grad()
+            sums.update(accumulate_gradients(model, batch, slice(first, first + rows_per_update), args))
+            runtime.check_gap(sums["gap"] / sums["tokens"], args)
+            grad_norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), args.max_grad_norm).item())
+            runtime.step_or_skip(optimizer, grad_norms[-1], sums["total_loss"], state, run, rollout)
+
+        # --- 4 sync
+        started_sync = time.time()
+        if not sampler.shares_weights:
+            sampler.load_weights(model)
+            probe_gap(sampler, model, tokenizer, task, args)
+
+        # --- 5 log, evaluate, save
+        times = {"rollout": started_training - started, "train": started_sync - started_training, "sync": time.time() - started_sync}
+        record = runtime.step_record(step, state["tokens"], sampled, G, sums, grad_norms, runtime.learning_rate(args, step), times)
+        record |= {"dapo/rounds": rounds, "dapo/frac_kept": len(kept) / len(correct)}
+        last = step == args.steps or (args.token_budget is not None and state["tokens"] >= args.token_budget)
+        if step % args.eval_every == 0 or last:
+            record |= measure("eval", "dev", args.eval_problems)
+            dev = record[f"eval/{task.name}/avg@{args.eval_samples}"]
+            if dev > state["best"]:
+                state["best"] = dev
+                runtime.save_model(args.out_dir / "best", model, tokenizer)
+        run.log(record)
+        if kept:
+            run.sample(step, rollout, advantages)
+        state["step"] = step
+        if step % args.save_every == 0 or last or stop.requested:
+            runtime.save_checkpoint(args.out_dir / "last", model, tokenizer, optimizer, state)
+        if stop.requested and not last:
+            return run.interrupted()
+        if last:
+            break
+
+    # --- the best checkpoint by dev, measured on test
+    runtime.load_weights(args.out_dir / "best", model)
+    sampler.load_weights(model)
+    test_after = measure("test", "test", args.test_problems)
+    run.log({"step": state["step"]} | test_after)
+    return run.finish(model, tokenizer, state["test_before"], test_after)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__))
