@@ -1,0 +1,60 @@
+"""Measures the embedded base model against what its world promises: success by horizon, with and without the hint, the rare
+reading, and the rate of guesses. Its output is committed as benchmarks/calibration.json; a test re-checks the bounds.
+
+    python benchmarks/calibration.py --model models/tiny
+"""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import runtime  # noqa: E402
+from eval import evaluate  # noqa: E402
+from rollout import HFSampler  # noqa: E402
+from tasks import ChainTask  # noqa: E402
+
+
+@dataclass
+class Args:
+    model: str = "models/tiny"
+    """model to measure"""
+    problems: int = 200
+    """problems per row"""
+    samples: int = 16
+    """completions per problem"""
+    out: Path | None = None
+    """also write the table here as JSON"""
+
+
+def measure(model, tokenizer, problems: int, samples: int, horizon: int, family: str = "plain", hint: bool = False, temperature=1.0) -> dict:
+    sampler = HFSampler(model, runtime.eos_ids(model, tokenizer))
+    task = ChainTask(horizon=str(horizon), family=family)
+    scores, _ = evaluate(sampler, tokenizer, task, "dev", problems, samples, 128, temperature, hint=hint)
+    return {"horizon": horizon, "family": family, "hint": hint, "temperature": temperature} | scores
+
+
+def main(args: Args) -> None:
+    runtime.keep_freed_memory()
+    model, tokenizer = runtime.load_model(args.model)
+    cases = [(h, "plain", False, 1.0) for h in range(1, 11)]
+    cases += [(h, "plain", True, 1.0) for h in (5, 10)]
+    cases += [(h, "reversed", hint, 1.0) for h in (1, 2, 3) for hint in (False, True)]
+    cases += [(h, family, False, 0.0) for h in (1, 3) for family in ("plain", "reversed")]
+    rows = []
+    for horizon, family, hint, temperature in cases:
+        samples = args.samples if temperature else 1
+        row = measure(model, tokenizer, args.problems, samples, horizon, family, hint, temperature)
+        rows.append({name: round(value, 4) if isinstance(value, float) else value for name, value in row.items()})
+        shown = "  ".join(f"{name} {value:6.3f}" for name, value in row.items() if isinstance(value, float) and name != "temperature")
+        print(f"horizon {horizon:2d}  {family:8s}  {'hint ' if hint else 'plain'}  T={temperature:g}  {shown}", flush=True)
+    if args.out:
+        result = {"model_hash": runtime.model_hash(model), "problems": args.problems, "samples": args.samples, "rows": rows}
+        args.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__))

@@ -1,0 +1,82 @@
+"""Makes the logs under runs/reference: every variant below on every seed. Finished runs are skipped, broken ones resumed.
+
+    python benchmarks/reference.py                          everything that is missing
+    python benchmarks/reference.py --only grpo/dr_grpo      one variant
+    python benchmarks/reference.py --seeds 100 101 --out runs/dev --extra "--lr 1e-3"        trials on development seeds
+
+Each run uses one thread and `--jobs` of them go side by side: two threads each on two cores would be ten times slower.
+"""
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+ROOT = Path(__file__).parents[1]
+VARIANTS = {  # <script>/<variant>: the exact command; the README shows the same lines
+    "grpo/grpo": "grpo.py",
+    "grpo/dr_grpo": "grpo.py --advantage centred --aggregation constant",
+    "dapo/dapo": "dapo.py",
+}
+
+
+@dataclass
+class Args:
+    only: str | None = None
+    """one variant instead of all"""
+    seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
+    """seeds to run; 100 and above are development seeds, on which settings were chosen"""
+    extra: str = ""
+    """flags added to the command"""
+    out: Path = ROOT / "runs/reference"
+    """where the logs are collected"""
+    work: Path = ROOT / "runs/work"
+    """where the runs themselves live, with their checkpoints"""
+    jobs: int = 2
+    """runs side by side"""
+
+
+def collect(run: Path, target: Path) -> None:
+    """Keep config.json and the metrics with six digits."""
+    target.mkdir(parents=True, exist_ok=True)
+    shutil.copy(run / "config.json", target / "config.json")
+    with open(target / "metrics.jsonl", "w") as file:
+        for line in (run / "metrics.jsonl").read_text().splitlines():
+            record = {name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in json.loads(line).items()}
+            file.write(json.dumps(record) + "\n")
+
+
+def run_one(variant: str, seed: int, args: Args) -> str:
+    target = args.out / variant / f"seed{seed}"
+    if (target / "metrics.jsonl").exists():
+        return f"{variant} seed {seed}: already there"
+    run = args.work / args.out.name / variant / f"seed{seed}"
+    script, *flags = shlex.split(f"{VARIANTS[variant]} {args.extra}")
+    command = [sys.executable, script, *flags, "--seed", str(seed), "--out-dir", str(run)]
+    if run.exists():
+        command.append("--resume")
+    run.parent.mkdir(parents=True, exist_ok=True)
+    with open(run.with_suffix(".log"), "a") as log:
+        code = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=log, stderr=log).returncode
+    if code != 0:
+        return f"{variant} seed {seed}: failed, see {run.with_suffix('.log')}"
+    collect(run, target)
+    return f"{variant} seed {seed}: done"
+
+
+def main(args: Args) -> None:
+    jobs = [(variant, seed) for seed in args.seeds for variant in VARIANTS if args.only in (None, variant)]
+    with ThreadPoolExecutor(args.jobs) as pool:
+        for message in pool.map(lambda job: run_one(*job, args), jobs):
+            print(message, flush=True)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__))
