@@ -3,11 +3,18 @@ r"""Measures a checkpoint on held-out problems: avg@k, pass@k, maj@k. Training s
     python eval.py --model runs/grpo/chain-seed0/final --task "chain?horizon=5"
 """
 
+import json
 import math
 from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
 
-from rollout import completion_seed, sample_rollout
-from tasks import plain_integer
+import tyro
+
+import runtime
+from rollout import completion_seed, make_sampler, sample_rollout
+from tasks import load_task, plain_integer, with_hint
 
 EVAL_SEED = 2**31  # evaluation has its own seed, so every checkpoint meets the same problems and the same random numbers
 
@@ -48,7 +55,7 @@ def evaluate(sampler, tokenizer, task, split: str, num_problems: int, num_sample
     for start in range(0, num_problems, at_once):
         indices = range(start, min(start + at_once, num_problems))
         problems = [task.problem(split, index, EVAL_SEED) for index in indices]
-        prompts = [f"{p.prompt}\nHint: {p.hint}" if hint else p.prompt for p in problems]
+        prompts = [with_hint(problem) if hint else problem.prompt for problem in problems]
         seeds = [completion_seed(EVAL_SEED, 0, index, 0, sample) for index in indices for sample in range(num_samples)]
         rollout = sample_rollout(sampler, tokenizer, task, problems, prompts, seeds, num_samples, max_new_tokens, temperature,
                                  system, top_p)  # fmt: skip
@@ -73,3 +80,55 @@ def evaluate(sampler, tokenizer, task, split: str, num_problems: int, num_sample
         "len_mean": sum(row["tokens"] for row in rows) / total,
     }
     return metrics, rows
+
+
+@dataclass
+class Args:
+    model: str = "models/tiny"
+    """Hugging Face folder, hub name or .gguf file"""
+    task: str = "chain"
+    """what to measure it on (see tasks.py)"""
+    split: str = "test"
+    """test, dev or train"""
+    problems: int = 200
+    """how many problems"""
+    samples: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 16
+    """completions per problem, n: gives avg@n, pass@n and maj@n"""
+    max_new_tokens: int | None = None
+    """longest completion (default 128 for the embedded model, 3072 for real ones)"""
+    temperature: float = 1.0
+    """sampling temperature; 0 is greedy"""
+    top_p: float = 1.0
+    """nucleus sampling"""
+    system_prompt: str | None = None
+    """system turn put before every prompt"""
+    hint: bool = False
+    """show each problem's hint"""
+    engine: str = "auto"
+    """sampler, as in training"""
+    out: Path | None = None
+    """also write the scores and one row a problem here, as JSON"""
+
+
+def main(args: Args) -> dict:
+    runtime.keep_freed_memory()
+    for name in ("problems", "samples"):
+        if getattr(args, name) < 1:
+            runtime.fail(f"--{name} {getattr(args, name)}: must be at least 1")
+    task = runtime.or_fail(load_task, args.task)
+    model, tokenizer = runtime.load_model(args.model)
+    runtime.resolve_defaults(args, model, {"tiny": {"max_new_tokens": 128}, "real": {"max_new_tokens": 3072}})
+    sampler = make_sampler(args.engine, model, runtime.eos_ids(model, tokenizer))
+    metrics, rows = evaluate(sampler, tokenizer, task, args.split, args.problems, args.samples, args.max_new_tokens, args.temperature,
+                             args.system_prompt, args.top_p, args.hint)  # fmt: skip
+    print(f"{args.model} on {args.task}, {args.split}: {args.problems} problems x {args.samples} at T={args.temperature:g}")
+    for name, value in metrics.items():
+        print(f"{name:16} {value:8.3f}")
+    if args.out:
+        flags = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
+        args.out.write_text(json.dumps({"flags": flags, "metrics": metrics, "rows": rows}, indent=1) + "\n")
+    return metrics
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__))

@@ -30,7 +30,7 @@ class Args:
     """also write the table here as JSON"""
 
 
-def measure(model, tokenizer, problems: int, samples: int, horizon: int, family: str = "plain", hint: bool = False, temperature=1.0) -> dict:
+def measure(model, tokenizer, problems: int, samples: int, horizon: int, family: str, hint: bool, temperature: float) -> dict:
     sampler = HFSampler(model, runtime.eos_ids(model, tokenizer))
     task = ChainTask(horizon=str(horizon), family=family)
     scores, _ = evaluate(sampler, tokenizer, task, "dev", problems, samples, 128, temperature, hint=hint)
