@@ -241,14 +241,17 @@ def main(args: Args, task=None, sampler=None) -> Path:
                              args.temperature, args.system_prompt)  # fmt: skip
         return {f"{prefix}/{task.name}/{name}": value for name, value in scores.items()}
 
-    if state["step"] == 0:
-        state["test_before"] = measure("test", "test", args.test_problems)
-        run.log({"step": 0} | measure("eval", "dev", args.eval_problems) | state["test_before"])
     if not sampler.shares_weights:
         sampler.load_weights(model)
         probe_gap(sampler, model, tokenizer, task, args)
+    if state["step"] == 0:
+        state["test_before"] = measure("test", "test", args.test_problems)
+        run.log({"step": 0} | measure("eval", "dev", args.eval_problems) | state["test_before"])
 
+    budget = math.inf if args.token_budget is None else args.token_budget
     for step in range(state["step"] + 1, args.steps + 1):
+        if state["tokens"] >= budget:
+            break
         # --- 1 sample, and sample again until there are enough groups with right and wrong completions  [3]
         started = time.time()
         sampled, kept, rounds = None, [], 0  # everything sampled, the groups of it that are trained on, rounds so far
@@ -272,7 +275,7 @@ def main(args: Args, task=None, sampler=None) -> Path:
         _, completion_mask = pad(rollout.completion_ids, model.device)  # [N, T]
         loss_mask = completion_mask.clone()  # [N, T]
         if args.mask_truncated:
-            loss_mask[torch.tensor(rollout.truncated, device=model.device)] = False
+            loss_mask[torch.tensor(rollout.truncated, dtype=torch.bool, device=model.device)] = False
         batch = {"prompt_ids": rollout.prompt_ids, "completion_ids": rollout.completion_ids, "advantages": advantages,
                  "completion_mask": completion_mask, "loss_mask": loss_mask,
                  "rollout_logprobs": pad_values(rollout.logprobs, completion_mask)}  # fmt: skip
@@ -287,10 +290,12 @@ def main(args: Args, task=None, sampler=None) -> Path:
         rows_per_update = max(1, math.ceil(len(rewards) / args.minibatches)) * G
         for first in list(range(0, rewards.numel(), rows_per_update)) * args.epochs:
             optimizer.zero_grad()
-            sums.update(accumulate_gradients(model, batch, slice(first, first + rows_per_update), args))
-            runtime.check_gap(sums["gap"] / sums["tokens"], args)
+            update = accumulate_gradients(model, batch, slice(first, first + rows_per_update), args)
+            sums.update(update)
+            if math.isfinite(update["total_loss"]):
+                runtime.check_gap(update["gap"] / update["tokens"], args)
             grad_norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), args.max_grad_norm).item())
-            runtime.step_or_skip(optimizer, grad_norms[-1], sums["total_loss"], state, run, rollout)
+            runtime.step_or_skip(optimizer, grad_norms[-1], update["total_loss"], state, run, rollout)
 
         # --- 4 sync
         started_sync = time.time()
@@ -302,7 +307,7 @@ def main(args: Args, task=None, sampler=None) -> Path:
         times = {"rollout": started_training - started, "train": started_sync - started_training, "sync": time.time() - started_sync}
         record = runtime.step_record(step, state["tokens"], sampled, G, sums, grad_norms, runtime.learning_rate(args, step), times)
         record |= {"dapo/rounds": rounds, "dapo/frac_kept": len(kept) / len(correct)}
-        last = step == args.steps or (args.token_budget is not None and state["tokens"] >= args.token_budget)
+        last = step == args.steps or state["tokens"] >= budget
         if step % args.eval_every == 0 or last:
             record |= measure("eval", "dev", args.eval_problems)
             dev = record[f"eval/{task.name}/avg@{args.eval_samples}"]
@@ -317,8 +322,6 @@ def main(args: Args, task=None, sampler=None) -> Path:
             runtime.save_checkpoint(args.out_dir / "last", model, tokenizer, optimizer, state)
         if stop.requested and not last:
             return run.interrupted()
-        if last:
-            break
 
     # --- the best checkpoint by dev, measured on test
     runtime.load_weights(args.out_dir / "best", model)

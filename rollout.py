@@ -124,13 +124,14 @@ class PreallocatedLayer(DynamicLayer):
 def prefill(model: PreTrainedModel, prompts: list[list[int]], cache: Cache) -> torch.Tensor:
     """Run each prompt but its last token through the model into the cache (that token is the first input of what follows).
 
-    Returns the mask of real tokens [len(prompts), P]. Prompts are padded on the right; padded keys are masked for good.
+    Returns the mask of real tokens [len(prompts), P]. Prompts are padded on the left, so that two tokens of a row stay as many
+    columns apart as they are tokens apart (a sliding window counts columns); padded keys are masked for good.
     """
     if min(map(len, prompts)) < 2:
         raise ValueError("a prompt needs at least two tokens; give the model a chat template or a longer prompt")
-    prefixes = [prompt[:-1] for prompt in prompts]
-    input_ids, mask = pad(prefixes, model.device)
-    model.base_model(input_ids=input_ids, attention_mask=mask.long(), past_key_values=cache, use_cache=True)
+    input_ids, mask = (padded.flip(1) for padded in pad([prompt[-2::-1] for prompt in prompts], model.device))
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    model.base_model(input_ids=input_ids, attention_mask=mask.long(), position_ids=positions, past_key_values=cache, use_cache=True)
     return mask
 
 
@@ -265,7 +266,7 @@ def probe_gap(sampler, model: PreTrainedModel, tokenizer, task, args) -> None:
 def logprob_and_entropy(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """What the scorer computes for every token: its log-probability, and the entropy of its distribution (nats, no gradient).
 
-    logits [M, V] are float32 and already divided by the temperature; targets [M]; two results [M].
+    logits [M, V] are float32 (or float64) and already divided by the temperature; targets [M]; two results [M].
     """
     logprobs = torch.log_softmax(logits, dim=-1)
     with torch.no_grad():
@@ -294,9 +295,10 @@ def score(model: PreTrainedModel, prompt_ids: list[list[int]], completion_ids: l
         hidden = hidden.gather(1, columns[:, :, None].expand(-1, -1, hidden.shape[2]))  # [N, T, hidden size]
 
     head, flat_hidden, flat_targets = model.get_output_embeddings(), hidden[mask], targets[mask]  # [M, ...]
+    dtype = torch.promote_types(head.weight.dtype, torch.float32)
 
     def numbers_of_block(hidden_block, target_block):
-        values = token_function(head(hidden_block).float() / temperature, target_block)
+        values = token_function(head(hidden_block).to(dtype) / temperature, target_block)
         return values if isinstance(values, tuple) else (values,)
 
     block = max(1, LOGITS_AT_ONCE // head.weight.shape[0])

@@ -258,7 +258,7 @@ class Run:
                 fail(f"--resume: the weights of --model {self.args.model} have changed since {self.dir} was started; use another --out-dir")
         config_file.write_text(json.dumps(self.config, indent=1) + "\n")
         for name in ("metrics.jsonl", "samples.jsonl"):
-            truncate_log(self.dir / name, self.first_step if self.args.resume else -1)
+            truncate_log(self.dir / name, self.first_step or -1)  # no checkpoint yet: step 0 is logged again too
         self.tracker = open_tracker(self.args.track, self.dir, self.config)
         flags, rows = self.args, self.args.prompts_per_step * self.args.group_size
         self.say(f"{self.config['parameters']:,} parameters on {self.config['device']}; task {flags.task}; lr {flags.lr:g}")
@@ -413,11 +413,8 @@ def check_gap(gap: float, args) -> None:
 
 def check_args(args) -> None:
     """Refuse flags that cannot work, naming the flag and the way out."""
-    for name in ("steps", "eval_every", "save_every"):
-        if getattr(args, name) < (0 if name == "steps" else 1):
-            fail(f"--{name.replace('_', '-')} {getattr(args, name)}: must be positive")
-    for name in ("prompts_per_step", "max_new_tokens", "micro_batch_tokens", "minibatches", "epochs",
-                 "eval_problems", "eval_samples", "test_problems"):  # fmt: skip
+    for name in ("steps", "prompts_per_step", "max_new_tokens", "micro_batch_tokens", "minibatches", "epochs",
+                 "eval_every", "eval_problems", "eval_samples", "test_problems", "save_every"):  # fmt: skip
         if getattr(args, name) < 1:
             fail(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least 1")
     if args.group_size < 2:

@@ -212,7 +212,8 @@ def _worker_main() -> None:
 
 # --- composing chains ---------------------------------------------------------------------------------------------------
 
-_OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv, ast.USub: operator.neg}
+_OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
+              ast.USub: operator.neg}  # fmt: skip
 
 
 def run_program(program: str, x: Fraction | int) -> Fraction:
@@ -458,7 +459,8 @@ def split_list(problems: list[Problem], where: str) -> dict[str, list[Problem]]:
 def check_answer(answer: str, where: str) -> None:
     """Raise when a gold answer cannot be read: better at load than as a silent reward of 0 for ever."""
     if plain_integer(answer) is None and ask_worker({"kind": "math", "gold": answer, "answer": None})[0] != 1.0:
-        raise ValueError(f"{where}: field 'answer' ({answer[:60]!r}) is no expression that math-verify can read; write the bare answer")
+        what = f"{where}: field 'answer' ({answer[:60]!r})"
+        raise ValueError(f"{what} is no expression that math-verify can read; write the bare answer")
     if len(answer) > MAX_ANSWER_CHARS:
         raise ValueError(f"{where}: field 'answer' is longer than {MAX_ANSWER_CHARS} characters")
 

@@ -1,0 +1,23 @@
+"""Shared by all tests: the repository's modules are importable, nothing looks for a network, one very small model on disk."""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before the first import of transformers
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import pytest  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def toy_model(tmp_path_factory) -> str:
+    """Folder of a random model with two layers of 32 and the embedded world's kind of tokenizer."""
+    ready_made = os.environ.get("PLAINRL_TOY_MODEL")  # test_mutations.py makes it once for all its runs
+    if ready_made:
+        return ready_made
+    import toys
+
+    return toys.save_toy_model(tmp_path_factory.mktemp("toy") / "model")

@@ -1,0 +1,66 @@
+"""Tiny random models for the tests: two layers, no file, no network, different for each seed."""
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+EOS = 1  # the end-of-text id of these models; 0 and EOS are real tokens, in prompts and completions
+
+
+def random_model(dtype=torch.float64, seed: int = 0, vocab: int = 64, kind: str = "llama", tied: bool = False):
+    """A random causal language model whose distributions are far from uniform and depend on every earlier token.
+
+    `kind` is "llama" (as many key heads as query heads) or "qwen2" (two query heads share one key head, biases).
+    """
+    default_dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)  # the same random numbers whatever the dtype
+    torch.manual_seed(seed)
+    shape = dict(vocab_size=vocab, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, head_dim=16,
+                 max_position_embeddings=256, initializer_range=0.25, tie_word_embeddings=tied, bos_token_id=None, eos_token_id=EOS,
+                 pad_token_id=None)  # fmt: skip
+    # (with a pad_token_id, transformers would keep that token's embedding without gradient, against every finite difference)
+    if kind == "llama":
+        model = LlamaForCausalLM(LlamaConfig(num_key_value_heads=2, **shape))
+    else:
+        model = Qwen2ForCausalLM(Qwen2Config(num_key_value_heads=1, **shape))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:  # norms start at 1 and biases at 0: moved, so that a forgotten one is seen
+                parameter.add_(0.2 * torch.randn(parameter.shape))
+    if dtype == torch.float64:  # transformers' norm rounds to float32 whatever the model's dtype
+        for module in list(model.modules()):
+            for name, child in list(module.named_children()):
+                if type(child).__name__.endswith("RMSNorm"):
+                    norm = torch.nn.RMSNorm(len(child.weight), eps=child.variance_epsilon)
+                    norm.weight = child.weight
+                    setattr(module, name, norm)
+    torch.set_default_dtype(default_dtype)
+    return model.to(dtype).train()
+
+
+def one_token_at_a_time(model, prompt: list[int], completion: list[int], temperature: float) -> torch.Tensor:
+    """Distributions [T, V] that the completion's tokens were drawn from: one row, one token per forward pass, no padding."""
+    cache, rows = None, []
+    with torch.no_grad():
+        for position, token in enumerate([*prompt, *completion[:-1]]):
+            out = model(input_ids=torch.tensor([[token]]), past_key_values=cache, use_cache=True)
+            cache = out.past_key_values
+            if position >= len(prompt) - 1:
+                rows.append(torch.log_softmax(out.logits[0, -1] / temperature, dim=-1))
+    return torch.stack(rows)
+
+
+def distributions(model, prompt: list[int], completion: list[int], temperature: float) -> torch.Tensor:
+    """The same [T, V] in one forward pass of the bare row."""
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([prompt + completion]), use_cache=False).logits[0, len(prompt) - 1 : -1]
+    return torch.log_softmax(logits / temperature, dim=-1)
+
+
+def gradient(model) -> torch.Tensor:
+    """All gradients as one vector; a parameter without one counts as zero."""
+    return torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in model.parameters()])
+
+
+def distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """Relative L2 distance."""
+    return ((ours - theirs).norm() / theirs.norm()).item()

@@ -1,0 +1,134 @@
+"""Kills runs of grpo.py and dapo.py with SIGKILL at chosen points and resumes them. `python resume_driver.py TOY_MODEL OUT`
+
+One process imports torch once and forks each life of each run (it never computes itself, so nothing but memory is inherited).
+Leaves OUT/<script>/<point>/, OUT/<script>/uninterrupted/ and OUT/<script>/report.json: the exit status of each life and what lay
+on the disk between them.
+"""
+
+import json
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch  # noqa: E402
+import toys  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
+
+import dapo  # noqa: E402
+import grpo  # noqa: E402
+import plot  # noqa: E402
+import runtime  # noqa: E402
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill_on_call(owner, name: str, number: int, after: bool = False, when=lambda *args: True) -> None:
+    """Replace owner.name by itself with a SIGKILL before (or after) its `number`-th call for which `when` holds."""
+    original, calls = getattr(owner, name), 0
+
+    def function(*args, **kwargs):
+        nonlocal calls
+        calls += when(*args)
+        last_call = calls == number and when(*args)
+        if last_call and not after:
+            die()
+        result = original(*args, **kwargs)
+        if last_call:
+            die()
+        return result
+
+    setattr(owner, name, function)
+
+
+def write_half_a_line(run, record):
+    """What a kill in the middle of a write leaves."""
+    if record["step"] == 3:
+        with open(run.dir / "metrics.jsonl", "a") as file:
+            file.write(json.dumps(record)[:40])
+        die()
+    original_log(run, record)
+
+
+original_log = runtime.Run.log
+
+# Checkpoints are due after steps 2, 4 and 5, scores on dev too. A step of grpo.py makes two updates, of dapo.py at most two.
+POINTS = {
+    "before the first checkpoint": lambda script: kill_on_call(script, "accumulate_gradients", 2, after=True),
+    "in the middle of a log line": lambda script: setattr(runtime.Run, "log", write_half_a_line),
+    "during a step": lambda script: kill_on_call(runtime, "step_or_skip", 5, after=True),
+    "while sampling": lambda script: kill_on_call(script, "sample_rollout", 5, after=True),
+    "while a checkpoint is written": lambda script: kill_on_call(torch, "save", 2),
+    "between the renames": lambda script: kill_on_call(Path, "rename", 1, True, lambda old, new: new.name == "last.old"),
+    "after best, before last": lambda script: kill_on_call(runtime, "save_checkpoint", 2),
+}
+
+
+def score_that_rises(sampler, tokenizer, task, *rest) -> tuple[dict, list]:
+    """In place of eval.evaluate: the distance from the first weights, so that every score writes best/ anew."""
+    first = load_file(Path(sys.argv[1]) / "model.safetensors")
+    distance = sum((weight - first[name]).abs().sum().item() for name, weight in sampler.model.named_parameters())
+    return {"avg@2": distance}, []
+
+
+def live(script, flags: dict, point: str | None) -> int:
+    """Run main in a forked process, killed at `point`; returns the exit status (-9: killed)."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            plot.plot_run = lambda run: None
+            runtime.git_commit = lambda: None
+            script.evaluate = score_that_rises
+            if point:
+                POINTS[point](script)
+            script.main(script.Args(**flags), task=toys.HashTask())
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def on_disk(folder: Path) -> dict:
+    state = folder / "last" / "state.json"
+    records = (folder / "metrics.jsonl").read_text()
+    return {
+        "checkpoint": json.loads(state.read_text())["step"] if state.exists() else None,
+        "log_lines": records.count("\n"),
+        "half_line": not records.endswith("\n"),
+        "folders": sorted(path.name for path in folder.iterdir() if path.is_dir()),
+    }
+
+
+def rehearse(script, extra: dict, toy_model: str, out: Path) -> None:
+    """The uninterrupted run of one script, and a killed and resumed one for each point."""
+    flags = toys.quick_flags(toy_model, out, minibatches=2, max_new_tokens=6, micro_batch_tokens=200, seed=10, **extra)
+    report = {"uninterrupted": live(script, flags | {"out_dir": out / "uninterrupted"}, None)}
+    for point in POINTS:
+        folder = out / point
+        killed = live(script, flags | {"out_dir": folder}, point)
+        between = on_disk(folder)
+        resumed = live(script, flags | {"out_dir": folder, "resume": True}, None)
+        report[point] = {"killed": killed, "between": between, "resumed": resumed}
+    (out / "report.json").write_text(json.dumps(report, indent=1))
+
+
+def main(toy_model: str, out: Path) -> None:
+    children = []
+    for script, extra in ((grpo, {}), (dapo, {"max_refills": 3, "overlong_buffer": 4})):
+        children.append(os.fork())
+        if children[-1] == 0:
+            rehearse(script, extra, toy_model, out / script.__name__)
+            os._exit(0)
+    sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))

@@ -1,0 +1,881 @@
+"""The real loop of grpo.py and dapo.py: output folder, resume, guards, order of rows, learning; sft.py and plot.py."""
+
+import ast
+import difflib
+import inspect
+import itertools
+import json
+import math
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import fields
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+
+import pytest
+import torch
+from toys import FakeSampler, FirstLetterTask, FunctionTask, HashTask, column, quick_flags, records
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import dapo
+import grpo
+import plot
+import rollout
+import runtime
+import sft
+from tasks import Problem
+
+TINY = Path(__file__).resolve().parent.parent / "models" / "tiny"
+real_plot_run = plot.plot_run
+both_scripts = pytest.mark.parametrize("script", [grpo, dapo], ids=["grpo", "dapo"])
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """One thread, no picture, and Ctrl-C as it was before."""
+    threads, handler = torch.get_num_threads(), signal.getsignal(signal.SIGINT)
+    torch.set_num_threads(1)
+    monkeypatch.setattr(plot, "plot_run", lambda run: None)
+    yield
+    torch.set_num_threads(threads)
+    signal.signal(signal.SIGINT, handler)
+
+
+@pytest.fixture
+def run(toy_model, tmp_path):
+    """run(script, name, task=..., sampler=..., **flags) -> the output folder of a quick run."""
+
+    def function(script, name="run", task=None, sampler=None, **changes) -> Path:
+        script.main(script.Args(**quick_flags(toy_model, tmp_path / name, **changes)), task=task or HashTask(), sampler=sampler)
+        return tmp_path / name
+
+    return function
+
+
+@pytest.fixture
+def words(toy_model):
+    """The toy model's tokenizer, and a function that makes ids of text."""
+    tokenizer = AutoTokenizer.from_pretrained(toy_model)
+    return tokenizer, lambda text: tokenizer.encode(text)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return dict(AutoModelForCausalLM.from_pretrained(folder).named_parameters())
+
+
+def equal_weights(one: Path, other: Path) -> bool:
+    ours, theirs = weights(one), weights(other)
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def watch(monkeypatch, owner, name: str) -> list[tuple]:
+    """Remember the positional arguments of every call of owner.name."""
+    original, calls = getattr(owner, name), []
+
+    def function(*args, **kwargs):
+        calls.append(args)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, function)
+    return calls
+
+
+# --- stopped and resumed -------------------------------------------------------------------------------------------------
+
+
+@both_scripts
+def test_ctrl_c_finishes_the_step_and_resumes(run, script, capsys):
+    """Catches a Ctrl-C that loses the step, leaves no checkpoint, or a resume from it that differs."""
+
+    class Interrupting(HashTask):
+        def problem(self, split, index, seed):
+            if len(self.asked) == 10:
+                os.kill(os.getpid(), signal.SIGINT)
+            return super().problem(split, index, seed)
+
+    stopped = run(script, "stopped", Interrupting(), save_every=100)
+    state = json.loads((stopped / "last" / "state.json").read_text())
+    assert 1 <= state["step"] < 5 and records(stopped)[-1]["step"] == state["step"]
+    assert "--resume" in capsys.readouterr().out
+    assert not (stopped / "final").exists()
+    run(script, "stopped", resume=True, save_every=100)
+    whole = run(script, "whole", save_every=100)
+    assert records(stopped) == records(whole) and equal_weights(stopped / "last", whole / "last")
+    assert (stopped / "samples.jsonl").read_text() == (whole / "samples.jsonl").read_text()
+
+
+# --- the output folder ----------------------------------------------------------------------------------------------------
+
+STEP_KEYS = {
+    "step", "reward/mean", "reward/frac_zero_std", "reward/errors", "rollout/len_mean", "rollout/frac_truncated",
+    "rollout/frac_unparsed", "rollout/logprob_gap", "rollout/tokens_total", "policy/entropy", "policy/clip_frac", "loss/policy",
+    "loss/total", "optim/grad_norm", "optim/lr", "optim/skipped", "time/rollout", "time/train", "time/sync", "perf/tokens_per_s",
+    "perf/peak_gb",
+}  # fmt: skip
+SCORES = {"avg@2", "pass@2", "maj@2", "frac_unparsed", "frac_truncated", "len_mean"}
+DAPO_KEYS = {"dapo/rounds", "dapo/frac_kept"}
+
+
+@both_scripts
+def test_output_folder(run, script, monkeypatch, capsys):
+    """Catches a missing file, a renamed metric or flag, a sample without its grade, and a final folder that nothing can load."""
+    monkeypatch.setattr(plot, "plot_run", real_plot_run)
+    folder = run(script)
+    assert {path.name for path in folder.iterdir()} == {
+        "config.json", "metrics.jsonl", "samples.jsonl", "curves.png", "last", "best", "final"}  # fmt: skip
+    assert (folder / "curves.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+    config = json.loads((folder / "config.json").read_text())
+    assert config.keys() == {"script", "flags", "parameters", "model_hash", "git_commit", "device", "versions"}
+    assert config["flags"].keys() == {field.name for field in fields(script.Args)}
+    may_be_none = {"system_prompt", "token_budget", "importance_cap", "train_size"}
+    assert {name for name, value in config["flags"].items() if value is None} == may_be_none  # all others are resolved
+    assert config["script"] == script.__name__ and config["versions"]["torch"] == torch.__version__
+
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    dev, test = ({f"{prefix}/hash/{score}" for score in SCORES} for prefix in ("eval", "test"))
+    own = DAPO_KEYS if script is dapo else set()
+    expected = [{"step"} | dev | test] + [STEP_KEYS | own | (dev if step in (2, 4, 5) else set()) for step in range(1, 6)]
+    assert [line.keys() for line in lines] == [*expected, {"step"} | test]
+    assert column(folder, "rollout/tokens_total") == sorted(set(column(folder, "rollout/tokens_total")))
+    assert column(folder, "optim/lr") == [0.0005, 0.001, 0.001, 0.001, 0.001]  # two steps of warm-up
+
+    samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in samples] == [step for step in range(1, 6) for _ in range(4)]
+    assert all(row.keys() == {"step", "prompt", "completion", "gold", "parsed", "reward", "why", "advantage"} for row in samples)
+
+    for name in ("final", "best", "last"):
+        model, tokenizer = AutoModelForCausalLM.from_pretrained(folder / name), AutoTokenizer.from_pretrained(folder / name)
+        assert model.dtype == torch.float32 and tokenizer.chat_template
+    assert equal_weights(folder / "final", folder / "best")
+    assert {"optimizer.pt", "state.json"} <= {path.name for path in (folder / "last").iterdir()}
+    out = capsys.readouterr().out
+    assert f"python eval.py --model {folder / 'final'}" in out and "gold 0" in out and "reward zero-std" in out
+
+
+def test_best_checkpoint_is_the_first_of_the_highest_dev_score(run, monkeypatch):
+    """Catches best/ taken from the last score, the lowest one or from test, and a final model that is not it."""
+    dev = iter([0.9, 0.2, 0.5, 0.5, 0.3])  # before the first step, then after each
+    test = iter([0.0, 1.0])
+    saved, original = [], runtime.save_model
+
+    def save_model(folder, model, tokenizer, extra=None):
+        saved.append((folder.name, model.get_output_embeddings().weight.detach().clone()))
+        original(folder, model, tokenizer, extra)
+
+    monkeypatch.setattr(runtime, "save_model", save_model)
+    monkeypatch.setattr(grpo, "evaluate", lambda *args: ({"avg@2": next(dev if args[3] == "dev" else test)}, []))
+    folder = run(grpo, eval_every=1, save_every=1, steps=4)
+    assert [name for name, _ in saved] == ["best", "last", "best", "last", "last", "last", "final"]
+    assert torch.equal(saved[-1][1], saved[2][1]) and not torch.equal(saved[-1][1], saved[-2][1])
+    assert records(folder)[-1] == {"step": 4, "test/hash/avg@2": 1.0}
+
+
+def test_existing_folder_is_refused(run, tmp_path):
+    """Catches a second run that overwrites the first, and a message without the way out."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.jsonl").write_text("precious")
+    with pytest.raises(SystemExit, match=r"error: --out-dir .*run exists; .*--resume.*--out-dir"):
+        run(grpo)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["metrics.jsonl"]
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == "precious"
+
+
+def test_resume_without_a_run_is_refused(run, tmp_path):
+    """Catches a --resume with a mistyped folder that silently starts afresh."""
+    with pytest.raises(SystemExit, match="error: --resume: there is no run in --out-dir .*run"):
+        run(grpo, resume=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_resume_with_other_flags(run, tmp_path):
+    """Catches a resume that mixes two settings or two base models, or that refuses more steps or keeps outdated test scores."""
+    folder = run(grpo, steps=3)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(SystemExit, match="error: --resume: --lr was 0.001 and is now 0.002; .*--out-dir"):
+        run(grpo, steps=3, resume=True, lr=2e-3)
+    with pytest.raises(SystemExit, match="error: --resume: the weights of --model .* have changed"):
+        other = tmp_path / "other model"
+        runtime.save_model(other, *runtime.load_model(str(folder / "last")))
+        config = json.loads((folder / "config.json").read_text())
+        config["flags"]["model"] = str(other)
+        (folder / "config.json").write_text(json.dumps(config))
+        run(grpo, steps=3, resume=True, model=str(other))
+    (folder / "config.json").write_bytes(before[folder / "config.json"])
+    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    run(grpo, steps=5, resume=True)
+    whole = run(grpo, "whole", steps=5)
+    assert equal_weights(folder / "last", whole / "last")
+    tests = [record["step"] for record in records(folder) if "test/hash/avg@2" in record]
+    assert tests == [0, 5] and [record["step"] for record in records(folder)] == [0, 1, 2, 3, 4, 5, 5]
+    assert json.loads((folder / "config.json").read_text())["flags"]["steps"] == 5
+
+
+@pytest.mark.parametrize("limit", [{}, {"token_budget": 100}], ids=["steps", "token budget"])
+def test_resuming_a_finished_run_changes_nothing(run, limit):
+    """Catches a resume that trains a step too many, writes test scores twice or loses the final model."""
+    folder = run(grpo, **limit)
+    before, files = records(folder), {path: path.read_bytes() for path in folder.rglob("*.safetensors")}
+    run(grpo, resume=True, **limit)
+    assert records(folder) == before
+    assert files == {path: path.read_bytes() for path in folder.rglob("*.safetensors")}
+
+
+def test_token_budget_stops_the_run(run):
+    """Catches a budget that is ignored, checked a step late, or that skips the last score and the final model."""
+    tokens = column(run(grpo, "whole"), "rollout/tokens_total")
+    folder = run(grpo, token_budget=tokens[2], eval_every=100, save_every=100)
+    assert column(folder, "rollout/tokens_total") == tokens[:3]
+    assert "eval/hash/avg@2" in records(folder)[3] and "test/hash/avg@2" in records(folder)[4]
+    assert (folder / "final").exists() and json.loads((folder / "last" / "state.json").read_text())["step"] == 3
+
+
+@both_scripts
+def test_train_size_cycles(run, script):
+    """Catches a finite training set that is left, skipped in part, or also cuts dev and test."""
+    task = HashTask()
+    flags = {"max_refills": 0} if script is dapo else {}
+    run(script, task=task, train_size=3, eval_problems=4, **flags)
+    assert [index for split, index in task.asked if split == "train"] == [0, 1, 2, 0, 1, 2, 0, 1, 2, 0]
+    assert {index for split, index in task.asked if split == "dev"} == {0, 1, 2, 3}
+
+
+# --- flags ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("changes, said", [
+    (dict(group_size=1), "--group-size 1"),
+    (dict(prompts_per_step=4, minibatches=3), "--minibatches 3: does not divide --prompts-per-step 4"),
+    (dict(temperature=0.0), "--temperature 0"),
+    (dict(temperature=-1.0), "--temperature -1"),
+    (dict(steps=-1), "--steps -1"),
+    (dict(steps=0), "--steps 0"),
+    (dict(prompts_per_step=0), "--prompts-per-step 0"),
+    (dict(max_new_tokens=0), "--max-new-tokens 0"),
+    (dict(minibatches=0), "--minibatches 0"),
+    (dict(eval_every=0), "--eval-every 0"),
+    (dict(save_every=0), "--save-every 0"),
+    (dict(train_size=0), "--train-size 0"),
+    (dict(model="/nowhere/model"), "--model /nowhere/model: cannot be loaded"),
+    (dict(model="nobody/nothing"), "--model nobody/nothing: cannot be loaded"),
+    (dict(engine="vllm"), "--engine vllm"),
+])  # fmt: skip
+def test_bad_flag(run, tmp_path, changes, said):
+    """Catches a flag that cannot work and is taken, a traceback in place of one line, and a folder left by a run that never was."""
+    for script in (grpo, dapo):
+        with pytest.raises(SystemExit) as stop:
+            run(script, **changes)
+        assert stop.value.code.startswith(f"error: {said}") and "\n" not in stop.value.code
+        assert not (tmp_path / "run").exists()
+
+
+def test_unknown_task_names_the_flag(toy_model, tmp_path):
+    """Catches a mistyped task that ends in a traceback."""
+    with pytest.raises(SystemExit, match="^error: --task nope: unknown"):
+        grpo.main(grpo.Args(**quick_flags(toy_model, tmp_path / "run", task="nope")))
+    assert not (tmp_path / "run").exists()
+
+
+def test_gguf_without_packages_or_file(run, monkeypatch):
+    """Catches a .gguf flag that fails deep inside transformers."""
+    monkeypatch.setattr(runtime, "version", lambda name: "1")
+    with pytest.raises(SystemExit, match=r"^error: --model some\.gguf: no such file$"):
+        run(grpo, model="some.gguf")
+
+    def missing(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(runtime, "version", missing)
+    with pytest.raises(SystemExit, match=r"^error: --model some\.gguf: .* pip install gguf accelerate$"):
+        run(grpo, model="some.gguf")
+
+
+@pytest.mark.parametrize("kind, module", [("wandb", "wandb"), ("tensorboard", "torch.utils.tensorboard")])
+def test_missing_tracker_says_what_to_install(run, monkeypatch, kind, module):
+    """Catches a run that goes on without the log that was asked for, or a bare ImportError."""
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(SystemExit, match=f"^error: --track {kind}: .* pip install {kind}$"):
+        run(grpo, track=kind)
+
+
+def test_wandb_gets_every_record(run, monkeypatch):
+    """Catches a tracker that misses records, or a resumed run that starts a second one."""
+    calls = []
+
+    class wandb:
+        init = staticmethod(lambda **settings: calls.append(settings["id"]))
+        log = staticmethod(lambda metrics, step: calls.append((step, metrics["optim/lr"] if "optim/lr" in metrics else None)))
+
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    run(grpo, track="wandb", steps=2)
+    assert calls[1:] == [(0, None), (1, 0.0005), (2, 0.001), (2, None)]
+    run(grpo, track="wandb", steps=3, resume=True)
+    assert calls[5] == calls[0] and calls[6:] == [(3, 0.001), (3, None)]
+
+
+COMMON_FLAGS = """model task steps token_budget prompts_per_step group_size minibatches epochs micro_batch_tokens max_new_tokens
+    temperature lr seed train_size engine eval_every eval_samples save_every out_dir resume track system_prompt""".split()
+
+
+@both_scripts
+def test_flags_are_common_and_documented(script):
+    """Catches a flag that one script lacks or that nobody explains, and a table of defaults that names no flag."""
+    names = [field.name for field in fields(script.Args)]
+    assert set(COMMON_FLAGS) <= set(names)
+    body = next(node for node in ast.parse(inspect.getsource(script)).body if isinstance(node, ast.ClassDef)).body
+    for flag, docstring in zip(body[::2], body[1::2]):
+        assert isinstance(flag, ast.AnnAssign) and isinstance(docstring.value.value, str), ast.unparse(flag)
+    assert script.DEFAULTS["tiny"].keys() == script.DEFAULTS["real"].keys() <= set(names)
+    assert all(getattr(script.Args, name) is None for name in script.DEFAULTS["tiny"])
+
+
+# --- guards -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def around_updates(monkeypatch):
+    """[(weights before, weights after)] of every call of step_or_skip, in a list that fills while a run goes on."""
+    pairs, original, seen = [], runtime.step_or_skip, []
+
+    def step_or_skip(optimizer, *rest):
+        def copy():
+            return [weight.detach().clone() for group in optimizer.param_groups for weight in group["params"]]
+
+        seen.append(copy())
+        original(optimizer, *rest)
+        pairs.append((seen[-1], copy()))
+
+    monkeypatch.setattr(runtime, "step_or_skip", step_or_skip)
+    return pairs
+
+
+def poison(monkeypatch, script, updates, where: str) -> None:
+    """Make the gradient, or the logits and with them the loss, NaN in these updates (counted from 1)."""
+    original_load, original_accumulate, now = runtime.load_model, script.accumulate_gradients, [0]
+
+    def load_model(*args):
+        model, tokenizer = original_load(*args)
+        nan_if_due = lambda value: value * math.nan if now[0] in updates and torch.is_grad_enabled() else value  # noqa: E731
+        if where == "gradient":
+            model.model.norm.weight.register_hook(lambda gradient: gradient * math.nan if now[0] in updates else gradient)
+        else:
+            model.get_output_embeddings().register_forward_hook(lambda module, inputs, logits: nan_if_due(logits))
+        return model, tokenizer
+
+    def accumulate_gradients(*args):
+        now[0] += 1
+        return original_accumulate(*args)
+
+    monkeypatch.setattr(runtime, "load_model", load_model)
+    monkeypatch.setattr(script, "accumulate_gradients", accumulate_gradients)
+
+
+@pytest.mark.parametrize("where", ["gradient", "loss"])
+@both_scripts
+def test_non_finite_update_is_skipped_and_the_next_made(run, monkeypatch, around_updates, script, where):
+    """Catches NaN written into the weights, a skip that is not counted, and one that takes its neighbours along."""
+    poison(monkeypatch, script, {3}, where)
+    flags = {"max_refills": 0, "dynamic_sampling": False} if script is dapo else {}
+    folder = run(script, minibatches=2, steps=4, task=FunctionTask(lambda text, problem: len(text) % 2), **flags)
+    changed = [any(not torch.equal(before, after) for before, after in zip(*pair)) for pair in around_updates]
+    assert changed == [True, True, False, True, True, True, True, True]
+    assert column(folder, "optim/skipped") == [0, 1, 0, 0]
+    assert all(weight.isfinite().all() for weight in weights(folder / "last").values())
+    state = torch.load(folder / "last" / "optimizer.pt")["state"]
+    assert {int(entry["step"]) for entry in state.values()} == {7}
+    assert json.loads((folder / "last" / "state.json").read_text())["skips_in_a_row"] == 0
+
+
+@pytest.mark.parametrize("where", ["gradient", "loss"])
+def test_five_skips_in_a_row_stop_the_run(run, monkeypatch, around_updates, where, tmp_path):
+    """Catches a broken run that goes on for ever, stops at the first NaN, or leaves nothing to look at."""
+    poison(monkeypatch, grpo, {1, 2, 3, 4, 6, 7, 8, 9, 10}, where)
+    with pytest.raises(SystemExit, match=r"^error: loss or gradient was not finite in 5 updates in a row; .*failed_batch\.json"):
+        run(grpo, steps=20, micro_batch_tokens=10_000)
+    assert len(around_updates) == 9 and len(records(tmp_path / "run")) == 1 + 9  # the fifth after the good one stops
+    batch = json.loads((tmp_path / "run" / "failed_batch.json").read_text())
+    assert batch.keys() == {"prompt_ids", "completion_ids", "logprobs", "scores"}
+    assert {len(rows) for rows in batch.values()} == {8}
+
+
+class OwnWeights(rollout.HFSampler):
+    """A sampler with weights of its own, as vLLM has: zero until the first push."""
+
+    shares_weights = False
+
+    def __init__(self, toy_model: str, temperature_factor: float = 1.0, pushes: float = math.inf):
+        model, tokenizer = runtime.load_model(toy_model)
+        super().__init__(model, runtime.eos_ids(model, tokenizer))
+        self.temperature_factor, self.pushes = temperature_factor, pushes
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.zero_()
+
+    def load_weights(self, model):
+        if self.pushes > 0:
+            self.model.load_state_dict(model.state_dict())
+        self.pushes -= 1
+
+    def generate(self, prompt_ids, n, max_new_tokens, temperature, seeds, top_p=1.0):
+        return super().generate(prompt_ids, n, max_new_tokens, temperature * self.temperature_factor, seeds, top_p)
+
+
+@both_scripts
+def test_sampler_with_weights_of_its_own(run, toy_model, script):
+    """Catches weights pushed too late (also for the scores before the first step), or not at all, or not at the end."""
+    ours, theirs = run(script, "own", sampler=OwnWeights(toy_model)), run(script, "shared")
+    assert records(ours) == records(theirs) and equal_weights(ours / "final", theirs / "final")
+
+
+@pytest.mark.parametrize("fault, steps_logged", [(dict(temperature_factor=1.1), 0), (dict(pushes=0), 0), (dict(pushes=1), 1),
+                                                 (dict(pushes=3), 3)])  # fmt: skip
+def test_sampler_that_differs_from_the_trainer_is_stopped(run, toy_model, tmp_path, fault, steps_logged):
+    """Catches training on samples of another temperature or of stale weights, at the start and after any push."""
+    message = r"^error: sampler and trainer log-probabilities differ by .*--max-logprob-gap 0\.0001.*stale weights.*--importance-cap"
+    with pytest.raises(SystemExit, match=message):
+        run(grpo, sampler=OwnWeights(toy_model, **fault), lr=1e-2, warmup_steps=1)
+    log = tmp_path / "run" / "metrics.jsonl"
+    assert len(records(tmp_path / "run")) == steps_logged if log.exists() else steps_logged == 0
+
+
+def test_logprob_gap_limit_can_be_raised(run, toy_model):
+    """Catches a limit that cannot be lifted for a sampler that is known to differ, and a gap that is not logged."""
+    gaps = column(run(grpo, sampler=OwnWeights(toy_model, 1.1), max_logprob_gap=1.0, importance_cap=2.0), "rollout/logprob_gap")
+    assert all(0.001 < gap < 0.5 for gap in gaps)
+    assert all(gap < 1e-5 for gap in column(run(grpo, "right"), "rollout/logprob_gap"))
+
+
+def test_grader_that_raises_is_counted(run):
+    """Catches a user's reward function that kills the run, or whose failures nobody sees."""
+
+    def score(completion, problem):
+        if len(completion) % 2:
+            raise KeyError("no such answer")
+        return 1.0
+
+    folder = run(grpo, task=FunctionTask(score))
+    errors, rewards = column(folder, "reward/errors"), column(folder, "reward/mean")
+    assert sum(errors) > 0 and all(count == round(8 * (1 - reward)) for count, reward in zip(errors, rewards))
+    whys = [json.loads(line)["why"] for line in (folder / "samples.jsonl").read_text().splitlines()]
+    assert {"correct", "error: KeyError: 'no such answer'"} == set(whys)
+
+
+# --- what a step does -------------------------------------------------------------------------------------------------------
+
+
+def numbered(words):
+    """A sampler whose completions say which prompt and which sample they are: "12.3" for sample 3 of problem 12."""
+    tokenizer, encode = words
+
+    def answer(prompt, sample, seed):
+        index = re.search(r"\w+ (\d+) of", tokenizer.decode(prompt)).group(1)
+        return [*encode(f"{index}.{sample}"), tokenizer.eos_token_id], "stop"
+
+    return FakeSampler(answer)
+
+
+@both_scripts
+def test_rows_are_prompt_major_from_sampler_to_loss(run, words, monkeypatch, script):
+    """Catches completions graded against another prompt's problem, groups that mix prompts, and swapped advantages."""
+
+    def score(completion, problem):
+        index, sample = map(int, completion.split("."))
+        assert problem.prompt.split()[1] == str(index)
+        return (5 * index + 3 * sample * sample) % 7 / 8
+
+    calls = watch(monkeypatch, script, "accumulate_gradients")
+    flags = dict(dynamic_sampling=False, max_refills=0, overlong_buffer=0) if script is dapo else {}
+    folder = run(script, task=FunctionTask(score), sampler=numbered(words), steps=2, prompts_per_step=3, minibatches=3,
+                 max_logprob_gap=1e9, **flags)  # fmt: skip
+    assert column(folder, "reward/errors") == [0, 0]
+    tokenizer, _ = words
+    for step in range(2):
+        _, batch, _, _ = calls[3 * step]
+        assert [call[2] for call in calls[3 * step : 3 * step + 3]] == [slice(0, 4), slice(4, 8), slice(8, 12)]
+        for row in range(12):
+            index, sample = 3 * step + row // 4, row % 4
+            assert f"train {index} of" in tokenizer.decode(batch["prompt_ids"][row])
+            assert tokenizer.decode(batch["completion_ids"][row], skip_special_tokens=True) == f"{index}.{sample}"
+            assert batch["completion_ids"][row].count(tokenizer.eos_token_id) == 1
+            assert batch["completion_mask"][row].sum() == len(batch["completion_ids"][row])  # the end token too
+            rewards = [(5 * index + 3 * i * i) % 7 / 8 for i in range(4)]
+            mean = sum(rewards) / 4
+            std = math.sqrt(sum((reward - mean) ** 2 for reward in rewards) / 3)
+            assert batch["advantages"][row].item() == pytest.approx((rewards[sample] - mean) / std, abs=1e-5)
+    rows = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    assert [row["completion"] for row in rows] == ["0.0", "0.1", "0.2", "0.3", "3.0", "3.1", "3.2", "3.3"]
+    assert [row["advantage"] for row in rows[4:]] == [round(value, 4) for value in calls[3][1]["advantages"][:4, 0].tolist()]
+
+
+@both_scripts
+def test_seeds_and_problems_are_a_function_of_step_prompt_round_and_sample(run, monkeypatch, script):
+    """Catches a seed shared by two completions, a refill that samples the same again, and a problem met twice."""
+    calls, task = watch(monkeypatch, script, "sample_rollout"), HashTask()
+    folder = run(script, task=task, seed=7)
+    rounds = column(folder, "dapo/rounds") if script is dapo else [1] * 5
+    if script is dapo:
+        assert max(rounds) > 1 and sum(rounds) == len(calls)
+    expected = [[rollout.completion_seed(7, step, j, round, i) for j in range(2) for i in range(4)]
+                for step, count in enumerate(rounds, start=1) for round in range(count)]  # fmt: skip
+    assert [call[5] for call in calls] == expected
+    flat = [seed for seeds in expected for seed in seeds]
+    assert len(set(flat)) == len(flat) and all(0 <= seed < 2**63 for seed in flat)
+    indices = [index for split, index in task.asked if split == "train"]
+    assert len(set(indices)) == len(indices) == 2 * len(calls)
+
+
+def test_refills_never_repeat_a_problem():
+    """Catches two rounds or two steps that sample the same problems."""
+    args = dapo.Args(prompts_per_step=3, max_refills=2)
+    indices = [index for step in range(1, 5) for round in range(3) for index in dapo.problem_indices(args, step, round)]
+    assert sorted(indices) == list(range(36))
+    assert [index for step in range(1, 5) for index in grpo.problem_indices(grpo.Args(prompts_per_step=3), step)] == list(range(12))
+
+
+def test_second_update_has_a_ratio(run, monkeypatch):
+    """Catches old log-probabilities taken anew before each update: the ratio would be 1 for ever and clipping never act."""
+    calls = watch(monkeypatch, grpo, "clipped_surrogate")
+    folder = run(grpo, steps=2, minibatches=2, epochs=2, micro_batch_tokens=10_000, lr=2e-2, warmup_steps=1)
+    distances = [(logprobs - old_logprobs).abs().max().item() for logprobs, old_logprobs, *_ in calls]
+    assert len(distances) == 8
+    assert all((distance < 1e-5) == (update % 4 == 0) for update, distance in enumerate(distances))
+    assert column(folder, "policy/clip_frac")[1] > 0 and all(gap < 1e-5 for gap in column(folder, "rollout/logprob_gap"))
+
+
+@both_scripts
+def test_one_update_a_batch_is_on_policy(run, monkeypatch, script):
+    """Catches a first ratio that is not 1, and a loss that is not its expected value there (the mean advantage: zero)."""
+    calls = watch(monkeypatch, script, "clipped_surrogate")
+    folder = run(script, temperature=1.3)
+    assert all(torch.equal(logprobs.detach(), old_logprobs) for logprobs, old_logprobs, *_ in calls)
+    assert column(folder, "policy/clip_frac") == [0] * 5
+    assert all(gap < 1e-5 for gap in column(folder, "rollout/logprob_gap"))
+
+
+def test_kl_to_the_starting_model(run):
+    """Catches a reference that moves with the policy, or is not the starting model, and a KL term that is not in the loss."""
+    folder = run(grpo, kl_coef=0.5, lr=1e-2, warmup_steps=1)
+    kl, total, policy = (column(folder, name) for name in ("policy/kl_ref", "loss/total", "loss/policy"))
+    assert kl[0] == pytest.approx(0, abs=1e-9) and all(value > 1e-4 for value in kl[1:])
+    assert total[0] == pytest.approx(policy[0], abs=1e-9) and all(t > p for t, p in zip(total[1:], policy[1:]))
+    free = run(grpo, "free", lr=1e-2, warmup_steps=1)
+    assert "policy/kl_ref" not in records(free)[1] and column(free, "loss/total") == column(free, "loss/policy")
+    assert not equal_weights(free / "last", folder / "last")
+
+
+@both_scripts
+def test_mask_truncated_leaves_out_truncated_completions_only(run, toy_model, words, monkeypatch, script):
+    """Catches a mask that is inverted, that counts masked tokens in the denominator, or that gives NaN with nothing left."""
+    tokenizer, encode = words
+    sampler = FakeSampler(lambda prompt, sample, seed: (encode("abcdef")[: 3 + sample], "length" if sample % 2 else "stop"))
+    task = FunctionTask(lambda text, problem: float(len(text) % 2))
+    calls = watch(monkeypatch, script, "accumulate_gradients")
+    run(script, "some", task=task, sampler=sampler, mask_truncated=True, max_logprob_gap=1e9, steps=1)
+    for row, mask in enumerate(calls[0][1]["loss_mask"]):
+        assert torch.equal(mask, torch.zeros_like(mask) if row % 2 else calls[0][1]["completion_mask"][row])
+
+    sampler = FakeSampler(lambda prompt, sample, seed: (encode("abcdef")[: 3 + sample], "length"))
+    folder = run(script, "all", task=task, sampler=sampler, mask_truncated=True, max_logprob_gap=1e9)
+    assert column(folder, "loss/total") == column(folder, "optim/grad_norm") == column(folder, "optim/skipped") == [0] * 5
+    assert equal_weights(folder / "last", toy_model)
+
+
+# --- DAPO -------------------------------------------------------------------------------------------------------------------
+
+
+def test_dapo_with_its_switches_off_is_grpo(run):
+    """Catches a difference between the two files that is not DAPO: parameters are equal bit by bit after five steps."""
+    off = dict(dynamic_sampling=False, max_refills=0, overlong_buffer=0, clip_high=0.2)
+    common = dict(minibatches=2, epochs=2, lr=1e-2)
+    ours, theirs = run(dapo, "dapo", **off, **common), run(grpo, "grpo", aggregation="token_mean", **common)
+    assert equal_weights(ours / "last", theirs / "last")
+    strip = [{name: value for name, value in record.items() if name not in DAPO_KEYS} for record in records(ours)]
+    assert strip == records(theirs)
+
+
+def test_dapo_step_without_a_mixed_group_changes_nothing(run, toy_model, monkeypatch):
+    """Catches a step that trains on nothing, crashes, or samples tokens that nobody counts."""
+    task = HashTask()
+    task.grade = FunctionTask(lambda text, problem: 0.0).grade
+    for name, flags in (("plain", {}), ("masked", {"mask_truncated": True, "minibatches": 2})):
+        calls = watch(monkeypatch, dapo, "sample_rollout")
+        folder = run(dapo, name, task=task, max_refills=2, steps=2, **flags)
+        assert column(folder, "dapo/rounds") == [3, 3] and column(folder, "dapo/frac_kept") == [0, 0] and len(calls) == 6
+        assert column(folder, "loss/total") == column(folder, "optim/grad_norm") == [None, None]
+        steps = [record for record in records(folder) if "reward/mean" in record]
+        tokens = [record["rollout/tokens_total"] for record in steps]
+        assert tokens == [round(24 * steps[0]["rollout/len_mean"]), round(24 * sum(step["rollout/len_mean"] for step in steps))]
+        assert equal_weights(folder / "last", toy_model) and (folder / "final").exists()
+
+
+def test_dapo_filters_on_correctness_and_drops_surplus_groups(run, words, monkeypatch):
+    """Catches groups judged by the punished reward, groups kept in the wrong order, and surplus carried to the next step."""
+    mixed = {1, 2, 3, 22}  # of these problems sample 0 is right; of the others all samples are
+
+    def score(completion, problem):
+        index, sample = map(int, completion.split("."))
+        return float(index not in mixed or sample == 0)
+
+    sampler, (tokenizer, encode) = numbered(words), words
+    original = sampler.answer
+
+    def of_different_lengths(prompt, sample, seed):
+        ids, reason = original(prompt, sample, seed)
+        return ids[:-1] + encode(" ") * sample + ids[-1:], reason
+
+    sampler.answer = of_different_lengths
+    calls = watch(monkeypatch, dapo, "accumulate_gradients")
+    folder = run(dapo, task=FunctionTask(lambda text, problem: score(text.strip(), problem)), sampler=sampler, steps=2,
+                 overlong_buffer=7, max_refills=10, max_logprob_gap=1e9)  # fmt: skip
+    assert column(folder, "dapo/rounds") == [2, 11] and column(folder, "dapo/frac_kept") == [3 / 4, 1 / 22]
+    trained = [[tokenizer.decode(ids, skip_special_tokens=True).split(".")[0] for ids in batch["completion_ids"]] for _, batch, *_ in calls]
+    assert trained == [["1"] * 4 + ["2"] * 4, ["22"] * 4]
+    lengths = [len(ids) for ids in calls[0][1]["completion_ids"][:4]]
+    shaped = [2 * (sample == 0) - 1 + max(-1, min(0, (1 - length) / 7)) for sample, length in enumerate(lengths)]  # eq. 13, 8 - 7 = 1
+    assert len(set(shaped)) == 4
+    mean = sum(shaped) / 4
+    std = math.sqrt(sum((reward - mean) ** 2 for reward in shaped) / 3)
+    assert calls[0][1]["advantages"][:4, 0].tolist() == pytest.approx([(reward - mean) / std for reward in shaped], abs=1e-5)
+
+
+# --- learning ---------------------------------------------------------------------------------------------------------------
+
+
+def first_and_last(folder: Path) -> tuple[float, float]:
+    """Mean reward of the first and of the last five steps."""
+    rewards = column(folder, "reward/mean")
+    return sum(rewards[:5]) / 5, sum(rewards[-5:]) / 5
+
+
+LEARNING = dict(task=None, steps=40, prompts_per_step=4, group_size=8, max_new_tokens=3, lr=1e-2, micro_batch_tokens=4096,
+                eval_every=100, save_every=100)  # fmt: skip
+
+
+@pytest.mark.parametrize("script, flags", [
+    (grpo, {}), (grpo, dict(advantage="centred", aggregation="constant")), (dapo, dict(max_refills=2)),
+], ids=["GRPO", "Dr. GRPO", "DAPO"])  # fmt: skip
+def test_learns_a_toy_task(run, script, flags):
+    """Catches a loop whose gradient does not raise the reward: wrong sign, rows or mask anywhere on the way."""
+    first, last = first_and_last(run(script, **LEARNING | {"task": FirstLetterTask()}, **flags))
+    assert first < 0.3 and last > 0.9
+
+
+def shuffle_advantages(monkeypatch) -> None:
+    original, generator = grpo.group_advantages, torch.Generator().manual_seed(0)
+
+    def group_advantages(*args):
+        advantages = original(*args)
+        return advantages.flatten()[torch.randperm(advantages.numel(), generator=generator)].view_as(advantages)
+
+    monkeypatch.setattr(grpo, "group_advantages", group_advantages)
+
+
+def test_does_not_learn_a_toy_task_from_shuffled_advantages(run, monkeypatch):
+    """Catches a learning test that would pass without learning: the same run with advantages given to the wrong completions."""
+    shuffle_advantages(monkeypatch)
+    first, last = first_and_last(run(grpo, **LEARNING | {"task": FirstLetterTask()}))
+    assert last < first + 0.25
+
+
+# --- the two files ----------------------------------------------------------------------------------------------------------
+
+CHANGED_BY_DAPO = {"group_advantages", "token_mean", "accumulate_gradients", "problem_indices", "main"}
+ONLY_GRPO, ONLY_DAPO = {"k3", "sequence_mean", "constant"}, {"soft_overlong"}
+
+
+def blocks(script) -> dict[str, str]:
+    """Source text of every top-level function, and of what else has a name."""
+    source, found = inspect.getsource(script), {}
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.FunctionDef):
+            found[node.name] = ast.get_source_segment(source, node)
+    return found
+
+
+def test_shared_blocks_are_identical():
+    """Catches a fix made in one script only, and a difference that `diff grpo.py dapo.py` should not show."""
+    ours, theirs = blocks(grpo), blocks(dapo)
+    assert ours.keys() - theirs.keys() == ONLY_GRPO and theirs.keys() - ours.keys() == ONLY_DAPO
+    assert {name for name in ours.keys() & theirs.keys() if ours[name] != theirs[name]} == CHANGED_BY_DAPO
+    assert [name for name in ours if name in theirs] == [name for name in theirs if name in ours]  # the same order
+    imports = [[line for line in inspect.getsource(script).splitlines() if re.match("(import|from) ", line)] for script in (grpo, dapo)]
+    assert imports[0] == imports[1] and grpo.DEFAULTS == dapo.DEFAULTS
+    flags = [{field.name: (field.type, field.default) for field in fields(script.Args)} for script in (grpo, dapo)]
+    assert flags[0].keys() - flags[1].keys() == {"advantage", "aggregation", "kl_coef"}
+    assert flags[1].keys() - flags[0].keys() == {"dynamic_sampling", "max_refills", "overlong_buffer"}
+    assert {name for name in flags[0].keys() & flags[1].keys() if flags[0][name] != flags[1][name]} == {"clip_high"}
+
+
+@pytest.mark.parametrize("name", sorted(CHANGED_BY_DAPO))
+def test_changed_blocks_differ_in_dapo_only(name):
+    """Catches a line of the loop that drifted apart in one of the files."""
+    lines = difflib.ndiff(blocks(grpo)[name].splitlines(), blocks(dapo)[name].splitlines())
+    topic = r"\bkl\b|kl_coef|reference|ref_logprobs|AGGREGATIONS|token_mean|normalisation|args\.advantage|std|\[D2\]|rounds?\b|DAPO|\[2\]" \
+            r"|overlong|lengths|rewards|kept|sampled|\bpart\b|problems|seeds|problem_indices|correct|dapo|runs/grpo|Run\(.grpo" \
+            r"|old_logprobs \[N, T\]|# --- 1 sample|rounding in the mean|Mean over all tokens|max_refills|rollout = "  # fmt: skip
+    strange = [line for line in lines if line[0] in "+-" and not re.search(topic, line)]
+    assert not strange, strange
+
+
+# --- sft.py and plot.py -----------------------------------------------------------------------------------------------------
+
+
+def test_sft_starts_to_reproduce_and_never_overwrites(tmp_path, monkeypatch):
+    """Catches a warm-up that does not run with its defaults, does not learn, gives another tokenizer than models/tiny, or overwrites."""
+    losses, original = [], sft.score
+
+    def score(model, prompt_ids, completion_ids, temperature):
+        logprobs, entropy = original(model, prompt_ids, completion_ids, temperature)
+        losses.append(-logprobs.sum().item() / sum(map(len, completion_ids)))
+        return logprobs, entropy
+
+    monkeypatch.setattr(sft, "score", score)
+    sft.main(sft.Args(out_dir=tmp_path / "tiny", steps=3))
+    settings = json.loads((tmp_path / "tiny" / "sft.json").read_text())
+    assert len(losses) == 3 and settings["last_loss"] == pytest.approx(losses[-1], rel=1e-5)
+    vocabulary = len(AutoTokenizer.from_pretrained(tmp_path / "tiny"))
+    assert abs(losses[0] - math.log(vocabulary)) < 0.3 and losses[2] < losses[1] < losses[0]
+    assert 1e6 < AutoModelForCausalLM.from_pretrained(tmp_path / "tiny").num_parameters() < 2e6
+    with pytest.raises(SystemExit, match="--out-dir .*tiny exists"):
+        sft.main(sft.Args(out_dir=tmp_path / "tiny", steps=3))
+    if TINY.exists():
+        assert (TINY / "tokenizer.json").read_bytes() == (tmp_path / "tiny" / "tokenizer.json").read_bytes()
+
+
+def test_sft_learns_the_end_and_not_the_prompt(words):
+    """Catches a corpus without an end to learn, with two of them, or with completion text in the prompt."""
+    tokenizer, _ = words
+    end, assistant = tokenizer.convert_tokens_to_ids([sft.END, sft.ASSISTANT])
+    args = sft.Args(prompts_per_step=4, solutions_per_prompt=2)
+    for prompt_ids, completion_ids in itertools.islice(sft.batches(args, tokenizer), 4):
+        assert len(prompt_ids) == len(completion_ids) == 8
+        for prompt, completion in zip(prompt_ids, completion_ids):
+            assert completion.count(end) == 1 and completion[-1] == end
+            assert end not in prompt and prompt[-1] == assistant and prompt.count(assistant) == 1
+            assert assistant not in completion and tokenizer.decode(completion[:-1]).splitlines()[-1].startswith("\\boxed{")
+
+
+def test_sft_corpus_is_of_its_own_split(monkeypatch):
+    """Catches a base model that has seen problems of train, dev or test, and a corpus without long chains, hints or reversed steps."""
+    calls = watch(monkeypatch, sft.ChainTask, "chain")
+    pairs = list(itertools.islice(sft.corpus(0, sft.Args()), 300))
+    assert {split for _, split, *_ in calls} == {"sft"} and len({index for _, _, index, _ in calls}) == 300
+    assert {task.horizon for task, *_ in calls} == set(map(str, range(1, 11)))
+    assert 30 < sum("Hint:" in prompt for prompt, _ in pairs) < 90
+    assert 45 < sum(task.family == "reversed" for task, *_ in calls) < 105
+
+
+def test_sft_solutions_are_sloppy_and_follow_the_hint():
+    """Catches a student who ignores what the hint gives, who is always right, or whose steps do not use the value before."""
+    args, rng, right = sft.Args(), random.Random(0), Counter()
+    for index in range(100):
+        horizon = 1 + index % 10
+        chain = sft.ChainTask(horizon=str(horizon), family="reversed").chain("sft", index, 0)
+        problem: Problem = sft.write_chain(chain, "short")
+        true_lines, known = problem.solution.split("\n"), 2 * horizon // 3
+        for hinted in (True, False):
+            lines = sft.sloppy_solution(chain, problem, hinted, rng, args).split("\n")
+            assert len(lines) == horizon + 1
+            values = [int(line.rsplit("=", 1)[1]) for line in lines[:-1]]
+            assert all(1 <= value <= 999 for value in values) and lines[-1] == f"\\boxed{{{values[-1]}}}"
+            for i in range(1, horizon):
+                assert lines[i].split("=")[1].startswith(str(values[i - 1]))
+            if hinted:
+                assert lines[:known] == true_lines[:known]
+                wanted, written = (re.search(r"[-+*/]\d+", line).group() for line in (true_lines[known], lines[known]))
+                assert wanted == written
+            right[hinted] += lines[-1] == true_lines[-1]
+    assert 0 < right[False] < right[True] < 80
+
+
+def test_plot_draws_a_run(tmp_path, monkeypatch):
+    """Catches a curve in the wrong panel or missing, and a picture that breaks on a step without numbers."""
+    log = [{"step": 0, "eval/chain/avg@16": 0.2, "eval/chain/frac_unparsed": 0.1, "test/chain/avg@16": 0.2},
+           {"step": 1, "reward/mean": 0.1, "policy/entropy": 0.5, "rollout/len_mean": 30.0, "optim/grad_norm": 1.0,
+            "rollout/frac_unparsed": 0.0, "rollout/frac_truncated": 0.0, "reward/frac_zero_std": 0.5},
+           {"step": 2, "reward/mean": 0.3, "policy/entropy": None, "optim/grad_norm": math.nan, "eval/chain/avg@16": 0.3}]  # fmt: skip
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in log))
+    drawn, original = [], plot.plt.subplots
+    monkeypatch.setattr(plot.plt, "subplots", lambda *args, **kwargs: drawn.append(original(*args, **kwargs)) or drawn[-1])
+    assert real_plot_run(tmp_path) == tmp_path / "curves.png"
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
+    curves = {line.get_label(): (axis.get_title(), list(line.get_xdata()), list(line.get_ydata()))
+              for axis in drawn[0][1].flat for line in axis.lines}  # fmt: skip
+    assert curves["reward/mean"] == ("reward of the sampled batch", [1, 2], [0.1, 0.3])
+    assert curves["eval/chain/avg@16"] == ("held-out score", [0, 2], [0.2, 0.3])
+    assert curves["policy/entropy"] == ("entropy (nats per token)", [1], [0.5])
+    assert curves.keys() == {"reward/mean", "eval/chain/avg@16", "policy/entropy", "rollout/len_mean", "optim/grad_norm",
+                             "rollout/frac_unparsed", "rollout/frac_truncated", "reward/frac_zero_std"}  # fmt: skip
+
+
+# --- killed and resumed (last, since the runs go on in the background) -------------------------------------------------
+
+POINTS = {  # the last checkpoint, the complete lines of metrics.jsonl and the folders that the kill must have left
+    "before the first checkpoint": (None, 1, []),
+    "in the middle of a log line": (2, 3, ["best", "last"]),
+    "during a step": (2, 3, ["best", "last"]),
+    "while sampling": (2, 3, ["best", "last"]),
+    "while a checkpoint is written": (2, 5, ["best", "last", "last.tmp"]),
+    "between the renames": (None, 5, ["best", "last.old", "last.tmp"]),
+    "after best, before last": (2, 5, ["best", "last"]),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def rehearsal(request, toy_model, tmp_path_factory):
+    """resume_driver.py in the background: the uninterrupted run of each script and one for each point, killed there and resumed."""
+    if not any("killed_runs" in item.fixturenames for item in request.session.items):
+        yield None
+        return
+    out = tmp_path_factory.mktemp("killed")
+    command = [sys.executable, str(Path(__file__).with_name("resume_driver.py")), toy_model, str(out)]
+    with open(out / "output.txt", "w") as output:
+        driver = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=output, stderr=output)
+    yield driver, out
+    driver.kill()
+
+
+@pytest.fixture(scope="module")
+def killed_runs(rehearsal) -> Path:
+    """The folder of the finished rehearsal."""
+    driver, out = rehearsal
+    assert driver.wait(timeout=240) == 0, (out / "output.txt").read_text()[-5000:]
+    return out
+
+
+@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("script", ["grpo", "dapo"])
+def test_killed_and_resumed_run_equals_the_uninterrupted_one(killed_runs, script, point):
+    """Catches a resume that is off by one, forgets optimizer, score or tokens, repeats log lines, or trusts a half-written folder."""
+    report = json.loads((killed_runs / script / "report.json").read_text())
+    assert report["uninterrupted"] == 0 and report[point]["killed"] == -signal.SIGKILL and report[point]["resumed"] == 0
+    checkpoint, log_lines, folders = POINTS[point]
+    if (script, point) == ("grpo", "while sampling"):
+        checkpoint, log_lines = 4, 5  # grpo.py samples once a step, dapo.py several times
+    between = report[point]["between"]
+    assert between == {"checkpoint": checkpoint, "log_lines": log_lines, "half_line": "log line" in point, "folders": folders}
+
+    ours, whole = killed_runs / script / point, killed_runs / script / "uninterrupted"
+    assert records(ours) == records(whole)
+    assert [record["step"] for record in records(whole)] == [0, 1, 2, 3, 4, 5, 5]
+    assert (ours / "samples.jsonl").read_text() == (whole / "samples.jsonl").read_text()
+    for folder in ("last", "best", "final"):
+        assert (ours / folder / "model.safetensors").read_bytes() == (whole / folder / "model.safetensors").read_bytes()
+    assert (ours / "last" / "state.json").read_text() == (whole / "last" / "state.json").read_text()
+    optimizers = [torch.load(path / "last" / "optimizer.pt")["state"] for path in (ours, whole)]
+    for ours_of_one, whole_of_one in zip(optimizers[0].values(), optimizers[1].values(), strict=True):
+        assert all(torch.equal(ours_of_one[name], whole_of_one[name]) for name in ("step", "exp_avg", "exp_avg_sq"))
+    assert {path.name for path in ours.iterdir() if path.is_dir()} == {"last", "best", "final"}  # nothing half-written stays
+
+
+def test_resume_rehearsal_has_refills(killed_runs):
+    """Catches a rehearsal in which dapo.py never refilled, or the weights never moved."""
+    folder = killed_runs / "dapo" / "uninterrupted"
+    assert max(column(folder, "dapo/rounds")) > 1
+    assert column(folder, "optim/grad_norm")[-1] > 0
