@@ -1,18 +1,22 @@
 """Draws curves from metrics.jsonl files: one run, or the reference runs of the README with their spread over seeds.
 
     python plot.py runs/grpo/chain-seed0       curves.png in that folder
-    python plot.py                             every figure of the README, from runs/reference
+    python plot.py                             the README's figure and table, from runs/reference
 """
 
 import json
+from fnmatch import fnmatch
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 import tyro
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
+REFERENCE = Path(__file__).parent / "runs/reference"
+T_975 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}  # Student's t, by seeds
 PANELS = [  # title, metrics drawn in it
     ("reward of the sampled batch", ["reward/mean"]),
     ("held-out score", ["eval/*/avg@*", "eval/*/pass@*", "eval/*/maj@*"]),
@@ -23,14 +27,14 @@ PANELS = [  # title, metrics drawn in it
 ]
 
 
-def read_metrics(run: Path) -> dict[str, list[tuple[int, float]]]:
-    """metrics.jsonl -> {metric: [(step, value), ...]}"""
-    curves: dict[str, list[tuple[int, float]]] = {}
+def read_metrics(run: Path) -> dict[str, dict[int, float]]:
+    """metrics.jsonl -> {metric: {step: value}}"""
+    curves: dict[str, dict[int, float]] = {}
     for line in (run / "metrics.jsonl").read_text().splitlines():
         record = json.loads(line)
         for name, value in record.items():
             if name != "step" and value is not None:
-                curves.setdefault(name, []).append((record["step"], value))
+                curves.setdefault(name, {})[record["step"]] = value
     return curves
 
 
@@ -39,10 +43,9 @@ def plot_run(run: Path) -> Path:
     curves = read_metrics(run)
     figure, axes = plt.subplots(2, 3, figsize=(13, 6.5), layout="constrained")
     for axis, (title, patterns) in zip(axes.flat, PANELS):
-        for name in curves:
-            if any(Path(name).match(pattern) for pattern in patterns):
-                steps, values = zip(*curves[name])
-                axis.plot(steps, values, label=name, marker="o" if len(steps) < 15 else None, markersize=3)
+        for name, points in curves.items():
+            if any(fnmatch(name, pattern) for pattern in patterns):
+                axis.plot(list(points), list(points.values()), label=name, marker="o" if len(points) < 15 else None, markersize=3)
         axis.set(title=title, xlabel="step")
         axis.grid(alpha=0.3)
         if axis.lines:
@@ -53,6 +56,64 @@ def plot_run(run: Path) -> Path:
     return run / "curves.png"
 
 
-if __name__ == "__main__":
-    for run in tyro.cli(tyro.conf.Positional[list[Path]], description=__doc__):
+def mean_and_half_width(values: list[float]) -> tuple[float, float]:
+    """Mean over seeds and half of its 95% t interval (nan with one seed)."""
+    half = T_975[len(values)] * np.std(values, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else float("nan")
+    return float(np.mean(values)), float(half)
+
+
+def reference_runs() -> dict[str, list[dict]]:
+    """{variant: [curves of a seed, ...]} of everything under runs/reference."""
+    runs: dict[str, list[dict]] = {}
+    for path in sorted(REFERENCE.glob("*/*/seed*/metrics.jsonl")):
+        runs.setdefault("/".join(path.parts[-4:-2]), []).append(read_metrics(path.parent))
+    return runs
+
+
+def plot_reference() -> Path:
+    """Held-out accuracy over sampled tokens and entropy over steps: mean over seeds, band: 95% interval."""
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    for variant, seeds in reference_runs().items():
+        if "eval/chain/avg@16" not in seeds[0]:
+            continue
+        for axis, name in zip(axes, ("eval/chain/avg@16", "policy/entropy")):
+            steps = sorted(set.intersection(*(set(curves[name]) for curves in seeds)))
+            values = np.array([[curves[name][step] for step in steps] for curves in seeds])  # [seeds, steps]
+            x = np.array([[curves["rollout/tokens_total"].get(step, 0) for step in steps] for curves in seeds]).mean(0)
+            mean, half = zip(*(mean_and_half_width(list(column)) for column in values.T))
+            (line,) = axis.plot(x / 1e3, mean, label=f"{variant} ({len(seeds)} seeds)")
+            axis.fill_between(x / 1e3, np.subtract(mean, half), np.add(mean, half), alpha=0.2, color=line.get_color())
+    axes[0].set(title="dev avg@16, chain of 3 steps", xlabel="sampled tokens (thousands)", ylim=(0, 1))
+    axes[1].set(title="policy entropy (nats per token)", xlabel="sampled tokens (thousands)")
+    for axis in axes:
+        axis.grid(alpha=0.3)
+    axes[0].legend()
+    figure.savefig(REFERENCE / "figure.png", dpi=110)
+    plt.close(figure)
+    return REFERENCE / "figure.png"
+
+
+def reference_table() -> str:
+    """The README's table: test scores before and after, mean over seeds and 95% interval."""
+    lines = ["| variant | seeds | test avg@16 before | after | parsed before | after |", "|---|---|---|---|---|---|"]
+    for variant, seeds in reference_runs().items():
+        cells = []
+        for name, sign in (("test/chain/avg@16", 1), ("test/chain/frac_unparsed", -1)):
+            for pick in (min, max):  # the first step and the last
+                values = [curves[name][pick(curves[name])] for curves in seeds if name in curves]
+                mean, half = mean_and_half_width([value if sign > 0 else 1 - value for value in values])
+                cells.append(f"{mean:.3f} ± {half:.3f}" if pick is max else f"{mean:.3f}")
+        lines.append(f"| `{variant}` | {len(seeds)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main(runs: tyro.conf.Positional[tuple[Path, ...]] = ()) -> None:
+    for run in runs:
         print(plot_run(run))
+    if not runs:
+        print(plot_reference())
+        print(reference_table())
+
+
+if __name__ == "__main__":
+    tyro.cli(main, description=__doc__)

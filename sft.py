@@ -1,10 +1,11 @@
 r"""Makes the embedded base model `models/tiny`: supervised fine-tuning from scratch on sloppy solutions of the chain world.
 
-The corpus is what a careless student would hand in. A step forgets its carries (or its borrow, or a half's remainder) with
-probability `forget_carry`, gets one digit wrong with probability `slip`, and carries on with the wrong value; a sentence whose
-"more" means subtract is read the wrong way round except with probability `right_reading`. So the model knows the format of
-chains up to 10 steps, errs on each step, and its success falls about geometrically with the horizon: room for reinforcement.
-Some prompts show a hint, whose values and first operation the solution then follows.
+The corpus is what a student hands in who first works properly and then turns careless. From then on a step forgets its
+carries (or its borrow, or a half's remainder) with probability `forget_carry`, gets one digit wrong with probability `slip`,
+and carries on with the wrong value. From the start, a sentence whose "more" means subtract is read the wrong way round except
+with probability `right_reading`. So the model knows the format of chains up to 10 steps, errs on each step, and its success
+falls about geometrically with the horizon: room for reinforcement. Some prompts show a hint, whose values and first operation
+the solution then follows.
 
     python sft.py --out-dir models/my-tiny        about 15 minutes on two CPU cores
 
@@ -16,7 +17,7 @@ import json
 import random
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -40,17 +41,19 @@ CHAT_TEMPLATE = (
 class Args:
     out_dir: Path = Path("runs/sft/tiny")
     """folder for the model; one that exists is never overwritten"""
-    steps: int = 1500
+    steps: int = 1600
     """optimizer steps"""
-    prompts_per_step: int = 16
+    prompts_per_step: int = 32
     """problems per step"""
-    solutions_per_prompt: int = 4
+    solutions_per_prompt: int = 2
     """independent sloppy solutions of each; the prompt is run once for all of them"""
-    lr: float = 3e-3
+    lr: float = 2e-3
     """peak learning rate (AdamW, 50 steps of warm-up, then cosine to a tenth)"""
     seed: int = 0
     """seed of the initial weights and of the corpus"""
-    forget_carry: float = 0.5
+    clean_fraction: float = 0.6
+    """share of the steps before the student turns sloppy: arithmetic is learned sooner without noise"""
+    forget_carry: float = 0.6
     """probability that a step with carries is worked without them, column by column"""
     slip: float = 0.2
     """probability that one digit of a step's result is replaced by another"""
@@ -83,8 +86,8 @@ def without_carries(left: int, op: str, right: int) -> int:
     return int("".join(map(str, digits)))
 
 
-def sloppy_solution(chain: list[Problem], problem: Problem, hinted: bool, rng: random.Random, args: Args) -> str:
-    """A solution of the chain as a careless student writes it; what a hint gives is followed."""
+def student_solution(chain: list[Problem], problem: Problem, hinted: bool, sloppy: bool, rng: random.Random, args: Args) -> str:
+    """A solution of the chain as the student writes it; what a hint gives is followed."""
     known = 2 * len(chain) // 3 if hinted else -1
     lines, value = [], None
     true_lines = problem.solution.split("\n")
@@ -100,9 +103,9 @@ def sloppy_solution(chain: list[Problem], problem: Problem, hinted: bool, rng: r
         op, right = program[1], int(program[2:])
         exact = run_program(program, start)
         result = int(exact) if op != "/" else start // 2
-        if rng.random() < args.forget_carry:
+        if sloppy and rng.random() < args.forget_carry:
             result = without_carries(start, op, right)
-        if rng.random() < args.slip:
+        if sloppy and rng.random() < args.slip:
             digits = list(str(result))
             position = rng.randrange(len(digits))
             digits[position] = rng.choice([d for d in "0123456789" if d != digits[position]])
@@ -115,15 +118,18 @@ def sloppy_solution(chain: list[Problem], problem: Problem, hinted: bool, rng: r
 
 
 def corpus(seed: int, args: Args):
-    """Endless (prompt, sloppy solutions). Short chains are more frequent: a horizon's share falls as 1/horizon."""
+    """Endless (prompt, sloppy solutions). Short chains are more frequent, a horizon's share falls as 1/horizon; the longest
+    horizon grows from 1 to 10 over the first half of training, since copying is learned sooner in short texts."""
     tasks = {(h, f): ChainTask(horizon=str(h), family=f) for h in range(1, 11) for f in ("plain", "reversed")}
     rng = random.Random(seed)
     for index in itertools.count():
-        horizon = rng.choices(range(1, 11), [1 / h for h in range(1, 11)])[0]
+        progress = index / (args.steps * args.prompts_per_step)
+        longest, sloppy = min(10, 1 + int(18 * progress)), progress >= args.clean_fraction
+        horizon = rng.choices(range(1, longest + 1), [1 / h for h in range(1, longest + 1)])[0]
         chain = tasks[horizon, "reversed" if rng.random() < 0.25 else "plain"].chain("sft", index, seed)
         problem = write_chain(chain, "short")
         hinted = rng.random() < args.hint_fraction
-        solutions = [sloppy_solution(chain, problem, hinted, rng, args) for _ in range(args.solutions_per_prompt)]
+        solutions = [student_solution(chain, problem, hinted, sloppy, rng, args) for _ in range(args.solutions_per_prompt)]
         yield (with_hint(problem) if hinted else problem.prompt), solutions
 
 
@@ -146,7 +152,7 @@ def build_tokenizer(texts: list[str], vocab_size: int = 512) -> PreTrainedTokeni
 def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=128, intermediate_size=384, num_hidden_layers=5,
                          num_attention_heads=4, num_key_value_heads=4, head_dim=32, max_position_embeddings=1024,
-                         tie_word_embeddings=True, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
+                         initializer_range=0.06, tie_word_embeddings=True, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
                          pad_token_id=tokenizer.pad_token_id)  # fmt: skip
     return LlamaForCausalLM(config)
 
@@ -171,8 +177,8 @@ def main(args: Args) -> None:
         sys.exit(f"--out-dir {args.out_dir} exists; choose another folder or remove it")
     keep_freed_memory()
     torch.manual_seed(args.seed)
-    pairs = corpus(args.seed + 1, args)
-    tokenizer = build_tokenizer([text for prompt, solutions in itertools.islice(pairs, 2000) for text in (prompt, *solutions)])
+    pairs = itertools.islice(corpus(args.seed + 1, replace(args, steps=1)), 3000)  # all horizons, for the vocabulary
+    tokenizer = build_tokenizer([text for prompt, solutions in pairs for text in (prompt, *solutions)])
     model = build_model(tokenizer)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=0.1)
     warm_up = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / 50, total_iters=50)

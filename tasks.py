@@ -338,15 +338,15 @@ def _start_number(problem: Problem) -> str:
 
 _NAMES = ["Tom", "Ann", "Sue", "Ben", "Kim", "Max", "Eva", "Leo"]
 _THINGS = ["pens", "eggs", "nuts", "cups", "hats", "keys", "maps", "toys"]
-_SENTENCES = {  # program -> wordings; {a} and {b} are people, {n} is what they count
-    "x+{k}": ["{a} has {x} {n} and buys {k}. {a} has?", "{a} has {x} {n}. {b} has {k} more. {b} has?"],
-    "x-{k}": ["{a} has {x} {n} and loses {k}. {a} has?", "{a} has {x} {n}. {b} has {k} fewer. {b} has?"],
-    "x*{k}": ["{a} fills {x} boxes with {k} {n} each. {a} has?"],
-    "x/2": ["{a} has {x} {n} and sells half. {a} has?"],
+_SENTENCES = {  # what a one-step problem computes, and how it says so
+    "x+{k}": "{name} has {k} more than {x} {things}.",
+    "x-{k}": "{name} has {k} fewer than {x} {things}.",
+    "x*{k}": "{name} has {k} times {x} {things}.",
+    "x/2": "{name} has half of {x} {things}.",
 }
-_REVERSED = {  # the sentence says "more" where one has to subtract: its right reading is rare under the embedded base model
-    "x-{k}": ["{a} has {x} {n}, {k} more than {b}. {b} has?"],
-    "x+{k}": ["{a} has {x} {n}, {k} fewer than {b}. {b} has?"],
+_REVERSED = {  # "more" where one has to subtract: the right reading is rare under the embedded base model
+    "x-{k}": "{x} {things} is {k} more than {name} has.",
+    "x+{k}": "{x} {things} is {k} fewer than {name} has.",
 }
 SPLITS = {"sft": range(0, 50), "train": range(50, 90), "dev": range(90, 95), "test": range(95, 100)}  # per cent of a hash
 
@@ -361,10 +361,9 @@ def _one_step(rng: random.Random, reversed_reading: bool) -> Problem:
     """A one-step problem of the embedded world."""
     sentences = _REVERSED if reversed_reading else _SENTENCES
     pattern = rng.choice(list(sentences))
-    k = rng.randint(2, 3) if pattern == "x*{k}" else rng.randint(2, 40)
-    x = rng.randint(5, 49) * 2 if pattern == "x/2" else rng.randint(k + 10 if pattern == "x-{k}" else 10, 99)
-    (a, b), n = rng.sample(_NAMES, 2), rng.choice(_THINGS)
-    wording = rng.choice(sentences[pattern]).format(a=a, b=b, n=n, k=k, x="{x}")
+    k = rng.randint(2, 3) if pattern == "x*{k}" else rng.randint(2, 9)
+    x = 2 * rng.randint(6, 99) if pattern == "x/2" else rng.randint(11, 199)
+    wording = sentences[pattern].format(name=rng.choice(_NAMES), things=rng.choice(_THINGS), k=k, x="{x}")
     program = pattern.format(k=k)
     return Problem(wording.replace("{x}", str(x)), str(run_program(program, x)), template=wording, program=program,
                    source="chain/reversed" if reversed_reading else "chain")  # fmt: skip
@@ -375,7 +374,7 @@ class ChainTask:
     """The embedded world: GSM8K-like steps chained by h1's rule, integer answers from 2 to 999.
 
     horizon: number of dependent steps, 1 to 10; `horizon=2-6` draws it uniformly for every problem.
-    family:  plain; reversed (exactly one step, at a random place, says "5 more than" where one has to subtract);
+    family:  plain; reversed (exactly one step, at a random place, says "A is 5 more than" where one has to subtract);
              mixed (a quarter of the problems are reversed).
     style:   short or h1, see `compose`.
     """
@@ -418,6 +417,9 @@ class ChainTask:
         return write_chain(self.chain(split, index, seed), self.style)
 
     def grade(self, completion: str, problem: Problem) -> Grade:
+        parsed = last_boxed(completion)
+        if parsed and plain_integer(parsed) is None:  # "30-6" is equal to 24, but leaves the work undone
+            return Grade(False, 0.0, None, "not_an_integer")
         return grade_boxed(completion, problem)
 
 
