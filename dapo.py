@@ -7,13 +7,14 @@ What changes against grpo.py, numbered here and where it happens:
 [1] Clip-higher: clip_high 0.28 over clip_low 0.2, so that unlikely tokens have room to become likely.
 [2] Token-level loss: every token of the batch weighs the same. No KL term, no reference model.
 [3] Dynamic sampling: groups that are all right or all wrong teach nothing; they are dropped and others sampled instead.
-[4] Soft overlong punishment: a completion close to the limit loses up to 1. Correctness counts +1 or -1.
+[4] Soft overlong punishment: a completion close to the limit loses up to half of what a right answer earns.
 
 Deviations from the paper, tagged again where they happen:
 [D1] Surplus groups of a refill are dropped, not kept for the next step, so that a step is a pure function of its number; after
      max_refills rounds the step trains on the groups it has. Groups are judged by correctness alone, without the punishment.
 [D2] With one update per batch (the default) the ratio is 1 and clip-higher has no effect; the paper makes 16 updates
      (--minibatches 16).
+[D3] Rewards are 1 or 0 less up to 0.5 (the paper: 1 or -1 less up to 1): the same advantages, up to the 1e-6 beside the std.
 
     python dapo.py                             on the embedded model
 
@@ -270,7 +271,7 @@ def main(args: Args, task=None, sampler=None) -> Path:
         # --- 2 reward and advantage
         lengths = torch.tensor([len(ids) for ids in rollout.completion_ids])  # [N]
         overlong = soft_overlong(lengths, args.max_new_tokens, args.overlong_buffer).view(len(rollout.problems), G)  # [B, G]
-        rewards = 2 * rollout.rewards(G) - 1 + overlong  # [B, G], [4]
+        rewards = rollout.rewards(G) + overlong / 2  # [B, G], [4], [D3]
         advantages = (group_advantages(rewards) if kept else rewards).view(-1, 1).to(model.device)  # [N, 1]
         _, completion_mask = pad(rollout.completion_ids, model.device)  # [N, T]
         loss_mask = completion_mask.clone()  # [N, T]

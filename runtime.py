@@ -423,8 +423,9 @@ def check_args(args) -> None:
         fail(f"--minibatches {args.minibatches}: does not divide --prompts-per-step {args.prompts_per_step}")
     if args.temperature <= 0:
         fail(f"--temperature {args.temperature:g}: must be above 0; a greedy group has no differences to learn from")
-    if args.train_size is not None and args.train_size < 1:
-        fail(f"--train-size {args.train_size}: must be at least 1")
+    for name in ("train_size", "token_budget"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            fail(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least 1")
     if args.max_logprob_gap is None:
         args.max_logprob_gap = 0.05 if torch.cuda.is_available() else 1e-4
 

@@ -28,6 +28,7 @@ import plot
 import rollout
 import runtime
 import sft
+from eval import evaluate
 from tasks import Problem
 
 TINY = Path(__file__).resolve().parent.parent / "models" / "tiny"
@@ -107,6 +108,21 @@ def test_ctrl_c_finishes_the_step_and_resumes(run, script, capsys):
     whole = run(script, "whole", save_every=100)
     assert records(stopped) == records(whole) and equal_weights(stopped / "last", whole / "last")
     assert (stopped / "samples.jsonl").read_text() == (whole / "samples.jsonl").read_text()
+
+
+def test_run_that_broke_before_its_first_checkpoint_starts_again(run):
+    """Catches a resume without a checkpoint that refuses, or that logs the scores before the first step twice."""
+
+    class Breaking(HashTask):
+        def problem(self, split, index, seed):
+            if (split, index) == ("train", 2):
+                raise RuntimeError("the disk is full")
+            return super().problem(split, index, seed)
+
+    with pytest.raises(RuntimeError, match="disk is full"):
+        run(grpo, "broken", Breaking())
+    ours, whole = run(grpo, "broken", resume=True), run(grpo, "whole")
+    assert records(ours) == records(whole) and equal_weights(ours / "last", whole / "last")
 
 
 # --- the output folder ----------------------------------------------------------------------------------------------------
@@ -538,14 +554,16 @@ def test_refills_never_repeat_a_problem():
     assert [index for step in range(1, 5) for index in grpo.problem_indices(grpo.Args(prompts_per_step=3), step)] == list(range(12))
 
 
-def test_second_update_has_a_ratio(run, monkeypatch):
+@pytest.mark.parametrize("minibatches, epochs", [(2, 1), (1, 2), (2, 2)])
+@both_scripts
+def test_only_the_first_update_of_a_batch_has_ratio_one(run, monkeypatch, script, minibatches, epochs):
     """Catches old log-probabilities taken anew before each update: the ratio would be 1 for ever and clipping never act."""
-    calls = watch(monkeypatch, grpo, "clipped_surrogate")
-    folder = run(grpo, steps=2, minibatches=2, epochs=2, micro_batch_tokens=10_000, lr=2e-2, warmup_steps=1)
+    calls = watch(monkeypatch, script, "clipped_surrogate")
+    folder = run(script, steps=2, minibatches=minibatches, epochs=epochs, micro_batch_tokens=10_000, lr=2e-2, warmup_steps=1)
     distances = [(logprobs - old_logprobs).abs().max().item() for logprobs, old_logprobs, *_ in calls]
-    assert len(distances) == 8
-    assert all((distance < 1e-5) == (update % 4 == 0) for update, distance in enumerate(distances))
-    assert column(folder, "policy/clip_frac")[1] > 0 and all(gap < 1e-5 for gap in column(folder, "rollout/logprob_gap"))
+    assert len(distances) == 2 * minibatches * epochs
+    assert all((distance < 1e-5) == (update % (minibatches * epochs) == 0) for update, distance in enumerate(distances))
+    assert all(gap < 1e-5 for gap in column(folder, "rollout/logprob_gap"))
 
 
 @both_scripts
@@ -584,6 +602,22 @@ def test_mask_truncated_leaves_out_truncated_completions_only(run, toy_model, wo
     folder = run(script, "all", task=task, sampler=sampler, mask_truncated=True, max_logprob_gap=1e9)
     assert column(folder, "loss/total") == column(folder, "optim/grad_norm") == column(folder, "optim/skipped") == [0] * 5
     assert equal_weights(folder / "last", toy_model)
+
+
+def test_evaluation_meets_the_same_problems_and_seeds_each_time(words):
+    """Catches one seed for several samples, groups cut at the wrong place, wrong averages, and scores that depend on the batch."""
+    tokenizer, _ = words
+    task = FunctionTask(lambda text, problem: text == {"0": "0.0", "3": "3.1"}.get(problem.prompt.split()[1], text))
+    runs = []
+    for at_once in (64, 2):
+        sampler = numbered(words)
+        runs.append((evaluate(sampler, tokenizer, task, "dev", 5, 4, 8, at_once=at_once), sum(sampler.calls, [])))
+    assert runs[0] == runs[1]
+    (metrics, rows), seeds = runs[0]
+    assert [row["correct"] for row in rows] == [1, 4, 4, 1, 4] and [row["index"] for row in rows] == [0, 1, 2, 3, 4]
+    assert metrics["avg@4"] == 14 / 20 and metrics["pass@4"] == 1 and metrics["maj@4"] == (3 * 1 + 2 * 1 / 4) / 5
+    assert metrics["frac_unparsed"] == metrics["frac_truncated"] == 0 and metrics["len_mean"] == 4  # "0.0" and the end
+    assert len(set(seeds)) == 20 and seeds == [rollout.completion_seed(2**31, 0, i, 0, sample) for i in range(5) for sample in range(4)]
 
 
 # --- DAPO -------------------------------------------------------------------------------------------------------------------
@@ -712,14 +746,14 @@ def test_shared_blocks_are_identical():
     assert {name for name in flags[0].keys() & flags[1].keys() if flags[0][name] != flags[1][name]} == {"clip_high"}
 
 
-@pytest.mark.parametrize("name", sorted(CHANGED_BY_DAPO))
+@pytest.mark.parametrize("name", ["main", "accumulate_gradients"])
 def test_changed_blocks_differ_in_dapo_only(name):
     """Catches a line of the loop that drifted apart in one of the files."""
+    topics = r"""\bkl\b|kl_coef|reference|ref_logprobs|AGGREGATIONS|token_mean|old_logprobs \[N, T\]|rounds?\b|overlong|lengths|rewards
+        |kept|sampled|\bpart\b|problems|seeds|correct|dapo|runs/grpo|Run\(.grpo|\#\ ---\ 1\ sample|rollout\ =|rollout\.tokens
+        |epochs\ >\ 1|record\ =|run\.sample\("""
     lines = difflib.ndiff(blocks(grpo)[name].splitlines(), blocks(dapo)[name].splitlines())
-    topic = r"\bkl\b|kl_coef|reference|ref_logprobs|AGGREGATIONS|token_mean|normalisation|args\.advantage|std|\[D2\]|rounds?\b|DAPO|\[2\]" \
-            r"|overlong|lengths|rewards|kept|sampled|\bpart\b|problems|seeds|problem_indices|correct|dapo|runs/grpo|Run\(.grpo" \
-            r"|old_logprobs \[N, T\]|# --- 1 sample|rounding in the mean|Mean over all tokens|max_refills|rollout = "  # fmt: skip
-    strange = [line for line in lines if line[0] in "+-" and not re.search(topic, line)]
+    strange = [line for line in lines if line[0] in "+-" and not re.search(topics, line, re.VERBOSE)]
     assert not strange, strange
 
 
@@ -736,16 +770,18 @@ def test_sft_starts_to_reproduce_and_never_overwrites(tmp_path, monkeypatch):
         return logprobs, entropy
 
     monkeypatch.setattr(sft, "score", score)
-    sft.main(sft.Args(out_dir=tmp_path / "tiny", steps=3))
+    sft.main(sft.Args(out_dir=tmp_path / "tiny", steps=2, lr=1e-2))  # the first steps of warm-up are otherwise too small to see
     settings = json.loads((tmp_path / "tiny" / "sft.json").read_text())
-    assert len(losses) == 3 and settings["last_loss"] == pytest.approx(losses[-1], rel=1e-5)
+    assert len(losses) == 2 and settings["last_loss"] == pytest.approx(losses[-1], rel=1e-5)
     vocabulary = len(AutoTokenizer.from_pretrained(tmp_path / "tiny"))
-    assert abs(losses[0] - math.log(vocabulary)) < 0.3 and losses[2] < losses[1] < losses[0]
+    assert math.log(vocabulary) - 0.5 < losses[0] < math.log(vocabulary) + 1 and losses[1] < losses[0]
     assert 1e6 < AutoModelForCausalLM.from_pretrained(tmp_path / "tiny").num_parameters() < 2e6
     with pytest.raises(SystemExit, match="--out-dir .*tiny exists"):
-        sft.main(sft.Args(out_dir=tmp_path / "tiny", steps=3))
+        sft.main(sft.Args(out_dir=tmp_path / "tiny"))
     if TINY.exists():
         assert (TINY / "tokenizer.json").read_bytes() == (tmp_path / "tiny" / "tokenizer.json").read_bytes()
+        made_with = json.loads((TINY / "sft.json").read_text())
+        assert all(made_with[field.name] == field.default for field in fields(sft.Args) if field.name != "out_dir")
 
 
 def test_sft_learns_the_end_and_not_the_prompt(words):
@@ -764,23 +800,24 @@ def test_sft_learns_the_end_and_not_the_prompt(words):
 def test_sft_corpus_is_of_its_own_split(monkeypatch):
     """Catches a base model that has seen problems of train, dev or test, and a corpus without long chains, hints or reversed steps."""
     calls = watch(monkeypatch, sft.ChainTask, "chain")
-    pairs = list(itertools.islice(sft.corpus(0, sft.Args()), 300))
+    pairs = list(itertools.islice(sft.corpus(0, sft.Args(steps=10, prompts_per_step=30)), 300))
     assert {split for _, split, *_ in calls} == {"sft"} and len({index for _, _, index, _ in calls}) == 300
-    assert {task.horizon for task, *_ in calls} == set(map(str, range(1, 11)))
+    horizons = [int(task.horizon) for task, *_ in calls]
+    assert horizons[:16] == [1] * 16 and max(horizons[:100]) <= 6 and set(horizons) == set(range(1, 11))  # they grow
     assert 30 < sum("Hint:" in prompt for prompt, _ in pairs) < 90
     assert 45 < sum(task.family == "reversed" for task, *_ in calls) < 105
 
 
-def test_sft_solutions_are_sloppy_and_follow_the_hint():
-    """Catches a student who ignores what the hint gives, who is always right, or whose steps do not use the value before."""
+def test_sft_student_follows_the_hint_and_turns_sloppy():
+    """Catches a student who ignores what a hint gives, errs while still careful, is always right, or drops the value before."""
     args, rng, right = sft.Args(), random.Random(0), Counter()
     for index in range(100):
-        horizon = 1 + index % 10
-        chain = sft.ChainTask(horizon=str(horizon), family="reversed").chain("sft", index, 0)
+        horizon, family = 1 + index % 10, "plain" if index < 50 else "reversed"
+        chain = sft.ChainTask(horizon=str(horizon), family=family).chain("sft", index, 0)
         problem: Problem = sft.write_chain(chain, "short")
         true_lines, known = problem.solution.split("\n"), 2 * horizon // 3
-        for hinted in (True, False):
-            lines = sft.sloppy_solution(chain, problem, hinted, rng, args).split("\n")
+        for hinted, sloppy in itertools.product((True, False), repeat=2):
+            lines = sft.student_solution(chain, problem, hinted, sloppy, rng, args).split("\n")
             assert len(lines) == horizon + 1
             values = [int(line.rsplit("=", 1)[1]) for line in lines[:-1]]
             assert all(1 <= value <= 999 for value in values) and lines[-1] == f"\\boxed{{{values[-1]}}}"
@@ -790,8 +827,10 @@ def test_sft_solutions_are_sloppy_and_follow_the_hint():
                 assert lines[:known] == true_lines[:known]
                 wanted, written = (re.search(r"[-+*/]\d+", line).group() for line in (true_lines[known], lines[known]))
                 assert wanted == written
-            right[hinted] += lines[-1] == true_lines[-1]
-    assert 0 < right[False] < right[True] < 80
+            right[hinted, sloppy, family] += lines == true_lines
+    assert right[True, False, "plain"] == right[False, False, "plain"] == 50
+    assert right[False, False, "reversed"] < 15 < right[True, False, "reversed"]  # rarely read right without the hint
+    assert 0 < right[False, True, "plain"] < right[True, True, "plain"] < 40
 
 
 def test_plot_draws_a_run(tmp_path, monkeypatch):

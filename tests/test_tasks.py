@@ -19,7 +19,19 @@ from types import SimpleNamespace
 import pytest
 
 import tasks
-from tasks import ChainTask, Grade, ListTask, Problem, ask_worker, compose, gsm8k_problem, is_error, load_task, run_program
+from tasks import (
+    ChainTask,
+    Grade,
+    ListTask,
+    Problem,
+    ask_worker,
+    compose,
+    grade_boxed,
+    gsm8k_problem,
+    is_error,
+    load_task,
+    run_program,
+)
 
 CHAIN = ChainTask()
 

@@ -15,7 +15,7 @@ from tasks import Grade, Problem
 
 def save_toy_model(folder: Path) -> str:
     """Save a random Llama (two layers, hidden size 32) with a tokenizer made by sft.py from a few hundred corpus texts."""
-    pairs = itertools.islice(sft.corpus(1, sft.Args()), 100)
+    pairs = itertools.islice(sft.corpus(1, sft.Args(steps=1)), 100)
     tokenizer = sft.build_tokenizer([text for prompt, solutions in pairs for text in (prompt, *solutions)], vocab_size=288)
     torch.manual_seed(0)
     config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,

@@ -1,0 +1,71 @@
+"""The embedded base model leaves each paper's phenomenon room to show itself: the committed measurement, and a live sample of it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import runtime
+from benchmarks import calibration
+
+ROOT = Path(__file__).resolve().parent.parent
+TABLE = json.loads((ROOT / "benchmarks/calibration.json").read_text())
+ROWS = {(row["horizon"], row["family"], row["hint"], row["temperature"]): row for row in TABLE["rows"]}
+
+
+@pytest.fixture(scope="module")
+def embedded():
+    return runtime.load_model(str(ROOT / "models/tiny"))
+
+
+def test_calibration_was_measured_on_this_model(embedded):
+    """A table that belongs to an older model."""
+    assert TABLE["model_hash"] == runtime.model_hash(embedded[0]) and TABLE["problems"] >= 200
+
+
+def test_size_and_architecture(embedded):
+    """A model that vLLM would not take, or that does not belong in a repository."""
+    model, tokenizer = embedded
+    assert 1e6 <= model.num_parameters() <= 2e6 and model.config.model_type == "llama" and model.config.head_dim in (32, 64)
+    assert sum(path.stat().st_size for path in (ROOT / "models/tiny").iterdir()) <= 8e6
+    for text in ("1,024", "naïve 東京 \U0001f600", "\\boxed{7}\n\t"):  # any text survives; every digit is a token of its own
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert len(tokenizer.encode("90210")) == 5
+
+
+def test_a_hard_horizon_has_room():
+    """Nothing between too easy and hopeless: reinforcement would have nothing to sharpen."""
+    assert any(ROWS[h, "plain", False, 1.0]["avg@16"] <= 0.25 and ROWS[h, "plain", False, 1.0]["pass@16"] >= 0.6 for h in range(1, 11))
+
+
+def test_the_longest_horizon_needs_the_hint():
+    """Guidance that is not needed, or does not help."""
+    assert ROWS[10, "plain", False, 1.0]["pass@16"] <= 0.05
+    assert ROWS[10, "plain", True, 1.0]["pass@16"] >= 0.3
+
+
+def test_the_right_reading_is_rare():
+    """A family without anything to discover."""
+    assert 0.02 <= ROWS[1, "reversed", False, 1.0]["avg@16"] <= 0.10
+
+
+def test_success_falls_with_the_horizon():
+    """A world in which long chains are no harder than short ones."""
+    scores = [ROWS[h, "plain", False, 1.0]["avg@16"] for h in range(1, 7)]
+    assert all(0.3 <= after / before <= 0.75 for before, after in zip(scores, scores[1:])), scores
+
+
+def test_gains_on_the_default_task_are_not_format():
+    """A base that fails to box its answer would gain by format alone."""
+    row = ROWS[3, "plain", False, 1.0]
+    assert row["frac_unparsed"] <= 0.05 and row["frac_truncated"] <= 0.05
+
+
+@pytest.mark.parametrize("horizon, family, hint", [(1, "plain", False), (3, "plain", False), (1, "reversed", False), (10, "plain", True)])
+def test_the_committed_table_is_what_the_model_does(embedded, horizon, family, hint):
+    """A table that was edited by hand: a live sample lies within four standard errors of it."""
+    problems, samples = 32, 8
+    live = calibration.measure(*embedded, problems, samples, horizon, family, hint, 1.0)[f"avg@{samples}"]
+    committed = ROWS[horizon, family, hint, 1.0]["avg@16"]
+    error = (max(committed * (1 - committed), 0.01) / problems) ** 0.5  # as if a problem's samples were one: an upper bound
+    assert abs(live - committed) <= 4 * error

@@ -1,0 +1,114 @@
+"""The README tells the truth: its commands parse, its glossary is complete, its example runs, its reference logs are of this model."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tyro
+
+import dapo
+import eval as evaluation
+import grpo
+import runtime
+from benchmarks import reference
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+SCRIPTS = {"grpo.py": grpo.Args, "dapo.py": dapo.Args, "eval.py": evaluation.Args}
+
+
+def commands(text: str) -> list[tuple[str, list[str]]]:
+    """Every `python script.py flags` in it."""
+    found = re.findall(r"python (\w+\.py)([^\n&`#|]*)", text)
+    return [(script, shlex.split(flags.split("  ")[0])) for script, flags in found if script in SCRIPTS]
+
+
+def test_every_command_in_readme_and_docstrings_parses():
+    """A flag that was renamed, a value that is no longer allowed."""
+    texts = [README] + [(ROOT / script).read_text() for script in SCRIPTS]
+    parsed = [tyro.cli(SCRIPTS[script], args=flags) for text in texts for script, flags in commands(text)]
+    assert len(parsed) >= 6
+
+
+def test_benchmark_variants_parse_and_are_in_the_readme():
+    """A figure whose command is not the one beside it."""
+    for line in reference.VARIANTS.values():
+        script, *flags = shlex.split(line)
+        tyro.cli(SCRIPTS[script], args=flags)
+        assert f"python {line}" in README, line
+
+
+def test_the_gpu_command_is_planned():
+    """The Qwen command resolves against the defaults for real models, and its batch fits the flags' rules."""
+    flags = next(flags for script, flags in commands(README) if "Qwen/Qwen2.5-1.5B-Instruct" in flags)
+    args = tyro.cli(grpo.Args, args=flags)
+
+    class Model:
+        def num_parameters(self):
+            return 1_500_000_000
+
+    runtime.resolve_defaults(args, Model(), grpo.DEFAULTS)
+    runtime.check_args(args)
+    assert args.lr == 1e-6 and args.max_new_tokens == 512 and args.activation_checkpointing
+
+
+@pytest.mark.parametrize("script", ["grpo", "dapo"])
+def test_help_shows_every_flag_with_its_text(script):
+    """A flag without a docstring."""
+    module = {"grpo": grpo, "dapo": dapo}[script]
+    source = (ROOT / f"{script}.py").read_text()
+    block = source[source.index("class Args:") : source.index("# --- the mathematics")]
+    assert len(re.findall(r'^    """', block, flags=re.M)) == len(module.Args.__dataclass_fields__)
+
+
+def glossary() -> set[str]:
+    rows = re.findall(r"^\| (`[^|]+`) \|", README[README.index("## Metrics") : README.index("## Questions")], flags=re.M)
+    return {name for row in rows for name in re.findall(r"`([^`]+)`", row)}
+
+
+def general(name: str) -> str:
+    name = re.sub(r"^(eval|test)/[^/]+/", r"\1/<task>/", name)
+    return "test/<task>/..." if name.startswith("test/") else re.sub(r"@\d+$", "@<k>", name)
+
+
+def test_glossary_equals_the_keys_that_are_logged(toy_model, tmp_path):
+    """A metric that nobody explains, or an explanation of a metric that is gone."""
+    logged = set()
+    small = {"model": toy_model, "steps": 1, "prompts_per_step": 2, "group_size": 2, "max_new_tokens": 4, "eval_problems": 2,
+             "test_problems": 2, "eval_samples": 2}  # fmt: skip
+    for module, extra in ((grpo, {"kl_coef": 0.1}), (dapo, {"max_refills": 0})):
+        folder = tmp_path / module.__name__
+        module.main(module.Args(out_dir=folder, **small, **extra))
+        for line in (folder / "metrics.jsonl").read_text().splitlines():
+            logged |= {general(name) for name in json.loads(line) if name != "step"}
+    assert logged == glossary()
+
+
+def test_own_task_example_runs(toy_model, tmp_path):
+    """The ten lines that a reader copies first."""
+    code = re.search(r"```python\n(.*?)```", README, flags=re.S)[1]
+    (tmp_path / "echo.py").write_text(code)
+    flags = "--steps 1 --prompts-per-step 2 --group-size 2 --max-new-tokens 4 --eval-problems 2 --test-problems 2 --eval-samples 2"
+    command = [sys.executable, "echo.py", "--model", toy_model, "--out-dir", "run", *flags.split()]
+    done = subprocess.run(command, cwd=tmp_path, env={"PYTHONPATH": str(ROOT), "PATH": ""}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run/final/model.safetensors").exists()
+
+
+def test_reference_logs_are_of_the_embedded_model():
+    """Logs made with another model than the one in the repository."""
+    model, _ = runtime.load_model(str(ROOT / "models/tiny"))
+    configs = [json.loads(path.read_text()) for path in (ROOT / "runs/reference").glob("*/*/seed*/config.json")]
+    embedded = [config for config in configs if config["flags"]["model"] == "models/tiny"]
+    assert embedded and {config["model_hash"] for config in embedded} == {runtime.model_hash(model)}
+
+
+def test_reference_logs_are_small_and_complete():
+    """A run that was cut short, or a log too large for a repository."""
+    for path in (ROOT / "runs/reference").glob("*/*/seed*/metrics.jsonl"):
+        last = json.loads(path.read_text().splitlines()[-1])
+        assert path.stat().st_size <= 100_000 and any(name.startswith("test/") for name in last), path
