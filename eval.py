@@ -95,7 +95,7 @@ class Args:
     samples: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 16
     """completions per problem, n: gives avg@n, pass@n and maj@n"""
     max_new_tokens: int | None = None
-    """longest completion (default 128 for the embedded model, 3072 for real ones)"""
+    """longest completion (default 160 for the embedded model, 3072 for real ones)"""
     temperature: float = 1.0
     """sampling temperature; 0 is greedy"""
     top_p: float = 1.0
@@ -117,7 +117,7 @@ def main(args: Args) -> dict:
             runtime.fail(f"--{name} {getattr(args, name)}: must be at least 1")
     task = runtime.or_fail(load_task, args.task)
     model, tokenizer = runtime.load_model(args.model)
-    runtime.resolve_defaults(args, model, {"tiny": {"max_new_tokens": 128}, "real": {"max_new_tokens": 3072}})
+    runtime.resolve_defaults(args, model, {"tiny": {"max_new_tokens": 160}, "real": {"max_new_tokens": 3072}})
     sampler = make_sampler(args.engine, model, runtime.eos_ids(model, tokenizer))
     metrics, rows = evaluate(sampler, tokenizer, task, args.split, args.problems, args.samples, args.max_new_tokens, args.temperature,
                              args.system_prompt, args.top_p, args.hint)  # fmt: skip

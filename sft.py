@@ -4,7 +4,7 @@ The corpus is what a student hands in who first works properly and then turns ca
 carries (or its borrow, or a half's remainder) with probability `forget_carry`, gets one digit wrong with probability `slip`,
 and carries on with the wrong value. From the start, a sentence whose "more" means subtract is read the wrong way round except
 with probability `right_reading`. So the model knows the format of chains up to 10 steps, errs on each step, and its success
-falls about geometrically with the horizon: room for reinforcement. Some prompts show a hint, whose values and first operation
+falls about geometrically with the horizon: room for reinforcement. Some prompts show a hint, whose lines and next operation
 the solution then follows.
 
     python sft.py --out-dir models/my-tiny        about 15 minutes on two CPU cores
@@ -27,7 +27,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from rollout import encode_prompt, score
 from runtime import keep_freed_memory
-from tasks import ChainTask, Problem, run_program, with_hint, write_chain
+from tasks import LETTERS, ChainTask, Problem, hint_text, hinted_steps, run_program, start_number, with_hint, write_chain
 
 PAD, END, SYSTEM, USER, ASSISTANT = "<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"
 CHAT_TEMPLATE = (
@@ -41,7 +41,7 @@ CHAT_TEMPLATE = (
 class Args:
     out_dir: Path = Path("runs/sft/tiny")
     """folder for the model; one that exists is never overwritten"""
-    steps: int = 1600
+    steps: int = 1100
     """optimizer steps"""
     prompts_per_step: int = 32
     """problems per step"""
@@ -51,7 +51,7 @@ class Args:
     """peak learning rate (AdamW, 50 steps of warm-up, then cosine to a tenth)"""
     seed: int = 0
     """seed of the initial weights and of the corpus"""
-    clean_fraction: float = 0.6
+    clean_fraction: float = 0.5
     """share of the steps before the student turns sloppy: arithmetic is learned sooner without noise"""
     forget_carry: float = 0.6
     """probability that a step with carries is worked without them, column by column"""
@@ -59,7 +59,7 @@ class Args:
     """probability that one digit of a step's result is replaced by another"""
     right_reading: float = 0.08
     """probability that a reversed comparison ("5 more than ...") is read correctly"""
-    hint_fraction: float = 0.2
+    hint_fraction: float = 0.25
     """fraction of the corpus that shows a hint"""
 
 
@@ -86,40 +86,38 @@ def without_carries(left: int, op: str, right: int) -> int:
     return int("".join(map(str, digits)))
 
 
-def student_solution(chain: list[Problem], problem: Problem, hinted: bool, sloppy: bool, rng: random.Random, args: Args) -> str:
-    """A solution of the chain as the student writes it; what a hint gives is followed."""
-    known = 2 * len(chain) // 3 if hinted else -1
-    lines, value = [], None
-    true_lines = problem.solution.split("\n")
-    for i, step in enumerate(chain):
-        if i < known:
-            lines.append(true_lines[i])
-            value = int(true_lines[i].rsplit("=", 1)[1])
-            continue
+def student_solution(chain: list[Problem], hint: list[str] | None, sloppy: bool, rng: random.Random, args: Args) -> list[str]:
+    """The lines of a student's solution. With a hint it starts with the hint's lines, right or wrong, and goes on from their
+    last value; the hint also gives away how to read the next sentence."""
+    lines = list(hint or [])
+    value = int(lines[-1].rsplit("=", 1)[1]) if lines else int(start_number(chain[0]))
+    for i, step in list(enumerate(chain))[len(lines) :]:
         program = step.program
-        if step.source == "chain/reversed" and i != known and rng.random() >= args.right_reading:
-            program = program.replace("+", "~").replace("-", "+").replace("~", "-")
-        start = int(true_lines[i].split("=")[1][: -len(step.program[1:])]) if value is None else value
+        if step.source == "chain/reversed" and not (hint is not None and i == len(hint)) and rng.random() >= args.right_reading:
+            program = program.translate(str.maketrans("+-", "-+"))
         op, right = program[1], int(program[2:])
-        exact = run_program(program, start)
-        result = int(exact) if op != "/" else start // 2
+        result = exact = int(run_program(program, value))  # an odd number is halved downwards
         if sloppy and rng.random() < args.forget_carry:
-            result = without_carries(start, op, right)
+            result = without_carries(value, op, right)
         if sloppy and rng.random() < args.slip:
             digits = list(str(result))
             position = rng.randrange(len(digits))
             digits[position] = rng.choice([d for d in "0123456789" if d != digits[position]])
             result = int("".join(digits))
         if not 1 <= result <= 999:  # outside the world: the student looks again
-            result = int(min(max(exact, 1), 999))
-        lines.append(f"{true_lines[i].split('=')[0]}={start}{program[1:]}={result}")
+            result = min(max(exact, 1), 999)
+        lines.append(f"{LETTERS[i]}={value}{program[1:]}={result}")
         value = result
-    return "\n".join([*lines, f"\\boxed{{{value}}}"])
+    return lines
 
 
 def corpus(seed: int, args: Args):
-    """Endless (prompt, sloppy solutions). Short chains are more frequent, a horizon's share falls as 1/horizon; the longest
-    horizon grows from 1 to 10 over the first half of training, since copying is learned sooner in short texts."""
+    """Endless (prompt, solutions). Short chains are more frequent, a horizon's share falls as 1/horizon; the longest horizon
+    grows from 1 to 10 over the first half of training, since copying is learned sooner in short texts.
+
+    A hint here is the beginning of a sloppy solution, and the solutions follow it: with hints that are always right a student
+    who can add would never learn to read them.
+    """
     tasks = {(h, f): ChainTask(horizon=str(h), family=f) for h in range(1, 11) for f in ("plain", "reversed")}
     rng = random.Random(seed)
     for index in itertools.count():
@@ -127,10 +125,13 @@ def corpus(seed: int, args: Args):
         longest, sloppy = min(10, 1 + int(18 * progress)), progress >= args.clean_fraction
         horizon = rng.choices(range(1, longest + 1), [1 / h for h in range(1, longest + 1)])[0]
         chain = tasks[horizon, "reversed" if rng.random() < 0.25 else "plain"].chain("sft", index, seed)
-        problem = write_chain(chain, "short")
-        hinted = rng.random() < args.hint_fraction
-        solutions = [student_solution(chain, problem, hinted, sloppy, rng, args) for _ in range(args.solutions_per_prompt)]
-        yield (with_hint(problem) if hinted else problem.prompt), solutions
+        problem, hint = write_chain(chain, "short"), None
+        if rng.random() < args.hint_fraction:
+            hint = student_solution(chain, None, True, rng, args)[: hinted_steps(horizon)]
+            problem = replace(problem, hint=hint_text(chain, hint))
+        solutions = [student_solution(chain, hint, sloppy, rng, args) for _ in range(args.solutions_per_prompt)]
+        texts = ["\n".join([*lines, f"\\boxed{{{lines[-1].rsplit('=', 1)[1]}}}"]) for lines in solutions]
+        yield (problem.prompt if hint is None else with_hint(problem)), texts
 
 
 # --- tokenizer, model, training -------------------------------------------------------------------------------------------

@@ -270,8 +270,8 @@ def compose(problems: list[Problem], horizon: int, rng: random.Random, style: st
     `problems` need a `template` and a `program`. style "short" is the embedded world's terse wording (A: ... B: ... A ...),
     "h1" has the paper's 2*horizon - 1 numbered steps: solve, substitute, solve, substitute, ...
     """
-    if not 1 <= horizon <= len(_LETTERS):
-        raise ValueError(f"horizon {horizon} is not within 1 to {len(_LETTERS)}")
+    if not 1 <= horizon <= len(LETTERS):
+        raise ValueError(f"horizon {horizon} is not within 1 to {len(LETTERS)}")
     chain = choose_chain(problems, horizon, rng, limit)
     if chain is None:
         raise ValueError(f"cannot chain {horizon} of these {len(problems)} problems; give more problems or a larger limit")
@@ -288,7 +288,7 @@ def chain_values(chain: list[Problem]) -> list[Fraction]:
 
 def write_chain(chain: list[Problem], style: str) -> Problem:
     """Word a chain whose steps are already chosen."""
-    letters, values = _LETTERS[: len(chain)], chain_values(chain)
+    letters, values = LETTERS[: len(chain)], chain_values(chain)
     texts = [chain[0].prompt] + [step.template.replace("{x}", letter) for step, letter in zip(chain[1:], letters)]
     if style == "short":
         prompt = " ".join(f"{letter}: {text}" for letter, text in zip(letters, texts))
@@ -303,19 +303,28 @@ def write_chain(chain: list[Problem], style: str) -> Problem:
     else:
         raise ValueError(f"style {style!r} is not one of short, h1")
 
-    inputs = [_start_number(chain[0]), *values[:-1]]
+    inputs = [start_number(chain[0]), *values[:-1]]
     lines = [f"{letter}={_fill(step.program, x)}={value}" for letter, step, x, value in zip(letters, chain, inputs, values)]
-    known = 2 * len(chain) // 3  # the hint gives the first two thirds of the values, and names the next operation
-    hint = ", ".join(f"{letter}={value}" for letter, value in zip(letters[:known], values))
-    hint += f"{', then' if known else ''} {_plan(chain[known].program, letters[known - 1] if known else inputs[0])}."
+    hint = hint_text(chain, lines[: hinted_steps(len(chain))])
     solution = "\n".join([*lines, f"\\boxed{{{values[-1]}}}"])
     sources = {step.source for step in chain}
     source = "chain/reversed" if "chain/reversed" in sources else chain[0].source
-    return Problem(prompt, str(values[-1]), hint.strip(), solution, len(chain), source)
+    return Problem(prompt, str(values[-1]), hint, solution, len(chain), source)
 
 
-_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWYZ"
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWYZ"
 _VERBS = {"+": "add", "-": "subtract", "*": "multiply", "/": "halve"}
+
+
+def hinted_steps(horizon: int) -> int:
+    """How many steps a hint works out: the first two thirds, so never the last."""
+    return 2 * horizon // 3
+
+
+def hint_text(chain: list[Problem], lines: list[str]) -> str:
+    """Guidance for a chain: its first lines, worked, and the operation that comes next."""
+    plan = _plan(chain[len(lines)].program, LETTERS[len(lines) - 1] if lines else start_number(chain[0]))
+    return ", ".join([*lines, f"then {plan}." if lines else f"{plan}."])
 
 
 def _fill(program: str, x: Fraction | str) -> str:
@@ -328,7 +337,7 @@ def _plan(program: str, x: str) -> str:
     return _VERBS[program[1]] if re.fullmatch(r"x([-+*][0-9]+|/2)", program) else f"compute {_fill(program, x)}"
 
 
-def _start_number(problem: Problem) -> str:
+def start_number(problem: Problem) -> str:
     """The number of `prompt` that `template` replaces by {x}."""
     head, tail = problem.template.split("{x}", 1)
     return problem.prompt[len(head) : len(problem.prompt) - len(tail)]
@@ -360,7 +369,7 @@ def split_of(text: str) -> str:
 def _one_step(rng: random.Random, reversed_reading: bool) -> Problem:
     """A one-step problem of the embedded world."""
     sentences = _REVERSED if reversed_reading else _SENTENCES
-    pattern = rng.choice(list(sentences))
+    pattern = rng.choices(list(sentences), [6, 6, 5, 3][: len(sentences)])[0]  # few halves: they let errors cancel
     k = rng.randint(2, 3) if pattern == "x*{k}" else rng.randint(2, 9)
     x = 2 * rng.randint(6, 99) if pattern == "x/2" else rng.randint(11, 199)
     wording = sentences[pattern].format(name=rng.choice(_NAMES), things=rng.choice(_THINGS), k=k, x="{x}")

@@ -33,7 +33,7 @@ class Args:
 def measure(model, tokenizer, problems: int, samples: int, horizon: int, family: str, hint: bool, temperature: float) -> dict:
     sampler = HFSampler(model, runtime.eos_ids(model, tokenizer))
     task = ChainTask(horizon=str(horizon), family=family)
-    scores, _ = evaluate(sampler, tokenizer, task, "dev", problems, samples, 128, temperature, hint=hint)
+    scores, _ = evaluate(sampler, tokenizer, task, "dev", problems, samples, 160, temperature, hint=hint)
     return {"horizon": horizon, "family": family, "hint": hint, "temperature": temperature} | scores
 
 

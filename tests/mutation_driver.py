@@ -1,8 +1,8 @@
 """Runs tests against mutated source, two mutations at a time. `python mutation_driver.py CASES TOY_MODEL OUT`
 
-CASES is a JSON list of {"edits": {file: [old, new]}, "tests": [...]}. One process imports torch once and forks for each case; the
-child imports the mutated files, everything that uses them and the tests anew, and leaves OUT/<number>.json: the marker of each
-mutated module and {test: [outcome, ...]}.
+CASES is a JSON list of {"edits": {file: [old, new]}, "tests": [...]}; with old null, new is appended. One process imports torch
+once and forks for each case; the child imports the mutated files, everything that uses them and the tests anew, and leaves
+OUT/<number>.json: the marker of each mutated module and {test: [outcome, ...]}.
 """
 
 import importlib.abc
@@ -18,9 +18,6 @@ import numpy  # noqa: F401
 import pytest
 import torch  # noqa: F401
 import torch.utils.checkpoint  # noqa: F401
-import transformers.models.llama.modeling_llama
-import transformers.models.mistral.modeling_mistral
-import transformers.models.qwen2.modeling_qwen2
 import tyro  # noqa: F401
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast  # noqa: F401
 
@@ -36,8 +33,8 @@ class MutatedSource(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):
         self.sources = {}
         for file, (old, new) in edits.items():
             source = (ROOT / file).read_text()
-            assert source.count(old) == 1, f"{file}: {old!r} occurs {source.count(old)} times"
-            self.sources[file] = source.replace(old, new)
+            assert old is None or source.count(old) == 1, f"{file}: {old!r} occurs {source.count(old)} times"
+            self.sources[file] = source + new if old is None else source.replace(old, new)
 
     def find_spec(self, name, path, target=None):
         if f"{name}.py" in self.sources:

@@ -15,8 +15,8 @@ def random_model(dtype=torch.float64, seed: int = 0, vocab: int = 64, kind: str 
     torch.set_default_dtype(torch.float32)  # the same random numbers whatever the dtype
     torch.manual_seed(seed)
     shape = dict(vocab_size=vocab, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, head_dim=16,
-                 max_position_embeddings=256, initializer_range=0.25, tie_word_embeddings=tied, bos_token_id=None, eos_token_id=EOS,
-                 pad_token_id=None)  # fmt: skip
+                 max_position_embeddings=256, initializer_range=0.25, tie_word_embeddings=tied,
+                 bos_token_id=None, eos_token_id=EOS, pad_token_id=None)  # fmt: skip
     # (with a pad_token_id, transformers would keep that token's embedding without gradient, against every finite difference)
     if kind == "llama":
         model = LlamaForCausalLM(LlamaConfig(num_key_value_heads=2, **shape))

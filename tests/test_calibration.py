@@ -51,7 +51,7 @@ def test_the_right_reading_is_rare():
 
 def test_success_falls_with_the_horizon():
     """A world in which long chains are no harder than short ones."""
-    scores = [ROWS[h, "plain", False, 1.0]["avg@16"] for h in range(1, 7)]
+    scores = [ROWS[h, "plain", False, 1.0]["avg@16"] for h in range(1, 6)]
     assert all(0.3 <= after / before <= 0.75 for before, after in zip(scores, scores[1:])), scores
 
 

@@ -143,7 +143,7 @@ def test_vocabulary_larger_than_a_block_still_works(monkeypatch):
 
 
 def test_entropy_is_that_of_the_full_vocabulary_and_carries_no_gradient():
-    """Catches the entropy of the sampled tokens (-logprob), a log in base 2, an entropy at another temperature, and a gradient."""
+    """Catches the surprise of the sampled tokens (-logprob) in place of the entropy, a log in base 2, and a gradient."""
     logits = torch.randn(7, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
     logprobs, entropy = rollout.logprob_and_entropy(logits, torch.arange(7))
     for row, ours in zip(logits.detach().numpy(), entropy.tolist()):
@@ -356,7 +356,7 @@ def is_near_a_boundary(model, prompt, ids: list[int], position: int, seed: int, 
 
 
 def test_every_difference_between_float32_batches_is_a_draw_at_a_boundary():
-    """Catches any other reason to sample differently: rounding may move a token only where the draw is within 1e-5 of a boundary."""
+    """Catches any other reason to sample differently: rounding moves a token only when its draw is within 1e-5 of a boundary."""
     model = random_model(torch.float32)
     prompts = [[int(x) for x in np.random.default_rng(j).integers(0, 64, 2 + j % 7)] for j in range(8)]
     seeds = list(range(8 * 8))
@@ -456,7 +456,7 @@ def test_finished_rows_leave_the_batch():
 def test_the_prompt_is_prefilled_once_for_its_group():
     """Catches a prefill for each of the n samples."""
     model, shapes = random_model(), []
-    model.model.register_forward_pre_hook(lambda _, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True)
+    model.model.register_forward_pre_hook(lambda _, args, kwargs: shapes.append(kwargs["input_ids"].shape), with_kwargs=True)
     sample(model, n=16, tokens=3)
     assert shapes[0] == (3, 6)  # three different prompts, the longest of 7 tokens, the last of which is the first input
     assert shapes[1] == (80, 1)
@@ -484,9 +484,10 @@ def test_sampling_leaves_the_models_mode_and_gradients_alone():
 def test_load_weights_changes_the_policy_that_samples():
     """Catches a sampler that goes on with the weights it was made with."""
     model, other = random_model(seed=0), random_model(seed=1)
-    sampler = HFSampler(model, [EOS])
+    sampler, arguments = HFSampler(model, [EOS]), (PROMPTS, 1, 8, 1.0, [1, 2, 3, 4, 5])
     sampler.load_weights(other)
-    assert sampler.generate(PROMPTS, 1, 8, 1.0, [1, 2, 3, 4, 5]) == HFSampler(other, [EOS]).generate(PROMPTS, 1, 8, 1.0, [1, 2, 3, 4, 5])
+    assert sampler.generate(*arguments) == HFSampler(other, [EOS]).generate(*arguments)
+    assert sampler.generate(*arguments) != HFSampler(model, [EOS]).generate(*arguments)
 
 
 @pytest.mark.parametrize("count", [0, 5, 9, 11])
@@ -508,7 +509,8 @@ def test_probe_stops_a_run_whose_sampler_has_other_weights():
     model, stale = random_model(torch.float32, seed=0), random_model(torch.float32, seed=1)
     tokenizer = SimpleNamespace(chat_template=None, encode=lambda text: [3, 5, int(text)])
     task = SimpleNamespace(problem=lambda split, index, seed: Problem(str(index), "1"))
-    args = SimpleNamespace(seed=0, system_prompt=None, max_new_tokens=8, temperature=0.7, micro_batch_tokens=1000, max_logprob_gap=1e-4)
+    args = SimpleNamespace(seed=0, system_prompt=None, max_new_tokens=8, temperature=0.7, micro_batch_tokens=1000,
+                           max_logprob_gap=1e-4)  # fmt: skip
     rollout.probe_gap(HFSampler(model, [EOS]), model, tokenizer, task, args)
     with pytest.raises(SystemExit, match="sampler and trainer"):
         rollout.probe_gap(HFSampler(stale, [EOS]), model, tokenizer, task, args)
@@ -559,7 +561,8 @@ class CountingSampler:
 
     def generate(self, prompt_ids, n, max_new_tokens, temperature, seeds, top_p=1.0):
         self.arguments = (prompt_ids, n, max_new_tokens, temperature, seeds, top_p)
-        return [Completion([prompt[-1], i], [-0.5, -float(i)], "stop" if i else "length") for prompt in prompt_ids for i in range(n)]
+        finish = ["length"] + ["stop"] * (n - 1)
+        return [Completion([prompt[-1], i], [-0.5, -float(i)], finish[i]) for prompt in prompt_ids for i in range(n)]
 
 
 class PairTask:
@@ -617,7 +620,8 @@ def test_sampler_must_return_n_completions_for_each_prompt():
 def test_encode_prompt_with_and_without_chat_template():
     """Catches a prompt that does not end where the model is to answer, and a system prompt that is lost."""
     calls = []
-    chat = SimpleNamespace(chat_template="x", apply_chat_template=lambda messages, **options: calls.append((messages, options)) or [1, 2])
+    apply = lambda messages, **options: calls.append((messages, options)) or [1, 2]  # noqa: E731
+    chat = SimpleNamespace(chat_template="x", apply_chat_template=apply)
     assert rollout.encode_prompt(chat, "2+3?", "Be brief.") == [1, 2] == rollout.encode_prompt(chat, "2+3?")
     system, user = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "2+3?"}
     assert [messages for messages, _ in calls] == [[system, user], [user]]

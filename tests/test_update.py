@@ -140,7 +140,7 @@ EACH_AGGREGATION = pytest.mark.parametrize("variant", ["grpo_with_everything", "
 @pytest.mark.parametrize("truncated", [False, True], ids=["scored", "masked"])
 @pytest.mark.parametrize("old", [False, True], ids=["on_policy", "old_logprobs"])
 def test_loss_equals_loops_written_from_the_papers(variant, old, truncated):
-    """Catches any wrong sign, mask, denominator, clip side, ratio, KL direction or weight in the whole loss and in what is logged."""
+    """Catches any wrong sign, mask, denominator, clip side, ratio, KL direction or weight, in the loss and in what is logged."""
     script, flags = VARIANTS[variant]
     model, batch, args = random_model(), make_batch(old=old, truncated=truncated), make_args(script, **flags)
     for rows in (range(16), range(4, 12)):
@@ -180,27 +180,30 @@ def directional_derivative(model, function, seed: int, ours: torch.Tensor, step:
 
 @pytest.mark.parametrize("temperature", [0.7, 1.3])
 def test_expected_gradient_is_that_of_the_expected_reward(temperature):
-    """Catches a gradient that points anywhere else, temperature included. All completions of two tokens over a vocabulary of three
-    are enumerated, and all pairs of them as a group; with centred advantages and constant aggregation (L = 2, G = 2) the expected
-    gradient of the loss is exactly -(1 - 1/G) / L times the gradient of E[R]: the mean that is subtracted contains the completion's
-    own reward, which takes 1/G of its signal, and Dr. GRPO divides by L."""
+    """Catches a gradient that points anywhere else, temperature included.
+
+    All completions of two tokens over a vocabulary of three are enumerated, and all pairs of them as a group. With centred
+    advantages and constant aggregation (L = 2, G = 2) the expected gradient of the loss is exactly -(1 - 1/G) / L times the
+    gradient of E[R]: the mean that is subtracted contains the completion's own reward, which takes 1/G of the signal, and
+    Dr. GRPO divides by L.
+    """
     model, prompt, length, group = random_model(vocab=3), [2, 0, 1], 2, 2
     completions = [list(tokens) for tokens in itertools.product(range(3), repeat=length)]  # 9
     rewards = torch.tensor([0.3, -1.0, 2.0, 0.0, 0.5, 1.0, -0.7, 0.1, 1.5])
 
     def probabilities() -> torch.Tensor:
         tables = [distributions(model, prompt, tokens, temperature) for tokens in completions]
-        return torch.stack([sum(table[t, token] for t, token in enumerate(tokens)) for table, tokens in zip(tables, completions)]).exp()
+        return torch.stack([table[0, first] + table[1, second] for table, (first, second) in zip(tables, completions)]).exp()
 
     pairs = list(itertools.product(range(9), repeat=group))  # 81 groups, each with its probability
     chance = probabilities()
     assert chance.sum().item() == pytest.approx(1.0)
     advantages = grpo.group_advantages(torch.stack([rewards[list(pair)] for pair in pairs]), "centred")  # [81, 2]
-    expected_weight = torch.stack([chance[list(pair)].prod() for pair in pairs])[:, None] * len(pairs)  # the loss is a mean over groups
-    rows = [completions[member] for pair in pairs for member in pair]
-    batch = {"prompt_ids": [prompt] * len(rows), "completion_ids": rows, "advantages": (advantages * expected_weight).view(-1, 1),
-             "completion_mask": torch.ones(len(rows), length, dtype=torch.bool),
-             "loss_mask": torch.ones(len(rows), length, dtype=torch.bool), "rollout_logprobs": torch.zeros(len(rows), length)}  # fmt: skip
+    chance_of_pair = torch.stack([chance[list(pair)].prod() for pair in pairs])[:, None]
+    advantages = advantages * chance_of_pair * len(pairs)  # times 81, because the loss is a mean over groups
+    rows, mask = [completions[member] for pair in pairs for member in pair], torch.ones(2 * len(pairs), length, dtype=torch.bool)
+    batch = {"prompt_ids": [prompt] * len(rows), "completion_ids": rows, "advantages": advantages.view(-1, 1),
+             "completion_mask": mask, "loss_mask": mask, "rollout_logprobs": torch.zeros(mask.shape)}  # fmt: skip
     _, ours = update(model, batch, make_args(aggregation="constant", max_new_tokens=length, temperature=temperature))
     factor = (1 - 1 / group) / length
     for seed in range(3):
@@ -214,10 +217,11 @@ def test_expected_gradient_is_that_of_the_expected_reward(temperature):
 @EACH_AGGREGATION
 @pytest.mark.parametrize("old", [False, True], ids=["on_policy", "old_logprobs"])
 def test_micro_batches_change_nothing(variant, old):
-    """Catches a denominator or a statistic of the micro-batch instead of the batch, and a last micro-batch reported as the whole."""
+    """Catches a denominator of the micro-batch instead of the batch, and a last micro-batch that is logged as the whole."""
     script, flags = VARIANTS[variant]
     model, batch = random_model(), make_batch(old=old, truncated=True)
-    counts = {name: len(list(micro_batches(batch["prompt_ids"], batch["completion_ids"], budget))) for name, budget in BUDGETS.items()}
+    rows = batch["prompt_ids"], batch["completion_ids"]
+    counts = {name: len(list(micro_batches(*rows, budget))) for name, budget in BUDGETS.items()}
     assert counts == {"all": 1, "two": 2, "one": 16}
     expected = update(model, batch, make_args(script, **flags), script)
     for budget in (BUDGETS["two"], BUDGETS["one"]):
@@ -264,7 +268,7 @@ def test_padding_changes_nothing(variant):
 
 @SCRIPTS
 def test_longer_masked_completions_change_nothing_but_their_count(script):
-    """Catches padding or masked tokens that reach the gradient: a fifth group, longer than all others and masked, is put in front."""
+    """Catches padding or masked tokens that reach the gradient: a group longer than all others, and masked, is put in front."""
     model, batch, args = random_model(), make_batch(old=True), make_args(script, max_new_tokens=30)
     expected, expected_gradient = update(model, batch, args, script)
     front = [[9] * 3 + [5] * 27] * GROUP
@@ -289,7 +293,8 @@ def test_rows_of_a_minibatch_are_a_batch_of_their_own(script):
     for first, last in ((0, 4), (4, 12), (12, 16)):
         alone = {name: value[first:last] for name, value in batch.items()}
         assert_same(update(model, batch, args, script, slice(first, last)), update(model, alone, args, script))
-    assert_same(update(model, batch, args, script, slice(12, 20)), update(model, batch, args, script, slice(12, 16)))  # past the end
+    beyond_the_end = update(model, batch, args, script, slice(12, 20))
+    assert_same(beyond_the_end, update(model, batch, args, script, slice(12, 16)))
 
 
 @EACH_AGGREGATION
@@ -300,7 +305,8 @@ def test_float32_stays_within_1e_5(variant):
     _, exact = update(random_model(), batch, make_args(script, **flags), script)
     torch.set_default_dtype(torch.float32)
     model = random_model(torch.float32)
-    batch = {name: value.float() if torch.is_tensor(value) and value.is_floating_point() else value for name, value in batch.items()}
+    is_float = lambda value: torch.is_tensor(value) and value.is_floating_point()  # noqa: E731
+    batch = {name: value.float() if is_float(value) else value for name, value in batch.items()}
     for budget in BUDGETS.values():
         sums, ours = update(model, batch, make_args(script, micro_batch_tokens=budget, **flags), script)
         assert ours.dtype == torch.float32 and distance(ours.double(), exact) <= 1e-5
@@ -343,17 +349,17 @@ def test_advantages_of_zero_give_no_gradient(script):
 
 def test_kl_at_the_reference_is_zero_and_pulls_back_from_elsewhere():
     """Catches a KL term that is not there, or that drives away: descending it brings the policy closer to the reference."""
-    model, batch = random_model(), make_batch()
+    model, batch, args = random_model(), make_batch(), make_args(kl_coef=1.0)
     batch["advantages"][:] = 0.0
-    args = make_args(kl_coef=1.0)
-    batch["ref_logprobs"], _ = score_all(random_model(), batch["prompt_ids"], batch["completion_ids"], args.temperature, 10**6)
+    scoring = batch["prompt_ids"], batch["completion_ids"], args.temperature, 10**6
+    batch["ref_logprobs"], _ = score_all(random_model(), *scoring)
     sums, ours = update(model, batch, args)
     assert sums["kl"] == pytest.approx(0.0, abs=1e-12) and ours.norm() < 1e-10
-    batch["ref_logprobs"], _ = score_all(random_model(seed=1), batch["prompt_ids"], batch["completion_ids"], args.temperature, 10**6)
+    batch["ref_logprobs"], _ = score_all(random_model(seed=1), *scoring)
     far, push = update(model, batch, args)
     assert far["total_loss"] > 0.5 and far["policy_loss"] == 0.0
-    with torch.no_grad():
-        torch.nn.utils.vector_to_parameters(torch.nn.utils.parameters_to_vector(model.parameters()) - 1e-3 * push, model.parameters())
+    weights = torch.nn.utils.parameters_to_vector(model.parameters()).detach()
+    torch.nn.utils.vector_to_parameters(weights - 1e-3 * push, model.parameters())
     assert update(model, batch, args)[0]["total_loss"] < far["total_loss"]
 
 
@@ -398,12 +404,14 @@ def test_first_of_two_minibatches_has_ratio_one_and_the_second_has_not(script):
 
 
 def test_rollout_logprobs_are_read_only_where_asked_for():
-    """Catches a ratio against the sampler's log-probs instead of the trainer's: without a cap they change the logged gap alone."""
+    """Catches a ratio against the sampler's log-probs instead of the trainer's: without a cap they change nothing but the gap."""
     model, batch, args = random_model(), make_batch(old=True), make_args()
     sums, ours = update(model, batch, args)
-    other = batch | {"rollout_logprobs": pad_values([[-1.0] * len(ids) for ids in batch["completion_ids"]], batch["completion_mask"])}
+    minus_one = pad_values([[-1.0] * len(ids) for ids in batch["completion_ids"]], batch["completion_mask"])
+    other = batch | {"rollout_logprobs": minus_one}
     other_sums, other_gradient = update(model, other, args)
-    assert torch.equal(ours, other_gradient) and sums["policy_loss"] == other_sums["policy_loss"] and sums["gap"] != other_sums["gap"]
+    assert torch.equal(ours, other_gradient) and sums["policy_loss"] == other_sums["policy_loss"]
+    assert sums["gap"] != other_sums["gap"]
     _, weighted = update(model, other, make_args(importance_cap=2.0))
     assert distance(weighted, ours) > 1e-2
 
