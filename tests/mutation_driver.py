@@ -38,7 +38,7 @@ class MutatedSource(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):
 
     def find_spec(self, name, path, target=None):
         if f"{name}.py" in self.sources:
-            return importlib.util.spec_from_loader(name, self, origin=str(ROOT / f"{name}.py"))
+            return importlib.util.spec_from_file_location(name, ROOT / f"{name}.py", loader=self)
 
     def get_filename(self, name):
         return str(ROOT / f"{name}.py")
