@@ -419,7 +419,10 @@ class ChainTask:
                 values = chain_values(steps)
                 steps = steps if all(v.denominator == 1 and 2 <= v <= 999 for v in values) else None
                 steps = steps if steps and len(set(values)) == horizon else None
-            if steps and split_of(" ".join([steps[0].answer, *(step.program for step in steps)])) == split:
+            if not steps or split_of(" ".join([steps[0].answer, *(step.program for step in steps)])) != split:
+                continue
+            problem = write_chain(steps, "short")
+            if problem.answer not in re.findall("[0-9]+", problem.hint):  # not even by chance
                 return steps
 
     def problem(self, split: str, index: int, seed: int) -> Problem:

@@ -373,7 +373,7 @@ def results(request, toy_model, tmp_path_factory) -> dict[str, dict]:
     (out / "cases.json").write_text(json.dumps(list(cases.values())))
     command = [sys.executable, str(Path(__file__).with_name("mutation_driver.py")), str(out / "cases.json"), toy_model, str(out)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    driver = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
+    driver = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
     assert driver.returncode == 0, driver.stdout[-2000:] + driver.stderr[-2000:]
     found = {}
     for number, name in enumerate(cases):
