@@ -5,6 +5,7 @@ once and forks for each case; the child imports the mutated files, everything th
 OUT/<number>.json: the marker of each mutated module and {test: [outcome, ...]}.
 """
 
+import gc
 import importlib.abc
 import importlib.util
 import json
@@ -19,7 +20,8 @@ import pytest
 import torch  # noqa: F401
 import torch.utils.checkpoint  # noqa: F401
 import tyro  # noqa: F401
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast  # noqa: F401
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM  # noqa: F401
+from transformers.models.auto import modeling_auto  # noqa: F401
 
 ROOT = Path(__file__).resolve().parent.parent
 MARKER = "MUTATED_BY_TEST"
@@ -71,7 +73,8 @@ def run_case(number: int, case: dict, out: Path) -> None:
         os.dup2(output.fileno(), 2)
     sys.meta_path.insert(0, MutatedSource(case["edits"]))
     outcomes = Outcomes()
-    options = ["-q", "-p", "no:cacheprovider", f"--rootdir={ROOT}", f"--basetemp={out / f'{number}.tmp'}", "--tb=line"]
+    options = ["-q", "-p", "no:cacheprovider", "--tb=line", "--assert=plain", f"--rootdir={ROOT}"]
+    options.append(f"--basetemp={out / f'{number}.tmp'}")
     status = int(pytest.main([*options, *(f"tests/{test}" for test in case["tests"])], plugins=[outcomes]))
     modules = {file: getattr(sys.modules.get(Path(file).stem), MARKER, None) for file in case["edits"]}
     (out / f"{number}.json").write_text(json.dumps({"status": status, "markers": modules, "outcomes": outcomes.of}))
@@ -80,6 +83,7 @@ def run_case(number: int, case: dict, out: Path) -> None:
 def main(cases: list[dict], out: Path) -> None:
     os.chdir(ROOT)
     sys.path.insert(0, str(ROOT))
+    gc.freeze()  # what was imported here need not be looked through in every child
     waiting, running = list(enumerate(cases)), 0
     while waiting or running:
         if waiting and running < 2:
@@ -97,5 +101,6 @@ def main(cases: list[dict], out: Path) -> None:
 
 
 if __name__ == "__main__":
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     os.environ["PLAINRL_TOY_MODEL"] = sys.argv[2]
     main(json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[3]))

@@ -18,9 +18,9 @@ def save_toy_model(folder: Path) -> str:
     pairs = itertools.islice(sft.corpus(1, sft.Args(steps=1)), 100)
     tokenizer = sft.build_tokenizer([text for prompt, solutions in pairs for text in (prompt, *solutions)], vocab_size=288)
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-                         num_key_value_heads=2, head_dim=16, max_position_embeddings=256, tie_word_embeddings=True,
-                         initializer_range=0.1, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
+    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                         num_attention_heads=2, num_key_value_heads=2, head_dim=16, max_position_embeddings=256,
+                         tie_word_embeddings=True, initializer_range=0.1, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
                          pad_token_id=tokenizer.pad_token_id)  # fmt: skip
     model = LlamaForCausalLM(config)
     model.generation_config.eos_token_id = [tokenizer.eos_token_id, *range(5, 37)]  # more ways to end, so that lengths differ
@@ -100,7 +100,8 @@ def quick_flags(toy_model: str, out_dir: Path, **changes) -> dict:
 def records(out_dir: Path) -> list[dict]:
     """metrics.jsonl without what the clock and the machine decide."""
     lines = (Path(out_dir) / "metrics.jsonl").read_text().splitlines()
-    return [{name: value for name, value in json.loads(line).items() if not name.startswith(("time/", "perf/"))} for line in lines]
+    timed = ("time/", "perf/")
+    return [{name: value for name, value in json.loads(line).items() if not name.startswith(timed)} for line in lines]
 
 
 def column(out_dir: Path, metric: str) -> list:
