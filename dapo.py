@@ -207,7 +207,8 @@ def accumulate_gradients(model, batch: dict, rows: slice, args: Args) -> Counter
 
 def problem_indices(args: Args, step: int, round: int) -> list[int]:
     """Which training problems a round of a step samples: a pure function, so resuming needs no data state."""
-    first = ((step - 1) * (args.max_refills + 1) + round) * args.prompts_per_step
+    rounds = args.max_refills + 1 if args.dynamic_sampling else 1
+    first = ((step - 1) * rounds + round) * args.prompts_per_step
     return [index % args.train_size if args.train_size else index for index in range(first, first + args.prompts_per_step)]
 
 

@@ -5,6 +5,7 @@ Nothing here belongs to an algorithm; a reader who wants to know what GRPO does 
 
 import ctypes
 import hashlib
+import importlib
 import json
 import math
 import os
@@ -84,6 +85,10 @@ def load_model(name: str, activation_checkpointing: bool = False) -> tuple[PreTr
     for scaling in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
         if getattr(config, scaling, None) not in (None, 1, 1.0):
             fail(f"--model {name}: its logits are changed after the head ({scaling}), which the scorer does not do; use another model")
+    for module in model.modules():  # training and sampling must be the same policy, so nothing is dropped out
+        for dropout in {"p", "dropout", "attention_dropout", "hidden_dropout"} & vars(module).keys():
+            if isinstance(getattr(module, dropout), float):
+                setattr(module, dropout, 0.0)
     if model.get_output_embeddings() is None:
         fail(f"--model {name}: is no causal language model with an output head")
     if activation_checkpointing:
@@ -269,6 +274,7 @@ class Run:
 
     def log(self, record: dict) -> None:
         """Append one step's record and show it."""
+        record = {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in record.items()}
         with open(self.dir / "metrics.jsonl", "a") as file:
             file.write(json.dumps(record) + "\n")
         self.tracker({name: value for name, value in record.items() if name != "step"}, record["step"])
@@ -363,21 +369,20 @@ def git_commit() -> str | None:
         return None
 
 
+TRACKERS = {"wandb": "wandb", "tensorboard": "torch.utils.tensorboard"}
+
+
 def open_tracker(kind: str, out_dir: Path, config: dict):
     """A function (metrics, step) that sends a record to wandb or tensorboard, or does nothing."""
     if kind == "wandb":
-        try:
-            import wandb
-        except ImportError:
-            fail("--track wandb: the package is not installed; run: pip install wandb")
+        import wandb
+
         run_id = hashlib.sha1(str(out_dir.absolute()).encode()).hexdigest()[:12]
         wandb.init(project="plainrl", name=out_dir.name, dir=out_dir, config=config, resume="allow", id=run_id)
         return lambda metrics, step: wandb.log(metrics, step=step)
     if kind == "tensorboard":
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            fail("--track tensorboard: the package is not installed; run: pip install tensorboard")
+        from torch.utils.tensorboard import SummaryWriter
+
         writer = SummaryWriter(out_dir)
         return lambda metrics, step: [writer.add_scalar(name, value, step) for name, value in metrics.items() if value is not None]
     return lambda metrics, step: None
@@ -423,6 +428,13 @@ def check_args(args) -> None:
         fail(f"--minibatches {args.minibatches}: does not divide --prompts-per-step {args.prompts_per_step}")
     if args.temperature <= 0:
         fail(f"--temperature {args.temperature:g}: must be above 0; a greedy group has no differences to learn from")
+    if not 0 <= args.seed < 2**31:
+        fail(f"--seed {args.seed}: must be 0 or more and below {2**31}, from where evaluation takes its own")
+    if args.track in TRACKERS:
+        try:
+            importlib.import_module(TRACKERS[args.track])
+        except ImportError:
+            fail(f"--track {args.track}: the package is not installed; run: pip install {args.track}")
     for name in ("train_size", "token_budget"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             fail(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least 1")
