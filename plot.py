@@ -63,10 +63,12 @@ def mean_and_half_width(values: list[float]) -> tuple[float, float]:
 
 
 def reference_runs() -> dict[str, list[dict]]:
-    """{variant: [curves of a seed, ...]} of everything under runs/reference."""
+    """{variant: [curves of a seed, ...]} of everything under runs/reference that ran on the embedded model's default task."""
     runs: dict[str, list[dict]] = {}
     for path in sorted(REFERENCE.glob("*/*/seed*/metrics.jsonl")):
-        runs.setdefault("/".join(path.parts[-4:-2]), []).append(read_metrics(path.parent))
+        curves = read_metrics(path.parent)
+        if "test/chain/avg@16" in curves:
+            runs.setdefault("/".join(path.parts[-4:-2]), []).append(curves)
     return runs
 
 
@@ -74,8 +76,6 @@ def plot_reference() -> Path:
     """Held-out accuracy over sampled tokens and entropy over steps: mean over seeds, band: 95% interval."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
     for variant, seeds in reference_runs().items():
-        if "eval/chain/avg@16" not in seeds[0]:
-            continue
         for axis, name in zip(axes, ("eval/chain/avg@16", "policy/entropy")):
             steps = sorted(set.intersection(*(set(curves[name]) for curves in seeds)))
             values = np.array([[curves[name][step] for step in steps] for curves in seeds])  # [seeds, steps]
