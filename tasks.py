@@ -317,8 +317,8 @@ _VERBS = {"+": "add", "-": "subtract", "*": "multiply", "/": "halve"}
 
 
 def hinted_steps(horizon: int) -> int:
-    """How many steps a hint works out: the first two thirds, so never the last."""
-    return 2 * horizon // 3
+    """How many steps a hint works out: the first three quarters, so never the last."""
+    return 3 * horizon // 4
 
 
 def hint_text(chain: list[Problem], lines: list[str]) -> str:

@@ -37,6 +37,16 @@ def measure(model, tokenizer, problems: int, samples: int, horizon: int, family:
     return {"horizon": horizon, "family": family, "hint": hint, "temperature": temperature} | scores
 
 
+def readme_table(rows: list[dict]) -> str:
+    """What the README shows of it."""
+    lines = ["| steps | family | hint | avg@16 | pass@16 | unparsed |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        if row["temperature"] == 1.0:
+            scores = " | ".join(f"{row[name]:.3f}" for name in ("avg@16", "pass@16", "frac_unparsed"))
+            lines.append(f"| {row['horizon']} | {row['family']} | {'yes' if row['hint'] else 'no'} | {scores} |")
+    return "\n".join(lines)
+
+
 def main(args: Args) -> None:
     runtime.keep_freed_memory()
     model, tokenizer = runtime.load_model(args.model)
@@ -54,6 +64,7 @@ def main(args: Args) -> None:
     if args.out:
         result = {"model_hash": runtime.model_hash(model), "problems": args.problems, "samples": args.samples, "rows": rows}
         args.out.write_text(json.dumps(result, indent=1) + "\n")
+        print(readme_table(rows))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ import rollout
 import runtime
 import sft
 from eval import evaluate
-from tasks import load_task
+from tasks import hinted_steps, load_task
 
 TINY = Path(__file__).resolve().parent.parent / "models" / "tiny"
 real_plot_run = plot.plot_run
@@ -852,8 +852,8 @@ def test_sft_corpus_is_of_its_own_split(monkeypatch):
     pairs = list(itertools.islice(sft.corpus(0, sft.Args(steps=10, prompts_per_step=30)), 300))
     assert {split for _, split, *_ in calls} == {"sft"} and len({index for _, _, index, _ in calls}) == 300
     horizons = [int(task.horizon) for task, *_ in calls]
-    assert horizons[:16] == [1] * 16 and max(horizons[:100]) <= 6 and set(horizons) == set(range(1, 11))  # they grow
-    assert 30 < sum("Hint:" in prompt for prompt, _ in pairs) < 90
+    assert horizons[:12] == [1] * 12 and max(horizons[:50]) <= 4 and set(horizons) == set(range(1, 11))  # they grow
+    assert 75 < sum("Hint:" in prompt for prompt, _ in pairs) < 135
     assert 45 < sum(task.family == "reversed" for task, *_ in calls) < 105
 
 
@@ -864,7 +864,7 @@ def test_sft_student_follows_the_hint_and_turns_sloppy():
         horizon, family = 1 + index % 10, "plain" if index < 50 else "reversed"
         chain = sft.ChainTask(horizon=str(horizon), family=family).chain("sft", index, 0)
         solution = sft.write_chain(chain, "short").solution.split("\n")[:-1]
-        known = 2 * horizon // 3
+        known = hinted_steps(horizon)
         wrong_hint = [re.sub(r"\d+$", "500", line) for line in solution[:known]]
         for hint, sloppy in itertools.product((None, solution[:known], wrong_hint), (True, False)):
             lines = sft.student_solution(chain, hint, sloppy, rng, args)

@@ -749,7 +749,7 @@ def check_chain(problem: Problem) -> None:
     for line, before in zip(problem.solution.split("\n")[1:-1], values):
         assert re.match(rf"[A-J]={before}[-+*/]", line), "a line must begin with the answer of the line before it"
     known = re.findall(r"[A-J]=[^,]+", problem.hint)
-    assert known == problem.solution.split("\n")[: 2 * len(values) // 3]
+    assert known == problem.solution.split("\n")[: 3 * len(values) // 4]
     assert problem.answer not in re.findall(r"\d+", problem.hint)
     next_operation = re.search(r"[-+*/]", problem.solution.split("\n")[len(known)])[0]
     assert problem.hint.endswith({"+": "add.", "-": "subtract.", "*": "multiply.", "/": "halve."}[next_operation])
