@@ -62,7 +62,7 @@ POINTS = {
     "before the first checkpoint": lambda script: kill_on_call(script, "accumulate_gradients", 2, after=True),
     "in the middle of a log line": lambda script: setattr(runtime.Run, "log", write_half_a_line),
     "during a step": lambda script: kill_on_call(runtime, "step_or_skip", 5, after=True),
-    "while sampling": lambda script: kill_on_call(script, "sample_rollout", 5, after=True),
+    "while sampling": lambda script: kill_on_call(script, "completion_seed", 2, when=lambda seed, step, *_: step == 3),
     "while a checkpoint is written": lambda script: kill_on_call(torch, "save", 2),
     "between the renames": lambda script: kill_on_call(Path, "rename", 1, True, lambda old, new: new.name == "last.old"),
     "after best, before last": lambda script: kill_on_call(runtime, "save_checkpoint", 2),

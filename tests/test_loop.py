@@ -958,8 +958,6 @@ def test_killed_and_resumed_run_equals_the_uninterrupted_one(killed_runs, script
     report = json.loads((killed_runs / script / "report.json").read_text())
     assert report["uninterrupted"] == 0 and report[point]["killed"] == -signal.SIGKILL and report[point]["resumed"] == 0
     checkpoint, log_lines, folders = POINTS[point]
-    if (script, point) == ("grpo", "while sampling"):
-        checkpoint, log_lines = 4, 5  # grpo.py samples once a step, dapo.py several times
     between = report[point]["between"]
     assert between == {"checkpoint": checkpoint, "log_lines": log_lines, "half_line": "log line" in point, "folders": folders}
 
