@@ -192,7 +192,7 @@ def main(args: Args) -> None:
     tokenizer = build_tokenizer([text for prompt, solutions in pairs for text in (prompt, *solutions)])
     model = build_model(tokenizer)
     matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]  # Muon learns to add in half of AdamW's steps
-    others = [p for p in model.parameters() if all(p is not matrix for matrix in matrices)]  # embedding and norms
+    others = [model.model.embed_tokens.weight, *(p for p in model.parameters() if p.ndim == 1)]  # embedding (tied head) and norms
     optimizers = [torch.optim.Muon(matrices, lr=args.lr, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
                   torch.optim.AdamW(others, lr=args.lr, weight_decay=0.1, betas=(0.9, 0.95))]  # fmt: skip
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens, {args.steps} steps -> {args.out_dir}")

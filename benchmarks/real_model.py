@@ -3,7 +3,7 @@
     python benchmarks/real_model.py --model runs/SmolLM2-135M-Instruct
 
 (`benchmarks/convert_gguf.py` makes that folder once.) What is finished is skipped and a broken run resumed, so the same command
-goes on after an interruption. Intervals: 95%, bootstrap over problems, before and after on the same problems.
+goes on after an interruption. summary.json: each rate with its 95% interval, bootstrap over problems, paired for the rises.
 """
 
 import json
@@ -17,7 +17,7 @@ import tyro
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
-from benchmarks.reference import collect  # noqa: E402
+from benchmarks.reference import train  # noqa: E402
 
 SYSTEM = """You are a calculator. You answer every problem with \\boxed{result} and nothing else.
 Problem: 4 + 5 =
@@ -41,56 +41,39 @@ class Args:
     """test problems"""
     samples: int = 4
     """completions of each"""
-    work: Path = ROOT / "runs/work/smollm2"
+    scratch: Path = ROOT / "runs/scratch/smollm2"
     """where the run itself lives, with its checkpoints"""
     out: Path = ROOT / "runs/reference/grpo/smollm2"
     """where its logs are collected"""
 
 
-def call(script: str, *flags) -> None:
-    subprocess.run([sys.executable, script, *map(str, flags)], cwd=ROOT, check=True)
-
-
-def accuracy(rows: list[dict], name: str) -> float:
-    """Correct completions as a share of all of them ("n") or of those with a readable answer ("parsed")."""
-    return sum(row["correct"] for row in rows) / max(1, sum(row[name] for row in rows))
-
-
-def interval(before: list[dict], after: list[dict], statistic, draws: int = 10_000) -> list[float]:
-    """95% bootstrap interval of statistic(before, after) over problems, which both lists hold in the same order."""
-    rng, count = np.random.default_rng(0), len(before)
-    values = [statistic([before[i] for i in picked], [after[i] for i in picked]) for picked in rng.integers(0, count, (draws, count))]
-    return [round(float(bound), 4) for bound in np.quantile(values, [0.025, 0.975])]
-
-
 def main(args: Args) -> None:
-    run, target = args.work / f"seed{args.seed}", args.out / f"seed{args.seed}"
-    target.mkdir(parents=True, exist_ok=True)
-    if not (run / "curves.png").exists():
-        resume = ["--resume"] if run.exists() else []
-        call("grpo.py", "--model", args.model.resolve(), *COMMON, *TRAIN.split(), "--seed", args.seed, "--out-dir", run, *resume)
-        collect(run, target)
-    rows = {}
-    for when, model in (("before", args.model.resolve()), ("after", run / "final")):
-        scores = args.work / f"{when}-seed{args.seed}.json"
+    run, target, model = args.scratch / f"seed{args.seed}", args.out / f"seed{args.seed}", args.model.resolve()
+    if not (target / "metrics.jsonl").exists():
+        command = ["grpo.py", "--model", str(model), *COMMON, *TRAIN.split(), "--seed", str(args.seed)]
+        if train(command, run, target) != 0:
+            sys.exit("training failed; the same command goes on from the last checkpoint")
+
+    counts = {}  # {before or after: {correct, parsed or n: [problems]}}
+    for when, weights in (("before", model), ("after", run / "final")):
+        scores = args.scratch / f"{when}-seed{args.seed}.json"
         if not scores.exists():
-            call("eval.py", "--model", model, *COMMON, "--problems", args.problems, "-n", args.samples, "--out", scores)
-        rows[when] = json.loads(scores.read_text())["rows"]
-    before, after = rows["before"], rows["after"]
-    assert [row["index"] for row in before] == [row["index"] for row in after]
-    summary = {"task": TASK, "problems": len(before), "samples": args.samples}
-    for name, of in (("accuracy", "n"), ("accuracy among parsed", "parsed")):
-        summary[name] = {
-            "before": round(accuracy(before, of), 4),
-            "before 95%": interval(before, after, lambda b, a, of=of: accuracy(b, of)),
-            "after": round(accuracy(after, of), 4),
-            "after 95%": interval(before, after, lambda b, a, of=of: accuracy(a, of)),
-            "rise 95%": interval(before, after, lambda b, a, of=of: accuracy(a, of) - accuracy(b, of)),
-        }
-    for when, table in rows.items():
-        summary[f"parsed {when}"] = round(sum(row["parsed"] for row in table) / sum(row["n"] for row in table), 4)
-        lines = (json.dumps({name: row[name] for name in ("index", "n", "correct", "parsed", "truncated")}) for row in table)
+            command = ["eval.py", "--model", weights, *COMMON, "--problems", args.problems, "-n", args.samples, "--out", scores]
+            subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, check=True)
+        rows = json.loads(scores.read_text())["rows"]
+        lines = (json.dumps({name: row[name] for name in ("index", "n", "correct", "parsed", "truncated")}) for row in rows)
         (target / f"test-{when}.jsonl").write_text("\n".join(lines) + "\n")
+        counts[when] = {name: np.array([row[name] for row in rows]) for name in ("correct", "parsed", "n")}
+
+    drawn = np.random.default_rng(0).integers(0, args.problems, (10_000, args.problems))  # the same problems before and after
+    summary = {"task": TASK, "problems": args.problems, "samples": args.samples}
+    for title, part, whole in (("accuracy", "correct", "n"), ("accuracy among parsed", "correct", "parsed"), ("parsed", "parsed", "n")):
+        value = {when: count[part].sum() / max(1, count[whole].sum()) for when, count in counts.items()}
+        draws = {when: count[part][drawn].sum(1) / np.maximum(1, count[whole][drawn].sum(1)) for when, count in counts.items()}  # [draws]
+        value["rise"], draws["rise"] = value["after"] - value["before"], draws["after"] - draws["before"]
+        for name in value:
+            low, high = np.quantile(draws[name], [0.025, 0.975])
+            summary[f"{title} {name}"] = [round(float(number), 4) for number in (value[name], low, high)]
     (target / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     print(json.dumps(summary, indent=1))
 

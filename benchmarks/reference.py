@@ -2,7 +2,7 @@
 
     python benchmarks/reference.py                          everything that is missing
     python benchmarks/reference.py --only grpo/dr_grpo      one variant
-    python benchmarks/reference.py --seeds 100 101 --out runs/dev --extra "--lr 1e-3"        trials on development seeds
+    python benchmarks/reference.py --seeds 100 101 --out runs/dev --extra="--lr 1e-3"        trials on development seeds
 
 Each run uses one thread and `--jobs` of them go side by side: two threads each on two cores would be ten times slower.
 """
@@ -37,7 +37,7 @@ class Args:
     """flags added to the command"""
     out: Path = ROOT / "runs/reference"
     """where the logs are collected"""
-    work: Path = ROOT / "runs/work"
+    scratch: Path = ROOT / "runs/scratch"
     """where the runs themselves live, with their checkpoints"""
     jobs: int = 2
     """runs side by side"""
@@ -53,21 +53,28 @@ def collect(run: Path, target: Path) -> None:
             file.write(json.dumps(record) + "\n")
 
 
+def train(command: list[str], run: Path, target: Path, **options) -> int:
+    """Run a script into the folder `run`, going on where it stopped before, and collect its logs. Returns the exit status."""
+    resume = ["--resume"] if run.exists() else []
+    run.parent.mkdir(parents=True, exist_ok=True)
+    code = subprocess.run([sys.executable, *command, "--out-dir", str(run), *resume], cwd=ROOT, **options).returncode
+    if code == 0:
+        collect(run, target)
+    return code
+
+
 def run_one(variant: str, seed: int, args: Args) -> str:
     target = args.out / variant / f"seed{seed}"
     if (target / "metrics.jsonl").exists():
         return f"{variant} seed {seed}: already there"
-    run = args.work / args.out.name / variant / f"seed{seed}"
-    script, *flags = shlex.split(f"{VARIANTS[variant]} {args.extra}")
-    command = [sys.executable, script, *flags, "--seed", str(seed), "--out-dir", str(run)]
-    if run.exists():
-        command.append("--resume")
-    run.parent.mkdir(parents=True, exist_ok=True)
-    with open(run.with_suffix(".log"), "a") as log:
-        code = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=log, stderr=log).returncode
+    run = args.scratch / args.out.name / variant / f"seed{seed}"
+    command = [*shlex.split(f"{VARIANTS[variant]} {args.extra}"), "--seed", str(seed)]
+    log_file = run.with_suffix(".log")
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    with open(log_file, "a") as log:
+        code = train(command, run, target, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=log, stderr=log)
     if code != 0:
-        return f"{variant} seed {seed}: failed, see {run.with_suffix('.log')}"
-    collect(run, target)
+        return f"{variant} seed {seed}: failed, see {log_file}"
     return f"{variant} seed {seed}: done"
 
 

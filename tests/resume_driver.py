@@ -22,6 +22,9 @@ import dapo  # noqa: E402
 import grpo  # noqa: E402
 import plot  # noqa: E402
 import runtime  # noqa: E402
+from rollout import completion_seed  # noqa: E402
+
+SEED = 10
 
 
 def die():
@@ -55,6 +58,10 @@ def write_half_a_line(run, record):
     original_log(run, record)
 
 
+def first_round_of_step_3(sampler, tokenizer, task, problems, prompts, seeds) -> bool:
+    return seeds[0] == completion_seed(SEED, 3, 0, 0, 0)
+
+
 original_log = runtime.Run.log
 
 # Checkpoints are due after steps 2, 4 and 5, scores on dev too. A step of grpo.py makes two updates, of dapo.py at most two.
@@ -62,7 +69,7 @@ POINTS = {
     "before the first checkpoint": lambda script: kill_on_call(script, "accumulate_gradients", 2, after=True),
     "in the middle of a log line": lambda script: setattr(runtime.Run, "log", write_half_a_line),
     "during a step": lambda script: kill_on_call(runtime, "step_or_skip", 5, after=True),
-    "while sampling": lambda script: kill_on_call(script, "completion_seed", 2, when=lambda seed, step, *_: step == 3),
+    "while sampling": lambda script: kill_on_call(script, "sample_rollout", 1, after=True, when=first_round_of_step_3),
     "while a checkpoint is written": lambda script: kill_on_call(torch, "save", 2),
     "between the renames": lambda script: kill_on_call(Path, "rename", 1, True, lambda old, new: new.name == "last.old"),
     "after best, before last": lambda script: kill_on_call(runtime, "save_checkpoint", 2),
@@ -109,7 +116,7 @@ def on_disk(folder: Path) -> dict:
 
 def rehearse(script, extra: dict, toy_model: str, out: Path) -> None:
     """The uninterrupted run of one script, and a killed and resumed one for each point."""
-    flags = toys.quick_flags(toy_model, out, minibatches=2, max_new_tokens=6, micro_batch_tokens=200, seed=10, **extra)
+    flags = toys.quick_flags(toy_model, out, minibatches=2, max_new_tokens=6, micro_batch_tokens=200, seed=SEED, **extra)
     report = {"uninterrupted": live(script, flags | {"out_dir": out / "uninterrupted"}, None)}
     for point in POINTS:
         folder = out / point
