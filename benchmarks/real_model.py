@@ -1,4 +1,5 @@
-"""Trains SmolLM2-135M-Instruct with grpo.py on two-number sums and measures it before and after on 200 problems it never saw.
+"""Trains SmolLM2-135M-Instruct with grpo.py to find a fact in a short text (needle_haystack of reasoning-gym), and measures it
+before and after on 200 problems it never saw.
 
     python benchmarks/real_model.py --model runs/SmolLM2-135M-Instruct
 
@@ -20,16 +21,22 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 from benchmarks.reference import train  # noqa: E402
 
-SYSTEM = """You are a calculator. You answer every problem with \\boxed{result} and nothing else.
-Problem: 4 + 5 =
-You: \\boxed{9}
-Problem: 12 - 7 =
-You: \\boxed{5}
-Problem: 30 + 21 =
-You: \\boxed{51}"""
-TASK = "gym:chain_sum?max_terms=2&min_digits=1&max_digits=2"
-COMMON = ["--task", TASK, "--system-prompt", SYSTEM, "--temperature", "0.7", "--max-new-tokens", "24"]
-TRAIN = "--prompts-per-step 8 --group-size 8 --lr 1e-5 --steps 60 --eval-every 20 --eval-problems 32 --eval-samples 4 --test-problems 8"
+SYSTEM = """You give the final answer in \\boxed{} and nothing else.<|im_end|>
+<|im_start|>user
+Maria likes tea. John hates rain.
+Who hates rain? Reply only with a name.
+Put the final answer in \\boxed{}.<|im_end|>
+<|im_start|>assistant
+\\boxed{John}<|im_end|>
+<|im_start|>user
+Peter adores books. Anna fears dogs. Omar enjoys chess.
+Who adores books? Reply only with a name.
+Put the final answer in \\boxed{}.<|im_end|>
+<|im_start|>assistant
+\\boxed{Peter}"""  # two examples follow the system text, as turns of SmolLM2's chat template
+TASK = "gym:needle_haystack?min_num_statements=2&max_num_statements=4"
+COMMON = ["--task", TASK, "--system-prompt", SYSTEM, "--max-new-tokens", "16"]
+TRAIN = "--prompts-per-step 8 --group-size 16 --lr 1e-5 --steps 60 --eval-every 20 --eval-problems 32 --eval-samples 4 --test-problems 8"
 
 
 @dataclass

@@ -638,16 +638,6 @@ def test_seeds_and_problems_are_a_function_of_step_prompt_round_and_sample(run, 
     assert len(set(indices)) == len(indices) == 2 * len(calls)
 
 
-def test_refills_never_repeat_a_problem():
-    """Catches two rounds or two steps that sample the same problems; the first round has those of grpo.py."""
-    args = dapo.Args(prompts_per_step=3, max_refills=2)
-    indices = [index for step in range(1, 5) for round in range(3) for index in dapo.problem_indices(args, step, round)]
-    assert len(set(indices)) == 36
-    first_rounds = [index for step in range(1, 5) for index in dapo.problem_indices(args, step, 0)]
-    args = grpo.Args(prompts_per_step=3)
-    assert [index for step in range(1, 5) for index in grpo.problem_indices(args, step)] == list(range(12)) == first_rounds
-
-
 @pytest.mark.parametrize("minibatches, epochs", [(2, 1), (1, 2), (2, 2)])
 @both_scripts
 def test_only_the_first_update_of_a_batch_has_ratio_one(run, monkeypatch, script, minibatches, epochs):

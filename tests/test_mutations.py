@@ -316,8 +316,7 @@ MUTATIONS = [
     Mutation("refill of the same problems", "dapo.py",
              "+ round * 1_000_000_007",
              "",
-             "test_update.py::test_rounds_of_refilling_share_no_problem "
-             "test_loop.py::test_refills_never_repeat_a_problem"),
+             "test_update.py::test_rounds_of_refilling_share_no_problem"),
     Mutation("surplus groups trained on", "dapo.py",
              "sampled.select(kept[: args.prompts_per_step])",
              "sampled.select(kept)",
