@@ -36,7 +36,7 @@ Put the final answer in \\boxed{}.<|im_end|>
 \\boxed{Peter}"""  # two examples follow the system text, as turns of SmolLM2's chat template
 TASK = "gym:needle_haystack?min_num_statements=2&max_num_statements=4"
 COMMON = ["--task", TASK, "--system-prompt", SYSTEM, "--max-new-tokens", "16"]
-TRAIN = "--prompts-per-step 8 --group-size 16 --lr 1e-5 --steps 60 --eval-every 20 --eval-problems 32 --eval-samples 4 --test-problems 8"
+TRAIN = "--prompts-per-step 16 --group-size 8 --lr 1e-5 --steps 60 --eval-every 20 --eval-problems 32 --eval-samples 4 --test-problems 8"
 
 
 @dataclass
