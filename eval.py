@@ -8,7 +8,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -91,8 +91,8 @@ class Args:
     """Hugging Face folder, hub name or .gguf file"""
     task: str = "chain"
     """what to measure it on (see tasks.py)"""
-    split: str = "test"
-    """test, dev or train"""
+    split: Literal["test", "dev", "train"] = "test"
+    """which problems"""
     problems: int = 200
     """how many problems"""
     samples: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 16
@@ -115,9 +115,11 @@ class Args:
 
 def main(args: Args) -> dict:
     runtime.keep_freed_memory()
-    for name in ("problems", "samples"):
-        if getattr(args, name) < 1:
-            runtime.fail(f"--{name} {getattr(args, name)}: must be at least 1")
+    for name in ("problems", "samples", "max_new_tokens"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            runtime.fail(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least 1")
+    if not args.temperature >= 0 or not 0 < args.top_p <= 1:
+        runtime.fail(f"--temperature {args.temperature:g} --top-p {args.top_p:g}: need at least 0, and above 0 and at most 1")
     task = runtime.or_fail(load_task, args.task)
     model, tokenizer = runtime.load_model(args.model)
     runtime.resolve_defaults(args, model, {size: {"max_new_tokens": length} for size, length in runtime.DEFAULT_LENGTHS.items()})

@@ -4,6 +4,7 @@ Nothing here belongs to an algorithm; a reader who wants to know what GRPO does 
 """
 
 import ctypes
+import fcntl
 import hashlib
 import importlib
 import json
@@ -261,6 +262,7 @@ class Run:
             "versions": {"python": sys.version.split()[0], **{name: version(name) for name in ("torch", "transformers", "numpy")}},
         }
         self.tracker = None
+        self.lock = lock(self.dir) if self.dir.exists() else None
         if args.resume and (self.dir / "config.json").exists():
             self.compare_with(json.loads((self.dir / "config.json").read_text()))
 
@@ -277,6 +279,7 @@ class Run:
         """Create the folder and open the log."""
         self.first_step = steps_done
         self.dir.mkdir(parents=True, exist_ok=True)
+        self.lock = self.lock or lock(self.dir)
         write_text(self.dir / "config.json", json.dumps(self.config, indent=1) + "\n")
         for name in ("metrics.jsonl", "samples.jsonl"):
             truncate_log(self.dir / name, self.first_step or -1)  # no checkpoint yet: step 0 is logged again too
@@ -326,6 +329,7 @@ class Run:
             self.say("  " + "   ".join(evals))
 
     def interrupted(self) -> Path:
+        self.lock.close()
         self.say(f"stopped and saved; the same command with --resume --out-dir {self.dir} goes on")
         return self.dir / "last"
 
@@ -340,6 +344,7 @@ class Run:
         for name, value in after.items():
             self.say(f"{name.split('/', 1)[1]:32} {before[name]:8.3f} {value:8.3f}")
         self.say(f"\ntook {minutes(time.time() - self.started)}; curves: {self.dir / 'curves.png'}; model: {final}")
+        self.lock.close()
         if self.args.task is not None:
             self.say(f"evaluate it: {self.eval_command(final)}")
         return final
@@ -372,6 +377,16 @@ def check_out_dir(out_dir: Path, resume: bool) -> None:
         fail(f"--out-dir {out_dir} exists; continue that run with --resume, or choose another --out-dir")
     if resume and not out_dir.exists():
         fail(f"--resume: there is no run in --out-dir {out_dir}")
+
+
+def lock(folder: Path):
+    """Keep other processes from writing into the folder while the returned file is open; it is closed with the process."""
+    file = open(folder / ".lock", "w")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        fail(f"--out-dir {folder}: another process is writing there; wait for its end, or choose another --out-dir")
+    return file
 
 
 def truncate_log(path: Path, last_step: int) -> None:
@@ -447,6 +462,9 @@ def check_gap(gap: float, args) -> None:
 
 def check_args(args) -> None:
     """Refuse flags that cannot work, naming the flag and the way out."""
+    for name, value in vars(args).items():
+        if isinstance(value, float) and math.isnan(value):
+            fail(f"--{name.replace('_', '-')} nan: is not a number")
     for name in ("steps", "prompts_per_step", "max_new_tokens", "micro_batch_tokens", "minibatches", "epochs",
                  "eval_every", "eval_problems", "eval_samples", "test_problems", "save_every"):  # fmt: skip
         if getattr(args, name) < 1:

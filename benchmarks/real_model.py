@@ -69,8 +69,8 @@ def main(args: Args) -> None:
     run, target, model = args.scratch / f"seed{args.seed}", args.out / f"seed{args.seed}", os.path.relpath(args.model, ROOT)
     if not (run / "final").exists():
         command = ["grpo.py", "--model", model, *COMMON, *TRAIN.split(), "--seed", str(args.seed)]
-        if train(command, run, target) != 0:
-            sys.exit("training failed; the same command goes on from the last checkpoint")
+        if not train(command, run, target):
+            sys.exit("training did not come to its end; the same command goes on from the last checkpoint")
 
     counts = {}  # {before or after: {correct, parsed or n: [problems]}}
     for when, weights in (("before", model), ("after", run / "final")):

@@ -54,14 +54,15 @@ def collect(run: Path, target: Path) -> None:
             file.write(json.dumps(record) + "\n")
 
 
-def train(command: list[str], run: Path, target: Path, **options) -> int:
-    """Run a script into the folder `run`, going on where it stopped before, and collect its logs. Returns the exit status."""
+def train(command: list[str], run: Path, target: Path, **options) -> bool:
+    """Run a script into the folder `run`, going on where it stopped before; collect its logs and return whether it came to its end."""
     resume = ["--resume"] if run.exists() else []
     run.parent.mkdir(parents=True, exist_ok=True)
     code = subprocess.run([sys.executable, *command, "--out-dir", os.path.relpath(run, ROOT), *resume], cwd=ROOT, **options).returncode
-    if code == 0:
+    finished = code == 0 and (run / "final").exists()  # Ctrl-C saves and ends with 0 too
+    if finished:
         collect(run, target)
-    return code
+    return finished
 
 
 def run_one(variant: str, seed: int, args: Args) -> str:
@@ -73,10 +74,8 @@ def run_one(variant: str, seed: int, args: Args) -> str:
     log_file = run.with_suffix(".log")
     log_file.parent.mkdir(parents=True, exist_ok=True)
     with open(log_file, "a") as log:
-        code = train(command, run, target, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=log, stderr=log)
-    if code != 0:
-        return f"{variant} seed {seed}: failed, see {log_file}"
-    return f"{variant} seed {seed}: done"
+        finished = train(command, run, target, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=log, stderr=log)
+    return f"{variant} seed {seed}: " + ("done" if finished else f"not finished, see {log_file}; the same command goes on")
 
 
 def main(args: Args) -> None:

@@ -128,8 +128,23 @@ def test_reference_logs_are_of_the_embedded_model():
 def test_reference_logs_are_small_and_complete():
     """A run that was cut short, or a log too large for a repository."""
     for path in (ROOT / "runs/reference").glob("*/*/seed*/metrics.jsonl"):
-        last = json.loads(path.read_text().splitlines()[-1])
-        assert path.stat().st_size <= 100_000 and any(name.startswith("test/") for name in last), path
+        logged = [json.loads(line) for line in path.read_text().splitlines()]
+        steps = json.loads(path.with_name("config.json").read_text())["flags"]["steps"]
+        assert path.stat().st_size <= 100_000 and [record["step"] for record in logged] == [*range(steps + 1), steps], path
+        tokens = [record["rollout/tokens_total"] for record in logged[1:-1]]
+        assert tokens == sorted(tokens) and any(name.startswith("test/") for name in logged[-1]), path
+
+
+def test_a_run_that_was_stopped_is_no_reference(tmp_path, monkeypatch):
+    """Part of a run that is taken for the whole: Ctrl-C saves, and ends with exit status 0."""
+    monkeypatch.setattr(reference.subprocess, "run", lambda *args, **options: subprocess.CompletedProcess(args, 0))
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text("{}")
+    (run / "metrics.jsonl").write_text('{"step": 0}\n')
+    assert not reference.train(["grpo.py"], run, tmp_path / "target") and not (tmp_path / "target").exists()
+    (run / "final").mkdir()
+    assert reference.train(["grpo.py"], run, tmp_path / "target") and (tmp_path / "target/metrics.jsonl").exists()
 
 
 def test_the_readme_shows_the_reference_runs():

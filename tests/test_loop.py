@@ -148,7 +148,7 @@ def test_output_folder(run, script, monkeypatch, capsys):
     monkeypatch.setattr(plot, "plot_run", real_plot_run)
     folder = run(script)
     assert {path.name for path in folder.iterdir()} == {
-        "config.json", "metrics.jsonl", "samples.jsonl", "curves.png", "last", "best", "final"}  # fmt: skip
+        "config.json", "metrics.jsonl", "samples.jsonl", "curves.png", "last", "best", "final", ".lock"}  # fmt: skip
     assert (folder / "curves.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
     config = json.loads((folder / "config.json").read_text())
@@ -245,6 +245,21 @@ def test_resume_with_other_flags(run, tmp_path):
     assert json.loads((folder / "config.json").read_text())["flags"]["steps"] == 5
 
 
+def test_two_processes_never_write_into_one_folder(run):
+    """Catches two runs whose lines end up in one log: the second is refused while the first lives, and goes on after its death."""
+    folder = run(grpo, steps=2)
+    hold = "import fcntl, sys; file = open(sys.argv[1], 'w'); fcntl.lockf(file, fcntl.LOCK_EX); print('held', flush=True); sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", hold, str(folder / ".lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"held\n"
+        before = (folder / "metrics.jsonl").read_bytes()
+        with pytest.raises(SystemExit, match="--out-dir .*: another process is writing there"):
+            run(grpo, steps=3, resume=True)
+        assert (folder / "metrics.jsonl").read_bytes() == before
+        other.kill()
+    run(grpo, steps=3, resume=True)
+    assert [record["step"] for record in records(folder)] == [0, 1, 2, 3, 3]
+
+
 @pytest.mark.parametrize("limit", [{}, {"token_budget": 100}], ids=["steps", "token budget"])
 def test_resuming_a_finished_run_changes_nothing(run, limit):
     """Catches a resume that trains a step too many, writes test scores twice or loses the final model."""
@@ -301,6 +316,7 @@ def test_train_size_cycles(run, script):
     (dict(warmup_steps=-1), "--warmup-steps -1"),
     (dict(max_grad_norm=0.0), "--max-grad-norm 0: must be above 0"),
     (dict(importance_cap=0.0), "--importance-cap 0"),
+    (dict(lr=math.nan), "--lr nan: is not a number"),
 ])  # fmt: skip
 def test_bad_flag(run, tmp_path, changes, said):
     """Catches a flag that cannot work and is taken, a traceback for one line, and a folder left by a run that never was."""
@@ -309,6 +325,20 @@ def test_bad_flag(run, tmp_path, changes, said):
             run(script, **changes)
         assert stop.value.code.startswith(f"error: {said}") and "\n" not in stop.value.code
         assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("changes, said", [
+    (dict(samples=0), "--samples 0: must be at least 1"),
+    (dict(max_new_tokens=0), "--max-new-tokens 0: must be at least 1"),
+    (dict(temperature=-1.0), "--temperature -1"),
+    (dict(temperature=math.nan), "--temperature nan"),
+    (dict(top_p=0.0), "--temperature 1 --top-p 0"),
+])  # fmt: skip
+def test_bad_flag_of_eval(toy_model, changes, said):
+    """Catches a flag that cannot work and gives a number all the same."""
+    with pytest.raises(SystemExit) as stop:
+        evaluation.main(evaluation.Args(model=toy_model, problems=1, **changes))
+    assert stop.value.code.startswith(f"error: {said}")
 
 
 @pytest.mark.parametrize("changes", [dict(max_refills=-1), dict(overlong_buffer=-1)])
