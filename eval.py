@@ -115,9 +115,7 @@ class Args:
 
 def main(args: Args) -> dict:
     runtime.keep_freed_memory()
-    for name in ("problems", "samples", "max_new_tokens"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            runtime.fail(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least 1")
+    runtime.check_at_least_one(args, "problems", "samples", "max_new_tokens")
     if not args.temperature >= 0 or not 0 < args.top_p <= 1:
         runtime.fail(f"--temperature {args.temperature:g} --top-p {args.top_p:g}: need at least 0, and above 0 and at most 1")
     task = runtime.or_fail(load_task, args.task)

@@ -460,15 +460,20 @@ def check_gap(gap: float, args) -> None:
              "a model whose logits are processed): fix that, or raise the limit and use --importance-cap")  # fmt: skip
 
 
+def check_at_least_one(args, *names: str) -> None:
+    """Refuse a flag below 1; None stands for a default."""
+    for name in names:
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            fail(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least 1")
+
+
 def check_args(args) -> None:
     """Refuse flags that cannot work, naming the flag and the way out."""
     for name, value in vars(args).items():
         if isinstance(value, float) and math.isnan(value):
             fail(f"--{name.replace('_', '-')} nan: is not a number")
-    for name in ("steps", "prompts_per_step", "max_new_tokens", "micro_batch_tokens", "minibatches", "epochs",
-                 "eval_every", "eval_problems", "eval_samples", "test_problems", "save_every"):  # fmt: skip
-        if getattr(args, name) < 1:
-            fail(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least 1")
+    check_at_least_one(args, "steps", "prompts_per_step", "max_new_tokens", "micro_batch_tokens", "minibatches", "epochs", "eval_every",
+                       "eval_problems", "eval_samples", "test_problems", "save_every", "train_size", "token_budget")  # fmt: skip
     if args.group_size < 2:
         fail(f"--group-size {args.group_size}: a completion is compared with its group; give at least 2")
     if args.prompts_per_step % args.minibatches:
@@ -488,9 +493,6 @@ def check_args(args) -> None:
             importlib.import_module(TRACKERS[args.track])
         except ImportError:
             fail(f"--track {args.track}: the package is not installed; run: pip install {args.track}")
-    for name in ("train_size", "token_budget"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            fail(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least 1")
     if args.max_logprob_gap is None:
         args.max_logprob_gap = 0.05 if torch.cuda.is_available() else 1e-4
 

