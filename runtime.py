@@ -312,15 +312,17 @@ class Run:
         self.tracker({name: value for name, value in record.items() if name != "step"}, record["step"])
         self.show(record)
 
-    def sample(self, step: int, rollout, advantages: torch.Tensor) -> None:
-        """Write a step's first group to samples.jsonl and, every ten steps, one of its completions to the screen."""
+    def sample(self, step: int, rollout, advantages: torch.Tensor, **columns: list) -> None:
+        """Write a step's first group to samples.jsonl and, every ten steps, one of its completions to the screen. An algorithm's own
+        columns have an entry for each completion of the group."""
         count = len(rollout.texts) // len(rollout.problems)
         with open(self.dir / "samples.jsonl", "a") as file:
             for i in range(count):
                 problem, grade = rollout.problems[0], rollout.grades[i]
                 row = {"step": step, "prompt": problem.prompt, "completion": rollout.texts[i], "gold": problem.answer,
                        "parsed": grade.parsed, "reward": grade.score, "why": grade.why,
-                       "advantage": round(advantages.flatten()[i].item(), 4)}  # fmt: skip
+                       "advantage": round(advantages.flatten()[i].item(), 4),
+                       **{name: values[i] for name, values in columns.items()}}  # fmt: skip
                 file.write(json.dumps(row) + "\n")
         if step % 10 == 1:
             problem, grade = rollout.problems[0], rollout.grades[0]
