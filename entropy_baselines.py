@@ -200,7 +200,7 @@ def random_tokens(candidates: torch.Tensor, mask: torch.Tensor, count: int, seed
     return top_tokens(draw, candidates, count)
 
 
-def sequence_mean(mask: torch.Tensor) -> torch.Tensor:
+def completion_mean(mask: torch.Tensor) -> torch.Tensor:
     """Weights of a mean over a completion's tokens, then over completions. [N, T] -> [N, T]"""
     return mask / mask.sum(dim=1, keepdim=True).clamp(min=1) / mask.shape[0]
 
@@ -272,7 +272,7 @@ def accumulate_gradients(model, batch: dict, rows: slice, args: Args, bonus: flo
     weights = torch.zeros_like(batch["rollout_logprobs"])  # [N, T], made before the split so that it does not depend on it
     weights[rows] = constant(batch["loss_mask"][rows], args.max_new_tokens)
     entropy_weights, touched = torch.zeros_like(weights), torch.zeros_like(batch["loss_mask"])  # [N, T]
-    entropy_weights[rows] = sequence_mean(batch["completion_mask"][rows])
+    entropy_weights[rows] = completion_mean(batch["completion_mask"][rows])
     if args.method in ("high_entropy_tokens", "clip_cov", "kl_cov"):
         touched[rows] = touched_tokens(model, batch, rows, args, seed)
     if args.method in ("high_entropy_tokens", "clip_cov"):
@@ -386,7 +386,7 @@ def main(args: Args, task=None, sampler=None) -> Path:
         if args.minibatches * args.epochs > 1:
             batch["old_logprobs"], _ = score_all(model, *scoring)  # [N, T], before the first of several updates
         if state["entropy_at_start"] is None:
-            state["entropy_at_start"] = (score_all(model, *scoring)[1] * sequence_mean(completion_mask)).sum().item()  # [2]
+            state["entropy_at_start"] = (score_all(model, *scoring)[1] * completion_mean(completion_mask)).sum().item()  # [2]
         sums, grad_norms = Counter(), []
         rows_per_update = max(1, math.ceil(len(rewards) / args.minibatches)) * G
         for first in list(range(0, rewards.numel(), rows_per_update)) * args.epochs:

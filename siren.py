@@ -238,11 +238,16 @@ def constant(mask: torch.Tensor, max_new_tokens: int) -> torch.Tensor:
 # --- the update -----------------------------------------------------------------------------------------------------------
 
 
+def token_numbers(args: Args):
+    """What the scorer computes for every token: log-probability, full entropy and, with gradient, the nucleus entropy."""
+    nucleus = lambda logits: nucleus_entropy(logits, args.nucleus_p, args.nucleus_rule)  # noqa: E731
+    return lambda logits, targets: (*logprob_and_entropy(logits, targets), nucleus(logits))
+
+
 def regularised_entropy(model, batch: dict, rows: slice, args: Args) -> tuple[torch.Tensor, torch.Tensor]:
     """The tokens of `rows` that are regularised, bool [n, T], and H of them, a number: one pass without gradient."""  # [2]
-    nucleus = lambda logits, targets: nucleus_entropy(logits, args.nucleus_p, args.nucleus_rule)  # noqa: E731
     prompt_ids, completion_ids = batch["prompt_ids"][rows], batch["completion_ids"][rows]
-    (entropies,) = score_all(model, prompt_ids, completion_ids, args.temperature, args.micro_batch_tokens, nucleus)  # [n, T']
+    *_, entropies = score_all(model, prompt_ids, completion_ids, args.temperature, args.micro_batch_tokens, token_numbers(args))  # [n, T']
     mask = batch["completion_mask"][rows]
     entropies = torch.nn.functional.pad(entropies, (0, mask.shape[1] - entropies.shape[1]))  # [n, T]
     selected = peak_mask(entropies, mask, args.tau)
@@ -264,11 +269,9 @@ def accumulate_gradients(model, batch: dict, rows: slice, args: Args, anchor: fl
     peak_weights[rows] = peak_mean(batch["selected"][rows])
     penalty = regulariser(H.requires_grad_(), anchor if args.anchor else None, args.beta)
     (slope,) = torch.autograd.grad(penalty, H)  # d penalty / d H  [2]
-    token_numbers = lambda logits, targets: (  # noqa: E731  [1]
-        *logprob_and_entropy(logits, targets), nucleus_entropy(logits, args.nucleus_p, args.nucleus_rule))
     for part in micro_batches(batch["prompt_ids"], batch["completion_ids"], args.micro_batch_tokens, rows):
         logprobs, entropy, nucleus = score(model, batch["prompt_ids"][part], batch["completion_ids"][part], args.temperature,
-                                           token_numbers)  # [n, T'], fmt: skip
+                                           token_numbers(args))  # [n, T'], [1], fmt: skip
         width = logprobs.shape[1]
         cut = {name: value[part, :width] for name, value in batch.items() if torch.is_tensor(value)}  # [n, T']
         mask, weight = cut["completion_mask"], weights[part, :width]
@@ -279,7 +282,8 @@ def accumulate_gradients(model, batch: dict, rows: slice, args: Args, anchor: fl
         if args.importance_cap is not None:
             loss_per_token = loss_per_token * truncated_importance(old_logprobs, cut["rollout_logprobs"], args.importance_cap)
         policy_loss = (loss_per_token * weight).sum()
-        (policy_loss + slope * (nucleus * peak_weights[part, :width]).sum()).backward()
+        total_loss = policy_loss + slope * (nucleus * peak_weights[part, :width]).sum()  # has the gradient, not the value  [2]
+        total_loss.backward()
 
         gap = (old_logprobs - cut["rollout_logprobs"]).abs() * mask
         sums.update(tokens=mask.sum().item(), gap=gap.sum().item(), entropy=(entropy * mask).sum().item(),

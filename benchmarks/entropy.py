@@ -9,7 +9,6 @@ Every arm has the same starting model, problems in the same order, sampling seed
 skipped and a broken run resumed, so the same command goes on. Two runs go side by side, one thread each.
 """
 
-import json
 import os
 import shlex
 import sys

@@ -1,4 +1,4 @@
-"""Kills runs of grpo.py and dapo.py with SIGKILL at chosen points and resumes them. `python resume_driver.py TOY_MODEL OUT`
+"""Kills runs of the training scripts with SIGKILL at chosen points and resumes them. `python resume_driver.py TOY_MODEL OUT`
 
 One process imports torch once and forks each life of each run (it never computes itself, so nothing but memory is inherited).
 Leaves OUT/<script>/<point>/, OUT/<script>/uninterrupted/ and OUT/<script>/report.json: the exit status of each life and what lay
@@ -19,9 +19,11 @@ import toys  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
 import dapo  # noqa: E402
+import entropy_baselines  # noqa: E402
 import grpo  # noqa: E402
 import plot  # noqa: E402
 import runtime  # noqa: E402
+import siren  # noqa: E402
 from rollout import completion_seed  # noqa: E402
 
 SEED = 10
@@ -64,7 +66,7 @@ def first_round_of_step_3(sampler, tokenizer, task, problems, prompts, seeds) ->
 
 original_log = runtime.Run.log
 
-# Checkpoints are due after steps 2, 4 and 5, scores on dev too. A step of grpo.py makes two updates, of dapo.py at most two.
+# Checkpoints are due after steps 2, 4 and 5, scores on dev too. A step makes two updates, of dapo.py at most two.
 POINTS = {
     "before the first checkpoint": lambda script: kill_on_call(script, "accumulate_gradients", 2, after=True),
     "in the middle of a log line": lambda script: setattr(runtime.Run, "log", write_half_a_line),
@@ -129,7 +131,9 @@ def rehearse(script, extra: dict, toy_model: str, out: Path) -> None:
 
 def main(toy_model: str, out: Path) -> None:
     children = []
-    for script, extra in ((grpo, {}), (dapo, {"max_refills": 3, "overlong_buffer": 4})):
+    adaptive = {"method": "adaptive_bonus", "bonus": 0.1, "bonus_rate": 1e-3, "target_share": 1.1}
+    scripts = ((grpo, {}), (dapo, {"max_refills": 3, "overlong_buffer": 4}), (siren, {"beta": 1.0}), (entropy_baselines, adaptive))
+    for script, extra in scripts:
         children.append(os.fork())
         if children[-1] == 0:
             rehearse(script, extra, toy_model, out / script.__name__)

@@ -1,4 +1,4 @@
-"""The real loop of grpo.py and dapo.py: output folder, resume, guards, order of rows, learning; sft.py and plot.py."""
+"""The real loop of the training scripts: output folder, resume, guards, order of rows, learning; sft.py and plot.py."""
 
 import ast
 import difflib
@@ -26,18 +26,21 @@ from toys import FakeSampler, FirstLetterTask, FunctionTask, HashTask, column, q
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 import dapo
+import entropy_baselines
 import eval as evaluation
 import grpo
 import plot
 import rollout
 import runtime
 import sft
+import siren
 from eval import evaluate
 from tasks import Grade, ListTask, Problem, load_task
 
 TINY = Path(__file__).resolve().parent.parent / "models" / "tiny"
 real_plot_run = plot.plot_run
-both_scripts = pytest.mark.parametrize("script", [grpo, dapo], ids=["grpo", "dapo"])
+SCRIPTS = [grpo, dapo, siren, entropy_baselines]
+each_script = pytest.mark.parametrize("script", SCRIPTS, ids=[script.__name__ for script in SCRIPTS])
 
 
 @pytest.fixture(autouse=True)
@@ -93,7 +96,7 @@ def watch(monkeypatch, owner, name: str) -> list[tuple]:
 # --- stopped and resumed -------------------------------------------------------------------------------------------------
 
 
-@both_scripts
+@each_script
 def test_ctrl_c_finishes_the_step_and_resumes(run, script, capsys):
     """Catches a Ctrl-C that loses the step, leaves no checkpoint, or a resume from it that differs."""
 
@@ -140,9 +143,12 @@ STEP_KEYS = {
 }  # fmt: skip
 SCORES = {"avg@2", "pass@2", "maj@2", "frac_unparsed", "frac_truncated", "len_mean"}
 DAPO_KEYS = {"dapo/rounds", "dapo/frac_kept"}
+SIREN_KEYS = {"siren/entropy", "siren/anchor", "siren/nucleus_entropy", "siren/frac_selected"}
+OWN_KEYS = {grpo: set(), dapo: DAPO_KEYS, siren: SIREN_KEYS,
+            entropy_baselines: {"baseline/entropy", "baseline/bonus", "baseline/frac_touched"}}  # fmt: skip
 
 
-@both_scripts
+@each_script
 def test_output_folder(run, script, monkeypatch, capsys):
     """Catches a missing file, a renamed metric or flag, a sample without its grade, and a final folder that nothing can load."""
     monkeypatch.setattr(plot, "plot_run", real_plot_run)
@@ -160,15 +166,15 @@ def test_output_folder(run, script, monkeypatch, capsys):
 
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     dev, test = ({f"{prefix}/hash/{score}" for score in SCORES} for prefix in ("eval", "test"))
-    own = DAPO_KEYS if script is dapo else set()
-    expected = [{"step"} | dev | test] + [STEP_KEYS | own | (dev if step in (2, 4, 5) else set()) for step in range(1, 6)]
+    expected = [{"step"} | dev | test] + [STEP_KEYS | OWN_KEYS[script] | (dev if step in (2, 4, 5) else set()) for step in range(1, 6)]
     assert [line.keys() for line in lines] == [*expected, {"step"} | test]
     assert column(folder, "rollout/tokens_total") == sorted(set(column(folder, "rollout/tokens_total")))
     assert column(folder, "optim/lr") == [0.0005, 0.001, 0.001, 0.001, 0.001]  # two steps of warm-up
 
     samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
     assert [row["step"] for row in samples] == [step for step in range(1, 6) for _ in range(4)]
-    assert all(row.keys() == {"step", "prompt", "completion", "gold", "parsed", "reward", "why", "advantage"} for row in samples)
+    own = {"selected"} if script is siren else set()
+    assert all(row.keys() == {"step", "prompt", "completion", "gold", "parsed", "reward", "why", "advantage"} | own for row in samples)
 
     for name in ("final", "best", "last"):
         model, tokenizer = AutoModelForCausalLM.from_pretrained(folder / name), AutoTokenizer.from_pretrained(folder / name)
@@ -279,7 +285,7 @@ def test_token_budget_stops_the_run(run):
     assert (folder / "final").exists() and json.loads((folder / "last" / "state.json").read_text())["step"] == 3
 
 
-@both_scripts
+@each_script
 def test_train_size_cycles(run, script):
     """Catches a finite training set that is left, skipped in part, or also cuts dev and test."""
     task = HashTask()
@@ -320,7 +326,7 @@ def test_train_size_cycles(run, script):
 ])  # fmt: skip
 def test_bad_flag(run, tmp_path, changes, said):
     """Catches a flag that cannot work and is taken, a traceback for one line, and a folder left by a run that never was."""
-    for script in (grpo, dapo):
+    for script in SCRIPTS:
         with pytest.raises(SystemExit) as stop:
             run(script, **changes)
         assert stop.value.code.startswith(f"error: {said}") and "\n" not in stop.value.code
@@ -445,7 +451,7 @@ COMMON_FLAGS = """model task steps token_budget prompts_per_step group_size mini
     temperature lr seed train_size engine eval_every eval_samples save_every out_dir resume track system_prompt""".split()
 
 
-@both_scripts
+@each_script
 def test_flags_are_common_and_documented(script):
     """Catches a flag that one script lacks or that nobody explains, and a table of defaults that names no flag."""
     names = [field.name for field in fields(script.Args)]
@@ -500,7 +506,7 @@ def poison(monkeypatch, script, updates, where: str) -> None:
 
 
 @pytest.mark.parametrize("where", ["gradient", "loss"])
-@both_scripts
+@each_script
 def test_non_finite_update_is_skipped_and_the_next_made(run, monkeypatch, around_updates, script, where):
     """Catches NaN written into the weights, a skip that is not counted, and one that takes its neighbours along."""
     poison(monkeypatch, script, {3}, where)
@@ -550,7 +556,7 @@ class OwnWeights(rollout.HFSampler):
         return super().generate(prompt_ids, n, max_new_tokens, temperature * self.temperature_factor, seeds, top_p)
 
 
-@both_scripts
+@each_script
 def test_sampler_with_weights_of_its_own(run, toy_model, script):
     """Catches weights pushed too late (also for the scores before the first step), or not at all, or not at the end."""
     ours, theirs = run(script, "own", sampler=OwnWeights(toy_model)), run(script, "shared")
@@ -604,7 +610,7 @@ def numbered(words):
     return FakeSampler(answer)
 
 
-@both_scripts
+@each_script
 def test_rows_are_prompt_major_from_sampler_to_loss(run, words, monkeypatch, script):
     """Catches completions graded against another prompt's problem, groups that mix prompts, and swapped advantages."""
 
@@ -620,7 +626,7 @@ def test_rows_are_prompt_major_from_sampler_to_loss(run, words, monkeypatch, scr
     assert column(folder, "reward/errors") == [0, 0]
     tokenizer, _ = words
     for step in range(2):
-        _, batch, _, _ = calls[3 * step]
+        _, batch, *_ = calls[3 * step]
         assert [call[2] for call in calls[3 * step : 3 * step + 3]] == [slice(0, 4), slice(4, 8), slice(8, 12)]
         for row in range(12):
             index, sample = 3 * step + row // 4, row % 4
@@ -630,14 +636,14 @@ def test_rows_are_prompt_major_from_sampler_to_loss(run, words, monkeypatch, scr
             assert batch["completion_mask"][row].sum() == len(batch["completion_ids"][row])  # the end token too
             rewards = [(5 * index + 3 * i * i) % 7 / 8 for i in range(4)]
             mean = sum(rewards) / 4
-            std = math.sqrt(sum((reward - mean) ** 2 for reward in rewards) / 3)
+            std = math.sqrt(sum((reward - mean) ** 2 for reward in rewards) / 3) if script in (grpo, dapo) else 1.0
             assert batch["advantages"][row].item() == pytest.approx((rewards[sample] - mean) / std, abs=1e-5)
     rows = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
     assert [row["completion"] for row in rows] == ["0.0", "0.1", "0.2", "0.3", "3.0", "3.1", "3.2", "3.3"]
     assert [row["advantage"] for row in rows[4:]] == [round(value, 4) for value in calls[3][1]["advantages"][:4, 0].tolist()]
 
 
-@both_scripts
+@each_script
 def test_seeds_and_problems_are_a_function_of_step_prompt_round_and_sample(run, monkeypatch, script):
     """Catches a seed shared by two completions, a refill that samples the same again, and a problem met twice."""
     calls, task = watch(monkeypatch, script, "sample_rollout"), HashTask()
@@ -655,7 +661,7 @@ def test_seeds_and_problems_are_a_function_of_step_prompt_round_and_sample(run, 
 
 
 @pytest.mark.parametrize("minibatches, epochs", [(2, 1), (1, 2), (2, 2)])
-@both_scripts
+@each_script
 def test_only_the_first_update_of_a_batch_has_ratio_one(run, monkeypatch, script, minibatches, epochs):
     """Catches old log-probabilities taken anew before each update: the ratio would be 1 for ever and clipping never act."""
     calls = watch(monkeypatch, script, "clipped_surrogate")
@@ -669,7 +675,7 @@ def test_only_the_first_update_of_a_batch_has_ratio_one(run, monkeypatch, script
     assert all(gap < 1e-5 for gap in column(folder, "rollout/logprob_gap"))
 
 
-@both_scripts
+@each_script
 def test_one_update_a_batch_is_on_policy(run, monkeypatch, script):
     """Catches a first ratio that is not 1, and a loss that is not its expected value there (the mean advantage: zero)."""
     calls = watch(monkeypatch, script, "clipped_surrogate")
@@ -690,7 +696,7 @@ def test_kl_to_the_starting_model(run):
     assert not equal_weights(free / "last", folder / "last")
 
 
-@both_scripts
+@each_script
 def test_mask_truncated_leaves_out_truncated_completions_only(run, toy_model, words, monkeypatch, script):
     """Catches a mask that is inverted, that counts masked tokens in the denominator, or that gives NaN with nothing left."""
     tokenizer, encode = words
@@ -702,7 +708,8 @@ def test_mask_truncated_leaves_out_truncated_completions_only(run, toy_model, wo
         assert torch.equal(mask, torch.zeros_like(mask) if row % 2 else calls[0][1]["completion_mask"][row])
 
     sampler = FakeSampler(lambda prompt, sample, seed: (encode("abcdef")[: 3 + sample], "length"))
-    folder = run(script, "all", task=task, sampler=sampler, mask_truncated=True, max_logprob_gap=1e9)
+    off = {siren: {"beta": 0.0}, entropy_baselines: {"bonus": 0.0}}.get(script, {})  # entropy terms are of all that was sampled
+    folder = run(script, "all", task=task, sampler=sampler, mask_truncated=True, max_logprob_gap=1e9, **off)
     assert column(folder, "loss/total") == column(folder, "optim/grad_norm") == column(folder, "optim/skipped") == [0] * 5
     assert equal_weights(folder / "last", toy_model)
 
@@ -791,6 +798,39 @@ def test_dapo_filters_on_correctness_and_drops_surplus_groups(run, words, monkey
     assert calls[0][1]["advantages"][:4, 0].tolist() == pytest.approx([(reward - mean) / std for reward in shaped], abs=1e-5)
 
 
+# --- SIREN and what it is compared with ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("common", [{}, dict(minibatches=2, epochs=2)], ids=["one update", "several"])
+def test_siren_with_its_switch_off_is_dr_grpo(run, toy_model, common):
+    """Catches a difference between the two files that is not SIREN: parameters are equal bit by bit after five steps."""
+    ours = run(siren, "siren", beta=0.0, lr=1e-2, **common)
+    theirs = run(grpo, "grpo", advantage="centred", aggregation="constant", lr=1e-2, **common)
+    assert equal_weights(ours / "last", theirs / "last") and not equal_weights(ours / "last", toy_model)
+    assert [{name: value for name, value in record.items() if name not in SIREN_KEYS} for record in records(ours)] == records(theirs)
+
+
+def test_siren_holds_the_entropy_that_grpo_loses(run, toy_model):
+    """Catches a regulariser that does nothing: a reward for one letter drives H down, and a strong anchor holds it."""
+    flags = LEARNING | dict(task=FirstLetterTask(), steps=25, tau=0.0, nucleus_p=1.0)
+    free, held = run(siren, "free", beta=0.0, **flags), run(siren, "held", beta=3.0, **flags)
+    anchor = column(free, "siren/anchor")
+    assert anchor == column(held, "siren/anchor") and len(set(anchor)) == 1
+    lost, kept = (abs(column(folder, "siren/entropy")[-1] - anchor[0]) for folder in (free, held))
+    assert lost > 0.5 and kept < 0.2
+
+
+def test_adaptive_bonus_follows_the_entropy(run):
+    """Catches a weight that stays, that is forgotten between steps, or a target that is not that of the starting model."""
+    for share, rises in ((3.0, True), (0.1, False)):
+        folder = run(entropy_baselines, f"target {share}", method="adaptive_bonus", bonus=0.05, bonus_rate=0.001, target_share=share)
+        bonus, state = column(folder, "baseline/bonus"), json.loads((folder / "last/state.json").read_text())
+        assert bonus == sorted(bonus, reverse=not rises) and len(set(bonus)) == 5 and state["bonus"] == bonus[-1]
+        entropy, start = column(folder, "baseline/entropy"), state["entropy_at_start"]
+        assert entropy[0] == pytest.approx(start, rel=1e-5)
+        assert bonus[-1] == pytest.approx(0.05 + 0.001 * sum(share * start - value for value in entropy), rel=1e-5)
+
+
 # --- learning ---------------------------------------------------------------------------------------------------------------
 
 
@@ -805,8 +845,9 @@ LEARNING = dict(task=None, steps=40, prompts_per_step=4, group_size=8, max_new_t
 
 
 @pytest.mark.parametrize("script, flags", [
-    (grpo, {}), (grpo, dict(advantage="centred", aggregation="constant")), (dapo, dict(max_refills=2)),
-], ids=["GRPO", "Dr. GRPO", "DAPO"])  # fmt: skip
+    (grpo, {}), (grpo, dict(advantage="centred", aggregation="constant")), (dapo, dict(max_refills=2)), (siren, dict(beta=0.01)),
+    (entropy_baselines, dict(method="kl_cov", minibatches=2)),
+], ids=["GRPO", "Dr. GRPO", "DAPO", "SIREN", "KL-Cov"])  # fmt: skip
 def test_learns_a_toy_task(run, script, flags):
     """Catches a loop whose gradient does not raise the reward: wrong sign, rows or mask anywhere on the way."""
     first, last = first_and_last(run(script, **LEARNING | {"task": FirstLetterTask()}, **flags))
@@ -849,8 +890,35 @@ def test_embedded_model_learns_but_not_from_shuffled_advantages(run, monkeypatch
 
 # --- the two files ----------------------------------------------------------------------------------------------------------
 
-CHANGED_BY_DAPO = {"group_advantages", "token_mean", "accumulate_gradients", "problem_indices", "main"}
-ONLY_GRPO, ONLY_DAPO = {"k3", "sequence_mean", "constant"}, {"soft_overlong"}
+VARIANTS = {  # functions that differ from grpo.py's, that are gone, that are new; the same of flags
+    dapo: dict(
+        changed={"group_advantages", "token_mean", "accumulate_gradients", "problem_indices", "main"},
+        gone={"k3", "sequence_mean", "constant"}, new={"soft_overlong"},
+        flags_changed={"clip_high"}, flags_gone={"advantage", "aggregation", "kl_coef"},
+        flags_new={"dynamic_sampling", "max_refills", "overlong_buffer"},
+        topics=r"""\bkl\b|kl_coef|reference|ref_logprobs|AGGREGATIONS|token_mean|rounds?\b|overlong|lengths
+            |rewards|kept|sampled|\bpart\b|problems|seeds|correct|dapo|runs/grpo|Run\(.grpo|\#\ ---\ 1\ sample|rollout\ =
+            |rollout\.tokens|epochs\ >\ 1|several\ updates|record\ =|run\.sample\("""),
+    siren: dict(
+        changed={"group_advantages", "accumulate_gradients", "main"}, gone={"k3", "sequence_mean", "token_mean"},
+        new={"nucleus_entropy", "peak_mask", "peak_mean", "regulariser", "regularised_entropy", "token_numbers", "marked_tokens"},
+        flags_changed=set(), flags_gone={"advantage", "aggregation", "kl_coef"},
+        flags_new={"beta", "nucleus_p", "tau", "nucleus_rule", "anchor"},
+        topics=r"""\bkl\b|kl_coef|reference|ref_logprobs|AGGREGATIONS|constant\(|args\.advantage|group_advantages\(rewards\)|runs/|Run\(
+            |siren|anchor|nucleus|peak|selected|penalty|\bH\b|entropy|token_numbers|several\ updates|policy_loss|def\ accum|Returns\ sums
+            |state\ =|update\ =|run\.sample|"loss_mask":"""),
+    entropy_baselines: dict(
+        changed={"group_advantages", "accumulate_gradients", "main"}, gone={"k3", "sequence_mean", "token_mean"},
+        new={"adapted", "shaped_advantages", "top_tokens", "covariances", "random_tokens", "completion_mean", "logprob_and_live_entropy",
+             "touched_tokens"},
+        flags_changed={"kl_coef"}, flags_gone={"advantage", "aggregation"},
+        flags_new={"method", "bonus", "bonus_rate", "target_share", "shape_alpha", "shape_kappa", "token_fraction", "cov_fraction",
+                   "cov_low", "cov_high"},
+        topics=r"""\bkl\b|kl_coef|kl_cov|reference|ref_logprobs|AGGREGATIONS|constant\(|advantages|runs/|Run\(|bonus|touched|entropy
+            |baseline|args\.method|clips|target|several\ updates|policy_loss|completion_seed|clip_cov|def\ accum|token_fraction
+            |Returns\ sums|state\ =|update\ ="""),
+}  # fmt: skip
+EACH_VARIANT = pytest.mark.parametrize("script", VARIANTS, ids=[script.__name__ for script in VARIANTS])
 
 
 def blocks(script) -> dict[str, str]:
@@ -862,32 +930,32 @@ def blocks(script) -> dict[str, str]:
     return found
 
 
-def test_shared_blocks_are_identical():
-    """Catches a fix made in one script only, and a difference that `diff grpo.py dapo.py` should not show."""
-    ours, theirs = blocks(grpo), blocks(dapo)
-    assert ours.keys() - theirs.keys() == ONLY_GRPO and theirs.keys() - ours.keys() == ONLY_DAPO
-    assert {name for name in ours.keys() & theirs.keys() if ours[name] != theirs[name]} == CHANGED_BY_DAPO
+@EACH_VARIANT
+def test_shared_blocks_are_identical(script):
+    """Catches a fix made in one script only, and a difference that `diff grpo.py` should not show."""
+    ours, theirs, allowed = blocks(grpo), blocks(script), VARIANTS[script]
+    assert ours.keys() - theirs.keys() == allowed["gone"] and theirs.keys() - ours.keys() == allowed["new"]
+    assert {name for name in ours.keys() & theirs.keys() if ours[name] != theirs[name]} == allowed["changed"]
     assert [name for name in ours if name in theirs] == [name for name in theirs if name in ours]  # the same order
-    imports = [re.findall("^(?:import|from) .*", inspect.getsource(script), re.MULTILINE) for script in (grpo, dapo)]
-    assert len(imports[0]) > 10 and imports[0] == imports[1] and grpo.DEFAULTS == dapo.DEFAULTS
-    flags = [{field.name: (field.type, field.default) for field in fields(script.Args)} for script in (grpo, dapo)]
-    assert flags[0].keys() - flags[1].keys() == {"advantage", "aggregation", "kl_coef"}
-    assert flags[1].keys() - flags[0].keys() == {"dynamic_sampling", "max_refills", "overlong_buffer"}
-    assert {name for name in flags[0].keys() & flags[1].keys() if flags[0][name] != flags[1][name]} == {"clip_high"}
+    imports = [re.findall("^import .*|^from (?!rollout).*", inspect.getsource(each), re.MULTILINE) for each in (grpo, script)]
+    assert len(imports[0]) > 9 and imports[0] == imports[1]
+    for size, row in grpo.DEFAULTS.items():
+        assert row == {name: value for name, value in script.DEFAULTS[size].items() if name in row}
+    flags = [{field.name: (field.type, field.default) for field in fields(each.Args)} for each in (grpo, script)]
+    assert flags[0].keys() - flags[1].keys() == allowed["flags_gone"] and flags[1].keys() - flags[0].keys() == allowed["flags_new"]
+    assert {name for name in flags[0].keys() & flags[1].keys() if flags[0][name] != flags[1][name]} == allowed["flags_changed"]
 
 
 @pytest.mark.parametrize("name", ["main", "accumulate_gradients"])
-def test_changed_blocks_differ_in_dapo_only(name):
+@EACH_VARIANT
+def test_changed_blocks_differ_in_the_algorithm_only(script, name):
     """Catches a line of the loop that drifted apart in one of the files."""
-    topics = r"""\bkl\b|kl_coef|reference|ref_logprobs|AGGREGATIONS|token_mean|ref_logprobs\ \[N,\ T\]|rounds?\b|overlong|lengths
-        |rewards|kept|sampled|\bpart\b|problems|seeds|correct|dapo|runs/grpo|Run\(.grpo|\#\ ---\ 1\ sample|rollout\ =
-        |rollout\.tokens|epochs\ >\ 1|several\ updates|record\ =|run\.sample\("""
-    lines = difflib.ndiff(blocks(grpo)[name].splitlines(), blocks(dapo)[name].splitlines())
-    strange = [line for line in lines if line[0] in "+-" and not re.search(topics, line, re.VERBOSE)]
+    lines = difflib.ndiff(blocks(grpo)[name].splitlines(), blocks(script)[name].splitlines())
+    strange = [line for line in lines if line[0] in "+-" and not re.search(VARIANTS[script]["topics"], line, re.VERBOSE)]
     assert not strange, strange
 
 
-@pytest.mark.parametrize("script", ["grpo", "dapo"])
+@pytest.mark.parametrize("script", ["grpo", "dapo", "siren", "entropy_baselines"])
 def test_scripts_stay_readable(script):
     """Catches a function that no longer fits a screen, and a loop that nobody reads to its end."""
     tree = ast.parse((Path(__file__).resolve().parents[1] / f"{script}.py").read_text())
@@ -1032,7 +1100,7 @@ def killed_runs(rehearsal) -> Path:
 
 
 @pytest.mark.parametrize("point", POINTS)
-@pytest.mark.parametrize("script", ["grpo", "dapo"])
+@pytest.mark.parametrize("script", [script.__name__ for script in SCRIPTS])
 def test_killed_and_resumed_run_equals_the_uninterrupted_one(killed_runs, script, point):
     """Catches a resume off by one, without optimizer, score or tokens, with lines twice, or from a half-written folder."""
     report = json.loads((killed_runs / script / "report.json").read_text())
@@ -1054,8 +1122,10 @@ def test_killed_and_resumed_run_equals_the_uninterrupted_one(killed_runs, script
     assert {path.name for path in ours.iterdir() if path.is_dir()} == {"last", "best", "final"}  # nothing half-written stays
 
 
-def test_resume_rehearsal_has_refills(killed_runs):
-    """Catches a rehearsal in which dapo.py never refilled, or the weights never moved."""
+def test_resume_rehearsal_has_refills_and_state(killed_runs):
+    """Catches a rehearsal in which dapo.py never refilled, the weights never moved, or there was no state of an algorithm to keep."""
     folder = killed_runs / "dapo" / "uninterrupted"
     assert max(column(folder, "dapo/rounds")) > 1
     assert column(folder, "optim/grad_norm")[-1] > 0
+    assert column(killed_runs / "siren" / "uninterrupted", "siren/anchor")[-1] > 0
+    assert len(set(column(killed_runs / "entropy_baselines" / "uninterrupted", "baseline/bonus"))) == 5

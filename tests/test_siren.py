@@ -455,9 +455,10 @@ def test_examples_in_docstrings():
 
 def test_anchor_is_that_of_the_first_batch_under_the_starting_model(toy_model, tmp_path, monkeypatch):
     """Catches an anchor of one mini-batch, one measured after an update, one that moves, and one that is lost in the checkpoint."""
+    from toys import HashTask, quick_flags
+
     import plot
     import runtime
-    from toys import HashTask, quick_flags
 
     torch.set_default_dtype(torch.float32)
     monkeypatch.setattr(plot, "plot_run", lambda run: None)
