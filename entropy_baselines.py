@@ -332,6 +332,8 @@ def main(args: Args, task=None, sampler=None) -> Path:
     model, tokenizer = runtime.load_model(args.model, args.activation_checkpointing)
     runtime.resolve_defaults(args, model, DEFAULTS)
     runtime.check_args(args)
+    if args.method == "kl_cov" and args.minibatches * args.epochs == 1:
+        runtime.fail("--method kl_cov: does nothing with one update per batch, where pi is pi_old; give --minibatches 2 or more")  # [D4]
     runtime.check_task(task, args)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
     sampler = sampler or make_sampler(args.engine, model, runtime.eos_ids(model, tokenizer))

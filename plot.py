@@ -20,9 +20,9 @@ T_975 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 
 PANELS = [  # title, metrics drawn in it
     ("reward of the sampled batch", ["reward/mean"]),
     ("held-out score", ["eval/*/avg@*", "eval/*/pass@*", "eval/*/maj@*"]),
-    ("entropy (nats per token)", ["policy/entropy"]),
+    ("entropy (nats per token)", ["policy/entropy", "siren/entropy", "siren/anchor", "siren/nucleus_entropy"]),
     ("completion length (tokens)", ["rollout/len_mean"]),
-    ("share of completions or groups", ["rollout/frac_unparsed", "rollout/frac_truncated", "reward/frac_zero_std"]),
+    ("share of completions or groups", ["rollout/frac_unparsed", "rollout/frac_truncated", "reward/frac_zero_std", "siren/frac_selected"]),
     ("gradient norm", ["optim/grad_norm"]),
 ]
 

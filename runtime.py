@@ -495,12 +495,18 @@ def check_args(args) -> None:
         fail(f"--minibatches {args.minibatches}: does not divide --prompts-per-step {args.prompts_per_step}")
     if args.temperature <= 0:
         fail(f"--temperature {args.temperature:g}: must be above 0; a greedy group has no differences to learn from")
-    for name in ("lr", "warmup_steps", "weight_decay", "clip_low", "clip_high", "kl_coef", "max_refills", "overlong_buffer"):
+    for name in ("lr", "warmup_steps", "weight_decay", "clip_low", "clip_high", "kl_coef", "max_refills", "overlong_buffer", "beta",
+                 "bonus", "bonus_rate", "target_share", "shape_alpha"):  # fmt: skip
         if (getattr(args, name, None) or 0) < 0:
             fail(f"--{name.replace('_', '-')} {getattr(args, name)}: must not be negative")
-    for name in ("max_grad_norm", "importance_cap"):
-        if getattr(args, name) is not None and not getattr(args, name) > 0:
+    for name in ("max_grad_norm", "importance_cap", "shape_kappa"):
+        if getattr(args, name, None) is not None and not getattr(args, name) > 0:
             fail(f"--{name.replace('_', '-')} {getattr(args, name):g}: must be above 0")
+    for name in ("nucleus_p", "token_fraction", "cov_fraction"):
+        if getattr(args, name, None) is not None and not 0 < getattr(args, name) <= 1:
+            fail(f"--{name.replace('_', '-')} {getattr(args, name):g}: must be above 0 and at most 1")
+    if not 0 <= getattr(args, "tau", 0.0) < 1:
+        fail(f"--tau {args.tau:g}: must be at least 0 and below 1; no token is above the highest of its completion")
     if args.engine == "vllm":
         fail("--engine vllm: pushing trained weights into vLLM is not part of this version (eval.py can sample with it); use --engine hf")
     if not 0 <= args.seed < EVAL_SEED:

@@ -29,7 +29,7 @@ LR = "1e-4"  # of all arms: chosen for Dr. GRPO, whose only setting it is
 SIREN, OTHERS = "siren.py", "entropy_baselines.py --method"
 TRIALS = {  # <arm>: the command, and the four settings that were tried for it
     "dr_grpo": (f"{SIREN} --beta 0", ["--lr 5e-5", "--lr 1e-4", "--lr 2e-4", "--lr 3e-4"]),
-    "siren": (SIREN, ["--beta 0.03", "--beta 0.1", "--beta 0.3", "--beta 1"]),
+    "siren": (SIREN, ["--beta 0.001", "--beta 0.003", "--beta 0.01", "--beta 0.03"]),
     "naive_bonus": (f"{OTHERS} naive_bonus", ["--bonus 0.003", "--bonus 0.01", "--bonus 0.03", "--bonus 0.1"]),
     "adaptive_bonus": (f"{OTHERS} adaptive_bonus --bonus 0", [f"--bonus-rate {rate} --target-share {share}" for rate in (0.001, 0.01)
                                                               for share in (1.0, 0.5)]),
@@ -38,10 +38,10 @@ TRIALS = {  # <arm>: the command, and the four settings that were tried for it
     "high_entropy_tokens": (f"{OTHERS} high_entropy_tokens", [f"--token-fraction {share}" for share in (0.1, 0.2, 0.4, 0.7)]),
     "clip_cov": (f"{OTHERS} clip_cov", [f"--cov-fraction {share}" for share in (0.002, 0.01, 0.03, 0.1)]),
     "kl_cov": (f"{OTHERS} kl_cov", [f"--cov-fraction {share}" for share in (0.002, 0.01, 0.03, 0.1)]),
-    "siren_no_top_p": (f"{SIREN} --nucleus-p 1", ["--beta 0.03", "--beta 0.1", "--beta 0.3", "--beta 1"]),
-    "siren_no_peaks": (f"{SIREN} --tau 0", ["--beta 3", "--beta 10", "--beta 30", "--beta 100"]),
-    "siren_anchor_alone": (f"{SIREN} --nucleus-p 1 --tau 0", ["--beta 3", "--beta 10", "--beta 30", "--beta 100"]),
-    "siren_no_anchor": (f"{SIREN} --no-anchor", ["--beta 0.003", "--beta 0.01", "--beta 0.03", "--beta 0.1"]),
+    "siren_no_top_p": (f"{SIREN} --nucleus-p 1", ["--beta 0.001", "--beta 0.003", "--beta 0.01", "--beta 0.03"]),
+    "siren_no_peaks": (f"{SIREN} --tau 0", ["--beta 0.03", "--beta 0.1", "--beta 0.3", "--beta 1"]),
+    "siren_anchor_alone": (f"{SIREN} --nucleus-p 1 --tau 0", ["--beta 0.03", "--beta 0.1", "--beta 0.3", "--beta 1"]),
+    "siren_no_anchor": (f"{SIREN} --no-anchor", ["--beta 0.0003", "--beta 0.001", "--beta 0.003", "--beta 0.01"]),
 }  # fmt: skip
 
 

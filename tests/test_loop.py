@@ -341,6 +341,24 @@ def test_bad_flag_of_dapo(run, tmp_path, changes):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("script, changes, said", [
+    (siren, dict(beta=-1.0), "--beta -1.0: must not be negative"),
+    (siren, dict(nucleus_p=0.0), "--nucleus-p 0: must be above 0 and at most 1"),
+    (siren, dict(nucleus_p=1.5), "--nucleus-p 1.5"),
+    (siren, dict(tau=1.0), "--tau 1: must be at least 0 and below 1"),
+    (siren, dict(tau=-0.1), "--tau -0.1"),
+    (entropy_baselines, dict(bonus=-0.1), "--bonus -0.1"),
+    (entropy_baselines, dict(shape_kappa=0.0), "--shape-kappa 0: must be above 0"),
+    (entropy_baselines, dict(token_fraction=0.0), "--token-fraction 0"),
+    (entropy_baselines, dict(method="kl_cov"), "--method kl_cov: does nothing with one update per batch"),
+])  # fmt: skip
+def test_bad_flag_of_the_entropy_methods(run, tmp_path, script, changes, said):
+    """Catches a mask that selects nothing, a bonus that is a punishment, and a method that would silently do nothing."""
+    with pytest.raises(SystemExit) as stop:
+        run(script, **changes)
+    assert stop.value.code.startswith(f"error: {said}") and not (tmp_path / "run").exists()
+
+
 def test_resume_with_another_architecture_is_one_line(run, toy_model, tmp_path):
     """Catches a pile of missing keys where the flag could be named."""
     run(grpo, steps=1)
