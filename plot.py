@@ -1,7 +1,7 @@
 """Draws curves from metrics.jsonl files: one run, or the reference runs of the README with their spread over seeds.
 
     python plot.py runs/grpo/chain-seed0       curves.png in that folder
-    python plot.py                             the README's figure and table, from runs/reference
+    python plot.py                             the README's figures and first table, from runs/reference
 """
 
 import json
@@ -16,6 +16,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
 REFERENCE = Path(__file__).parent / "runs/reference"
+ENTROPY_METHODS = ["dr_grpo", "siren", "naive_bonus", "adaptive_bonus", "entropy_advantage", "high_entropy_tokens", "clip_cov", "kl_cov"]
 T_975 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}  # Student's t, by seeds
 PANELS = [  # title, metrics drawn in it
     ("reward of the sampled batch", ["reward/mean"]),
@@ -82,10 +83,16 @@ def reference_runs() -> dict[str, list[dict]]:
     """{variant: [curves of a seed, ...]} of everything under runs/reference that ran on the embedded model's default task."""
     runs: dict[str, list[dict]] = {}
     for path in sorted(REFERENCE.glob("*/*/seed*/metrics.jsonl")):
-        curves = read_metrics(path.parent)
-        if "test/chain/avg@16" in curves:
-            runs.setdefault("/".join(path.parts[-4:-2]), []).append(curves)
+        if json.loads(path.with_name("config.json").read_text())["flags"]["task"] == "chain":
+            runs.setdefault("/".join(path.parts[-4:-2]), []).append(read_metrics(path.parent))
     return runs
+
+
+def draw_band(axis, x: list[float], values: list[list[float]], **style) -> None:
+    """Mean over seeds with its 95% interval: x [points], values [seeds, points]."""
+    mean, half = (np.array(part) for part in zip(*(mean_and_half_width(list(column)) for column in np.array(values).T)))
+    (line,) = axis.plot(x, mean, **style)
+    axis.fill_between(x, mean - half, mean + half, alpha=0.15, color=line.get_color(), linewidth=0)
 
 
 def plot_reference() -> Path:
@@ -94,19 +101,45 @@ def plot_reference() -> Path:
     for variant, seeds in reference_runs().items():
         for axis, name in zip(axes, ("eval/chain/avg@16", "policy/entropy")):
             steps = sorted(set.intersection(*(set(curves[name]) for curves in seeds)))
-            values = np.array([[curves[name][step] for step in steps] for curves in seeds])  # [seeds, steps]
-            x = np.array([[curves["rollout/tokens_total"].get(step, 0) for step in steps] for curves in seeds]).mean(0)
-            mean, half = zip(*(mean_and_half_width(list(column)) for column in values.T))
-            (line,) = axis.plot(x / 1e3, mean, label=f"{variant} ({len(seeds)} seeds)")
-            axis.fill_between(x / 1e3, np.subtract(mean, half), np.add(mean, half), alpha=0.2, color=line.get_color())
-    axes[0].set(title="dev avg@16, chain of 3 steps", xlabel="sampled tokens (thousands)", ylim=(0, 1))
-    axes[1].set(title="policy entropy (nats per token)", xlabel="sampled tokens (thousands)")
+            x = np.mean([[curves["rollout/tokens_total"].get(step, 0) / 1e3 for step in steps] for curves in seeds], axis=0)
+            values = [[curves[name][step] for step in steps] for curves in seeds]
+            draw_band(axis, x, values, label=f"{variant} ({len(seeds)} seeds)")
+    axes[0].set(title="dev avg@16, chain of 3 steps", ylim=(0, 1))
+    axes[1].set(title="policy entropy (nats per token)")
+    return finish(figure, axes, REFERENCE / "figure.png")
+
+
+def plot_entropy_methods() -> Path:
+    """What keeps the entropy, and does it pay? The methods of benchmarks/entropy.py: entropy (means of five steps), avg@16, pass@16."""
+    figure, axes = plt.subplots(1, 3, figsize=(15, 4.5), layout="constrained")
+    for i, name in enumerate(ENTROPY_METHODS):
+        seeds = [read_metrics(path.parent) for path in sorted(REFERENCE.glob(f"entropy/{name}/seed*/metrics.jsonl"))]
+        style = dict(label=name.replace("_", " "), color=f"C{i}", linewidth=2.5 if name == "siren" else 1.2)
+        if not seeds:
+            continue
+        steps = min(max(curves["policy/entropy"]) for curves in seeds) // 5 * 5
+        fives = lambda curve, steps=steps: np.array([curve[step] for step in range(1, steps + 1)]).reshape(-1, 5).mean(1)  # noqa: E731
+        x = np.mean([fives(curves["rollout/tokens_total"]) / 1e3 for curves in seeds], axis=0)
+        draw_band(axes[0], x, [fives(curves["policy/entropy"]) for curves in seeds], **style)
+        for axis, metric in zip(axes[1:], ("eval/chain/avg@16", "eval/chain/pass@16")):
+            points = [sorted(curves[metric].items()) for curves in seeds]  # the last score is at the step that used up the tokens
+            tokens = [[curves["rollout/tokens_total"].get(step, 0) / 1e3 for step, _ in row] for curves, row in zip(seeds, points)]
+            draw_band(axis, np.mean(tokens, axis=0), [[value for _, value in row] for row in points], **style)
+    axes[0].set(title="policy entropy (nats per token)", yscale="log")
+    axes[1].set(title="dev avg@16")
+    axes[2].set(title="dev pass@16")
+    return finish(figure, axes, REFERENCE / "entropy.png")
+
+
+def finish(figure, axes, path: Path) -> Path:
+    """What the figures over sampled tokens have in common."""
     for axis in axes:
+        axis.set(xlabel="sampled tokens (thousands)")
         axis.grid(alpha=0.3)
-    axes[0].legend()
-    figure.savefig(REFERENCE / "figure.png", dpi=110)
+    axes[0].legend(fontsize=8)
+    figure.savefig(path, dpi=110)
     plt.close(figure)
-    return REFERENCE / "figure.png"
+    return path
 
 
 def reference_row(seeds: list[dict]) -> str:
@@ -126,6 +159,7 @@ def main(runs: tyro.conf.Positional[tuple[Path, ...]] = ()) -> None:
         print(plot_run(run))
     if not runs:
         print(plot_reference())
+        print(plot_entropy_methods())
         for variant, seeds in reference_runs().items():
             print(f"{variant}: {reference_row(seeds)}")
 

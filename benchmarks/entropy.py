@@ -9,6 +9,7 @@ Every arm has the same starting model, problems in the same order, sampling seed
 skipped and a broken run resumed, so the same command goes on. Two runs go side by side, one thread each.
 """
 
+import json
 import os
 import shlex
 import sys
@@ -16,11 +17,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import tyro
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 from benchmarks.reference import train  # noqa: E402
+from plot import mean_and_half_width, read_metrics  # noqa: E402
 
 LOGS = ROOT / "runs/reference/entropy"
 COMMON = ("--task chain?horizon=1&family=mixed --prompts-per-step 8 --minibatches 4 --max-new-tokens 64 --steps 1000 "
@@ -44,6 +47,14 @@ TRIALS = {  # <arm>: the command, and the four settings that were tried for it
     "siren_no_anchor": (f"{SIREN} --no-anchor", ["--beta 0.0003", "--beta 0.001", "--beta 0.003", "--beta 0.01"]),
 }  # fmt: skip
 
+CHOSEN = {"dr_grpo": "--lr 1e-4"}  # per arm the best of its trials, see `score`
+NAMES = {"dr_grpo": "Dr. GRPO", "siren": "SIREN", "naive_bonus": "naive bonus", "adaptive_bonus": "adaptive bonus",
+         "entropy_advantage": "entropy advantage", "high_entropy_tokens": "80/20 tokens", "clip_cov": "Clip-Cov", "kl_cov": "KL-Cov",
+         "siren_no_top_p": "SIREN, p = 1", "siren_no_peaks": "SIREN, tau = 0", "siren_anchor_alone": "SIREN, p = 1, tau = 0",
+         "siren_no_anchor": "SIREN, no anchor"}  # fmt: skip
+METHODS, ABLATION = list(NAMES)[:8], ["dr_grpo", "siren", *list(NAMES)[8:]]
+DEV, TEST = "eval/chain/", "test/chain/"
+
 
 @dataclass
 class Args:
@@ -63,30 +74,133 @@ class Args:
     """runs side by side"""
 
 
-def run_one(command: str, seed: int, name: str, args: Args) -> str:
+def command(arm: str, setting: str, seed: int) -> str:
+    """The exact command of a run, all but its --out-dir."""
+    lr = "" if "--lr" in setting else f"--lr {LR} "
+    return f"{TRIALS[arm][0]} {COMMON} {lr}{setting} --seed {seed}"
+
+
+def run_one(flags: str, name: str, args: Args) -> str:
     target, run = args.out / name, args.scratch / args.out.name / name
     if (target / "metrics.jsonl").exists():
         return f"{name}: already there"
-    run.parent.mkdir(parents=True, exist_ok=True)
-    flags = shlex.split(command) + ["--seed", str(seed)]
     log_file = run.parent / f"{run.name}.log"
+    log_file.parent.mkdir(parents=True, exist_ok=True)
     with open(log_file, "a") as log:
-        finished = train(flags, run, target, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=log, stderr=log)
+        finished = train(shlex.split(flags), run, target, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=log, stderr=log)
     return f"{name}: " + ("done" if finished else f"not finished, see {log_file}; the same command goes on")
+
+
+# --- the trials -----------------------------------------------------------------------------------------------------------
+
+
+def trial_name(arm: str, setting: str) -> str:
+    return f"trials/{arm}/" + setting.replace("--", "").replace(" ", "_")
+
+
+def score(trial: dict) -> float:
+    """What a setting is chosen by: avg@16 and pass@16 on dev, mean of both over the last two scores."""
+    return sum(trial["avg@16"][-2:] + trial["pass@16"][-2:]) / 4
+
+
+def collect_trials(out: Path) -> dict:
+    """trials.json: of every trial the dev scores in their order and the entropy at the first and the last step."""
+    file = out / "trials.json"
+    trials = json.loads(file.read_text()) if file.exists() else {}
+    for folder in sorted((out / "trials").glob("*/*")):
+        curves = read_metrics(folder)
+        trials.setdefault(folder.parent.name, {})[folder.name] = {
+            **{name: list(curves[DEV + name].values()) for name in ("avg@16", "pass@16", "maj@16")},
+            "entropy": [round(curves["policy/entropy"][end], 4) for end in (1, max(curves["policy/entropy"]))]}  # fmt: skip
+    file.write_text(json.dumps(trials, indent=1) + "\n")
+    return trials
+
+
+def trials_table(trials: dict) -> str:
+    """Every setting that was tried; the one of the reported runs in bold."""
+    lines = ["| arm | setting | dev avg@16 | pass@16 | maj@16 | entropy, first to last step | score |", "|---|---|---|---|---|---|---|"]
+    for arm in NAMES:
+        for folder, trial in trials.get(arm, {}).items():
+            chosen = trial_name(arm, CHOSEN.get(arm, "")).endswith("/" + folder)
+            cells = [" ".join(f"{value:.3f}" for value in trial[name][1:]) for name in ("avg@16", "pass@16", "maj@16")]
+            shown = f"**{score(trial):.3f}**" if chosen else f"{score(trial):.3f}"
+            setting = "`--" + folder.replace("_", " ", 1) + "`"
+            entropy = " to ".join(f"{value:.3f}" for value in trial["entropy"])
+            lines.append(" | ".join([f"| {NAMES[arm]}", setting, *cells, entropy, shown]) + " |")
+    return "\n".join(lines)
+
+
+# --- the reported runs ----------------------------------------------------------------------------------------------------
+
+
+def cell(values: list[float], signed: bool = False) -> str:
+    mean, half = mean_and_half_width(values)
+    return f"{mean:+.3f} ± {half:.3f}" if signed else f"{mean:.3f} ± {half:.3f}"
+
+
+def last(curve: dict[int, float]) -> float:
+    return curve[max(curve)]
+
+
+def read_arms(out: Path) -> dict[str, dict[int, dict]]:
+    """{arm: {seed: curves}}"""
+    return {arm: {int(path.name.removeprefix("seed")): read_metrics(path) for path in sorted((out / arm).glob("seed*"))}
+            for arm in NAMES if (out / arm).exists()}  # fmt: skip
+
+
+def scores_table(arms: dict, shown: list[str]) -> str:
+    """Held-out scores of the best checkpoint by dev, and SIREN's difference, paired by seed: mean over seeds +- 95% interval."""
+    lines = ["| method | test avg@16 | pass@16 | maj@16 | SIREN minus it: avg@16 | pass@16 | maj@16 |", "|---|---|---|---|---|---|---|"]
+    for arm in shown:
+        seeds = sorted(set(arms[arm]) & set(arms["siren"]))
+        cells = [cell([last(arms[arm][seed][TEST + name]) for seed in seeds]) for name in ("avg@16", "pass@16", "maj@16")]
+        for name in ("avg@16", "pass@16", "maj@16"):
+            differences = [last(arms["siren"][seed][TEST + name]) - last(arms[arm][seed][TEST + name]) for seed in seeds]
+            cells.append("" if arm == "siren" else cell(differences, signed=True))
+        lines.append(" | ".join([f"| {NAMES[arm]}", *cells]) + " |")
+    return "\n".join(lines)
+
+
+def entropy_table(arms: dict, shown: list[str]) -> str:
+    """Entropies in the first and the last ten steps, the distance of H from its anchor, and what happened to the answers."""
+    lines = ["| method | entropy, first ten steps | last ten | H / H_anchor, last ten | last dev avg@16 | unparsed, last ten |",
+             "|---|---|---|---|---|---|"]  # fmt: skip
+    ten = lambda curve, end: float(np.mean(sorted_values(curve)[:10] if end == "first" else sorted_values(curve)[-10:]))  # noqa: E731
+    for arm in shown:
+        runs = list(arms[arm].values())
+        cells = [cell([ten(run["policy/entropy"], end) for run in runs]) for end in ("first", "last")]
+        anchored = "siren/anchor" in runs[0]
+        cells.append(cell([ten(run["siren/entropy"], "last") / last(run["siren/anchor"]) for run in runs]) if anchored else "")
+        cells.append(cell([last(run[DEV + "avg@16"]) for run in runs]))
+        cells.append(f"{np.mean([ten(run['rollout/frac_unparsed'], 'last') for run in runs]):.3f}")
+        lines.append(" | ".join([f"| {NAMES[arm]}", *cells]) + " |")
+    return "\n".join(lines)
+
+
+def sorted_values(curve: dict[int, float]) -> list[float]:
+    return [curve[step] for step in sorted(curve)]
 
 
 def main(args: Args) -> None:
     jobs = []
-    for arm in args.only or TRIALS:
-        command, settings = TRIALS[arm]
+    for arm in args.only or NAMES:
         if args.trials:
-            for setting in settings:
-                lr = "" if "--lr" in setting else f" --lr {LR}"
-                name = f"trials/{arm}/" + setting.replace("--", "").replace(" ", "_")
-                jobs.append((f"{command} {COMMON}{lr} --test-problems 8 {setting}", 100, name))
-    with ThreadPoolExecutor(args.jobs) as pool:
-        for message in pool.map(lambda job: run_one(*job, args), jobs):
-            print(message, flush=True)
+            jobs += [(command(arm, setting, 100) + " --test-problems 8", trial_name(arm, setting)) for setting in TRIALS[arm][1]]
+        else:
+            jobs += [(command(arm, CHOSEN[arm], seed), f"{arm}/seed{seed}") for seed in args.seeds]
+    if not args.trials:
+        jobs.sort(key=lambda job: job[1].split("seed")[1])  # all arms on one seed, then on the next
+    if not args.tables:
+        with ThreadPoolExecutor(args.jobs) as pool:
+            for message in pool.map(lambda job: run_one(*job, args), jobs):
+                print(message, flush=True)
+    if args.trials or args.tables:
+        print(trials_table(collect_trials(args.out)))
+    if not args.trials:
+        arms = read_arms(args.out)
+        for table in (scores_table, entropy_table):
+            for shown in (METHODS, ABLATION):
+                print("\n" + table(arms, [arm for arm in shown if arm in arms]))
 
 
 if __name__ == "__main__":
