@@ -171,13 +171,23 @@ def nucleus_entropy(logits: torch.Tensor, top_p: float, rule: str = "standard") 
     outside = torch.zeros_like(logits, dtype=torch.bool)  # [..., V]
     if top_p < 1:
         with torch.no_grad():
-            probs, order = torch.softmax(logits, dim=-1).sort(dim=-1, descending=True, stable=True)
-            mass = probs.cumsum(dim=-1)
-            kept = (mass - probs if rule == "standard" else mass) < top_p  # [D1], in order of probability
+            probs, mass, order = most_likely(torch.softmax(logits, dim=-1), top_p)  # [..., K], in order of probability
+            kept = (mass - probs if rule == "standard" else mass) < top_p  # [D1]
             kept[..., 0] = True  # one token and none are both entropy 0, and this one has no log 0
-            outside.scatter_(-1, order, ~kept)
+            outside = ~outside.scatter(-1, order, kept)
     logprobs = torch.log_softmax(logits.masked_fill(outside, -torch.inf), dim=-1)  # log q
     return -(logprobs.exp() * logprobs.masked_fill(outside, 0.0)).sum(dim=-1)
+
+
+def most_likely(probs: torch.Tensor, mass: float, first: int = 256) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The K most likely tokens, K being enough to hold `mass` in every row (sorting a real vocabulary whole would take longer than
+    the model): probs [..., V] -> their probabilities, cumulative probabilities and ids, each [..., K]."""
+    count = min(first, probs.shape[-1])
+    top, ids = probs.topk(count, dim=-1)
+    cumulative = top.cumsum(dim=-1)
+    if count < probs.shape[-1] and (cumulative[..., -1] < mass).any():
+        return most_likely(probs, mass, 8 * first)
+    return top, cumulative, ids
 
 
 def peak_mask(entropies: torch.Tensor, completion_mask: torch.Tensor, quantile: float) -> torch.Tensor:

@@ -13,19 +13,23 @@ import test_mutations
 import tyro
 
 import dapo
+import entropy_baselines
 import eval as evaluation
 import grpo
 import plot
 import runtime
 import sft
-from benchmarks import against_lighteval, calibration, coverage, real_model, reference, smollm2
+import siren
+from benchmarks import against_lighteval, calibration, coverage, entropy, real_model, reference, smollm2
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
-SCRIPTS = {"grpo.py": grpo.Args, "dapo.py": dapo.Args, "eval.py": evaluation.Args, "sft.py": sft.Args,
+SCRIPTS = {"grpo.py": grpo.Args, "dapo.py": dapo.Args, "siren.py": siren.Args, "entropy_baselines.py": entropy_baselines.Args,
+           "eval.py": evaluation.Args, "sft.py": sft.Args,
            "benchmarks/reference.py": reference.Args, "benchmarks/real_model.py": real_model.Args,
            "benchmarks/calibration.py": calibration.Args, "benchmarks/coverage.py": coverage.Args,
-           "benchmarks/against_lighteval.py": against_lighteval.Args, "benchmarks/smollm2.py": smollm2.Args}  # fmt: skip
+           "benchmarks/against_lighteval.py": against_lighteval.Args, "benchmarks/smollm2.py": smollm2.Args,
+           "benchmarks/entropy.py": entropy.Args}  # fmt: skip
 
 
 def commands(text: str) -> list[tuple[str, list[str]]]:
@@ -75,10 +79,10 @@ def test_the_gpu_command_is_planned():
     assert args.lr == 1e-6 and args.max_new_tokens == 512 and args.activation_checkpointing
 
 
-@pytest.mark.parametrize("script", ["grpo", "dapo"])
+@pytest.mark.parametrize("script", ["grpo", "dapo", "siren", "entropy_baselines"])
 def test_help_shows_every_flag_with_its_text(script):
     """A flag without a docstring."""
-    module = {"grpo": grpo, "dapo": dapo}[script]
+    module = {"grpo": grpo, "dapo": dapo, "siren": siren, "entropy_baselines": entropy_baselines}[script]
     source = (ROOT / f"{script}.py").read_text()
     block = source[source.index("class Args:") : source.index("# --- the mathematics")]
     assert len(re.findall(r'^    """', block, flags=re.M)) == len(module.Args.__dataclass_fields__)
@@ -99,7 +103,7 @@ def test_glossary_equals_the_keys_that_are_logged(toy_model, tmp_path):
     logged = set()
     small = {"model": toy_model, "steps": 1, "prompts_per_step": 2, "group_size": 2, "max_new_tokens": 4, "eval_problems": 2,
              "test_problems": 2, "eval_samples": 2}  # fmt: skip
-    for module, extra in ((grpo, {"kl_coef": 0.1}), (dapo, {"max_refills": 0})):
+    for module, extra in ((grpo, {"kl_coef": 0.1}), (dapo, {"max_refills": 0}), (siren, {}), (entropy_baselines, {})):
         folder = tmp_path / module.__name__
         module.main(module.Args(out_dir=folder, **small, **extra))
         for line in (folder / "metrics.jsonl").read_text().splitlines():

@@ -137,6 +137,18 @@ def test_nucleus_of_equally_likely_tokens():
     assert siren.nucleus_entropy(torch.zeros(8), 0.51, "official").item() == pytest.approx(math.log(4))
 
 
+@RULES
+def test_nucleus_larger_than_the_first_look(rule):
+    """Catches a nucleus that ends with the tokens that were looked at first (256), in a row that needs more or beside one."""
+    flat, peaked = torch.zeros(5000), torch.arange(5000) * -1.0
+    ours = siren.nucleus_entropy(torch.stack([flat, peaked]), 0.8, rule)
+    table = torch.log_softmax(torch.stack([flat, peaked]), -1).numpy()
+    assert ours.tolist() == pytest.approx([entropy_by_loops(row, 0.8, rule) for row in table], rel=1e-3)
+    assert ours[0].item() == pytest.approx(math.log(4000), abs=1e-3)
+    alone = siren.nucleus_entropy(peaked, 0.8, rule)
+    assert ours[1].item() == pytest.approx(alone.item(), rel=1e-12)
+
+
 # --- which tokens ---------------------------------------------------------------------------------------------------------
 
 
