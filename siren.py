@@ -15,17 +15,19 @@ What changes against it, numbered here and where it happens:
 The paper's ablations are flags: `--nucleus-p 1` (no top-p mask), `--tau 0` (no peak-entropy mask), `--no-anchor` (the loss is then
 -beta H, a plain bonus on the masked entropy).
 
-Where this file, the paper and the authors' code (github.com/Linn3a/siren) part ways:
-[D1] Paper: a nucleus, in the word's usual sense the smallest set of tokens that holds p, with the token that crosses p ("standard",
-     our default). Code: without it ("official"), so a token with p_1 + p_2 >= 0.8 has entropy 0, and a fair choice between two
-     ways is invisible. Standard is the default because such forks are what exploration is for.
+Where this file, the paper and the authors' code (github.com/Linn3a/siren, December 2025) part ways:
+[D1] The paper names a top-p mask, in the word's usual sense the smallest set of tokens that holds p, with the token that crosses
+     p ("standard", our default). Its code leaves that token out ("official"), so where p_1 + p_2 >= 0.8 the entropy is 0, and a
+     fair choice between two ways is invisible. Standard is the default because such forks are what exploration is for.
 [D2] Code: squares H of each micro-batch on its own, which also punishes differences between completions. Here the square is of
      the batch that one optimizer step sees.
-[D3] Code: selects over padded rows, so a padded position can be selected; its first version also took h >= quantile, which
-     selects everything where most h are 0. Here h > quantile, among the completion's tokens alone.
-[D4] Code: after a resume the anchor has to be given by hand.
+[D3] Code: selects over padded rows, so a padded position can be selected; its first version (September 2025, so probably the
+     paper's numbers) also took h >= quantile, which selects everything where most h are 0. Here h > quantile, among the
+     completion's tokens alone.
+[D4] Code: the anchor is not in the checkpoint and has to be given by hand after a resume; the first version took it from the
+     first micro-batch of each GPU.
 [D5] Code: the script asks for clip 0.28, but the configuration's 0.2 on both sides wins: 0.2 here. No dual clip (code: 3).
-[D6] beta: 0.005 in the code, for real models. The embedded model needs a larger one, chosen on development seeds.
+[D6] With --mask-truncated, H is still of all that was sampled, as the anchor is.
 
     python siren.py                             on the embedded model
 

@@ -12,6 +12,7 @@ skipped and a broken run resumed, so the same command goes on. Two runs go side 
 import json
 import os
 import shlex
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,10 +24,13 @@ import tyro
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 from benchmarks.reference import train  # noqa: E402
+from eval import EVAL_SEED  # noqa: E402
 from plot import mean_and_half_width, read_metrics  # noqa: E402
+from tasks import load_task  # noqa: E402
 
 LOGS = ROOT / "runs/reference/entropy"
-COMMON = ("--task chain?horizon=1&family=mixed --prompts-per-step 8 --minibatches 4 --max-new-tokens 64 --steps 1000 "
+TASK = "chain?horizon=1&family=mixed"
+COMMON = (f"--task {TASK} --prompts-per-step 8 --minibatches 4 --max-new-tokens 64 --steps 1000 "
           "--token-budget 190000 --eval-every 20 --eval-problems 100 --test-problems 200 --save-every 1000")  # fmt: skip
 LR = "1e-4"  # of all arms: chosen for Dr. GRPO, whose only setting it is
 SIREN, OTHERS = "siren.py", "entropy_baselines.py --method"
@@ -82,13 +86,25 @@ def command(arm: str, setting: str, seed: int) -> str:
 
 def run_one(flags: str, name: str, args: Args) -> str:
     target, run = args.out / name, args.scratch / args.out.name / name
-    if (target / "metrics.jsonl").exists():
+    if (target / "metrics.jsonl").exists() and (args.trials or (target / "test.json").exists()):
         return f"{name}: already there"
     log_file = run.parent / f"{run.name}.log"
     log_file.parent.mkdir(parents=True, exist_ok=True)
     with open(log_file, "a") as log:
-        finished = train(shlex.split(flags), run, target, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=log, stderr=log)
+        options = dict(env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=log, stderr=log)
+        finished = train(shlex.split(flags), run, target, **options)
+        if finished and not args.trials:
+            measure(run / "final", run / "test", target / "test.json", **options)
     return f"{name}: " + ("done" if finished else f"not finished, see {log_file}; the same command goes on")
+
+
+def measure(model: Path, folder: Path, target: Path, **options) -> None:
+    """How many of 16 samples of each test problem are right, to tell the kinds of problems apart."""
+    flags = ["--model", model, "--task", TASK, "--problems", 200, "-n", 16, "--max-new-tokens", 64, "--out-dir", folder]
+    subprocess.run([sys.executable, "eval.py", *map(str, flags)], cwd=ROOT, check=True, **options)
+    rows = json.loads((folder / "results.json").read_text())["problems"]
+    counts = [row["correct"] for row in sorted(rows, key=lambda row: row["index"])]
+    target.write_text(json.dumps({"samples": 16, "correct": counts}) + "\n")
 
 
 # --- the trials -----------------------------------------------------------------------------------------------------------
@@ -177,11 +193,34 @@ def entropy_table(arms: dict, shown: list[str]) -> str:
     return "\n".join(lines)
 
 
+def kinds_table(arms: list[str], out: Path) -> str:
+    """Accuracy and share solved by 16 samples on the test problems of each reading, mean over seeds."""
+    task, kinds = load_task(TASK), {}
+    for index in range(200):
+        problem = task.problem("test", index, EVAL_SEED)
+        rare = problem.source == "chain/reversed"
+        kinds.setdefault(("rare: fewer" if "fewer" in problem.prompt else "rare: more") if rare else "usual", []).append(index)
+    lines = ["| method | " + " | ".join(f"{kind} ({len(kinds[kind])}): avg@16 | pass@16" for kind in sorted(kinds)[::-1]) + " |",
+             "|---" * (1 + 2 * len(kinds)) + "|"]  # fmt: skip
+    for arm in ["models/tiny", *arms]:
+        files = [out / "tiny.json"] if arm == "models/tiny" else sorted((out / arm).glob("seed*/test.json"))
+        right = np.array([json.loads(file.read_text())["correct"] for file in files])  # [seeds, problems], of 16
+        cells = []
+        for kind in sorted(kinds)[::-1]:
+            part = right[:, kinds[kind]]
+            for values in ((part / 16).mean(axis=1), (part > 0).mean(axis=1)):
+                cells.append(cell(list(values)) if len(files) > 1 else f"{values.mean():.3f}")
+        lines.append(" | ".join([f"| {NAMES.get(arm, arm)}", *cells]) + " |")
+    return "\n".join(lines)
+
+
 def sorted_values(curve: dict[int, float]) -> list[float]:
     return [curve[step] for step in sorted(curve)]
 
 
 def main(args: Args) -> None:
+    if not args.trials and not (args.out / "tiny.json").exists():
+        measure(Path("models/tiny"), args.scratch / args.out.name / "tiny", args.out / "tiny.json")
     jobs = []
     for arm in args.only or NAMES:
         if args.trials:
@@ -201,6 +240,7 @@ def main(args: Args) -> None:
         for table in (scores_table, entropy_table):
             for shown in (METHODS, ABLATION):
                 print("\n" + table(arms, [arm for arm in shown if arm in arms]))
+        print("\n" + kinds_table([arm for arm in NAMES if arm in arms], args.out))
 
 
 if __name__ == "__main__":
