@@ -79,6 +79,24 @@ def test_the_gpu_command_is_planned():
     assert args.lr == 1e-6 and args.max_new_tokens == 512 and args.activation_checkpointing
 
 
+def test_the_paper_scale_command_of_siren_is_the_papers():
+    """A command that is called the paper's and is not: 128 prompts x 8 in 16 updates, 3072 tokens, and so on."""
+    flags = next(flags for script, flags in commands(README) if script == "siren.py" and "Qwen/Qwen2.5-Math-7B" in flags)
+    args = tyro.cli(siren.Args, args=flags)
+    args.test_problems = args.eval_problems = 1
+
+    class Model:
+        def num_parameters(self):
+            return 7_600_000_000
+
+    runtime.resolve_defaults(args, Model(), siren.DEFAULTS)
+    runtime.check_args(args)
+    papers = dict(prompts_per_step=128, group_size=8, minibatches=16, epochs=1, max_new_tokens=3072, temperature=1.0, lr=1e-6,
+                  warmup_steps=5, weight_decay=0.1, max_grad_norm=1.0, clip_low=0.2, clip_high=0.2, beta=0.005, nucleus_p=0.8, tau=0.8,
+                  anchor=True)  # fmt: skip
+    assert {name: getattr(args, name) for name in papers} == papers
+
+
 @pytest.mark.parametrize("script", ["grpo", "dapo", "siren", "entropy_baselines"])
 def test_help_shows_every_flag_with_its_text(script):
     """A flag without a docstring."""
