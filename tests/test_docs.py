@@ -20,7 +20,7 @@ import plot
 import runtime
 import sft
 import siren
-from benchmarks import against_lighteval, calibration, coverage, entropy, real_model, reference, smollm2
+from benchmarks import against_lighteval, calibration, coverage, entropy, real_model, reference, siren_smollm2, smollm2
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -29,7 +29,7 @@ SCRIPTS = {"grpo.py": grpo.Args, "dapo.py": dapo.Args, "siren.py": siren.Args, "
            "benchmarks/reference.py": reference.Args, "benchmarks/real_model.py": real_model.Args,
            "benchmarks/calibration.py": calibration.Args, "benchmarks/coverage.py": coverage.Args,
            "benchmarks/against_lighteval.py": against_lighteval.Args, "benchmarks/smollm2.py": smollm2.Args,
-           "benchmarks/entropy.py": entropy.Args}  # fmt: skip
+           "benchmarks/entropy.py": entropy.Args, "benchmarks/siren_smollm2.py": siren_smollm2.Args}  # fmt: skip
 
 
 def commands(text: str) -> list[tuple[str, list[str]]]:
@@ -152,9 +152,11 @@ def test_reference_logs_are_small_and_complete():
     """A run that was cut short, or a log too large for a repository."""
     for path in (ROOT / "runs/reference").glob("*/*/seed*/metrics.jsonl"):
         logged = [json.loads(line) for line in path.read_text().splitlines()]
-        steps = json.loads(path.with_name("config.json").read_text())["flags"]["steps"]
-        assert path.stat().st_size <= 100_000 and [record["step"] for record in logged] == [*range(steps + 1), steps], path
+        flags = json.loads(path.with_name("config.json").read_text())["flags"]
         tokens = [record["rollout/tokens_total"] for record in logged[1:-1]]
+        steps = len(tokens) if flags["token_budget"] else flags["steps"]
+        assert path.stat().st_size <= 100_000 and [record["step"] for record in logged] == [*range(steps + 1), steps], path
+        assert not flags["token_budget"] or tokens[-2] < flags["token_budget"] <= tokens[-1], path
         assert tokens == sorted(tokens) and any(name.startswith("test/") for name in logged[-1]), path
 
 

@@ -1,0 +1,84 @@
+"""SmolLM2-135M-Instruct with SIREN and with Dr. GRPO: the task of benchmarks/real_model.py, the same seed, problems in the same order
+and number of sampled tokens; then both, and the model they started from, on 200 problems they never saw.
+
+    python benchmarks/siren_smollm2.py --model runs/SmolLM2-135M-Instruct
+
+(`benchmarks/convert_gguf.py` makes that folder once.) About 80 minutes on two cores. What is finished is skipped and a broken run
+resumed, so the same command goes on after an interruption.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+from benchmarks.real_model import COMMON, TRAIN  # noqa: E402
+from benchmarks.reference import train  # noqa: E402
+from eval import cell  # noqa: E402
+from plot import read_metrics  # noqa: E402
+
+ARMS = {"dr_grpo": ["siren.py", "--beta", "0"], "siren": ["siren.py"]}  # with beta 0 siren.py is Dr. GRPO; else the paper's 0.005
+BUDGET = TRAIN.replace("--steps 60", "--steps 1000 --token-budget 60000").split()
+
+
+@dataclass
+class Args:
+    model: Path = Path("runs/SmolLM2-135M-Instruct")
+    """the converted model"""
+    seed: int = 1
+    """seed of both training runs"""
+    problems: int = 200
+    """test problems"""
+    samples: int = 8
+    """completions of each"""
+    scratch: Path = ROOT / "runs/scratch/siren_smollm2"
+    """where the runs themselves live, with their checkpoints"""
+    out: Path = ROOT / "runs/siren_smollm2"
+    """where their logs are collected (the committed ones are in runs/reference/siren_smollm2)"""
+
+
+def readme_table(out: Path) -> str:
+    """What the README shows of the logs and the comparison."""
+    comparison = json.loads((out / "comparison.json").read_text())["rows"][-1]["metrics"]
+    start = json.loads((out / "start.json").read_text())
+    curves = {arm: read_metrics(next((out / arm).glob("seed*"))) for arm in ARMS}
+    lines = ["| | before | Dr. GRPO | SIREN | SIREN minus Dr. GRPO (95% interval) |", "|---|---|---|---|---|"]
+    for name, before in start.items():
+        entry = comparison[name]
+        lines.append(f"| {name} | {before:.3f} | {entry['before']:.3f} | {entry['after']:.3f} | {cell(entry, signed=True)} |")
+    for title, name in (("entropy", "policy/entropy"), ("H (anchor {:.2f})", "siren/entropy")):
+        title = title.format(next(iter(curves["siren"]["siren/anchor"].values())))
+        values = {arm: [curve[name][step] for step in sorted(curve[name])] for arm, curve in curves.items()}
+        ends = [f"{sum(values[arm][-10:]) / 10:.3f}" for arm in ARMS]
+        lines.append(f"| {title}, last ten steps | {values['siren'][0]:.3f} | {ends[0]} | {ends[1]} | |")
+    return "\n".join(lines)
+
+
+def main(args: Args) -> None:
+    model, finals = os.path.relpath(args.model, ROOT), {}
+    for arm, script in ARMS.items():
+        run = args.scratch / arm / f"seed{args.seed}"
+        finals[arm] = run / "final"
+        command = [*script, "--model", model, *COMMON, *BUDGET, "--seed", str(args.seed)]
+        if not finals[arm].exists() and not train(command, run, args.out / arm / f"seed{args.seed}"):
+            sys.exit("training did not come to its end; the same command goes on from the last checkpoint")
+    flags = [*COMMON, "--problems", args.problems, "-n", args.samples]
+    for weights, folder, more in ((model, "start", []), (finals["siren"], "siren", ["--baseline", finals["dr_grpo"]])):
+        command = ["eval.py", "--model", weights, *flags, "--out-dir", args.scratch / "test" / folder, *more]
+        subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, check=True)
+    shutil.copy(next((args.scratch / "test/siren").glob("against-*.json")), args.out / "comparison.json")
+    start = json.loads((args.scratch / "test/start/results.json").read_text())["rows"][-1]["metrics"]
+    names = [f"{name}@{args.samples}" for name in ("avg", "pass", "maj")] + ["frac_unparsed"]
+    (args.out / "start.json").write_text(json.dumps({name: start[name]["value"] for name in names}, indent=1) + "\n")
+    print(readme_table(args.out))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__))
