@@ -24,7 +24,7 @@ import tyro
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 from benchmarks.reference import train  # noqa: E402
-from eval import EVAL_SEED  # noqa: E402
+from eval import EVAL_SEED, maj_at_k  # noqa: E402
 from plot import mean_and_half_width, read_metrics  # noqa: E402
 from tasks import load_task  # noqa: E402
 
@@ -50,14 +50,18 @@ TRIALS = {  # <arm>: the command, and the four settings that were tried for it
     "siren_anchor_alone": (f"{SIREN} --nucleus-p 1 --tau 0", ["--beta 0.03", "--beta 0.1", "--beta 0.3", "--beta 1"]),
     "siren_no_anchor": (f"{SIREN} --no-anchor", ["--beta 0.0003", "--beta 0.001", "--beta 0.003", "--beta 0.01"]),
 }  # fmt: skip
+TRIALS |= {  # coefficients that matter, whatever they cost: what do they do to the entropy?
+    "siren_strong": (SIREN, ["--beta 0.1"]),
+    "naive_bonus_strong": (f"{OTHERS} naive_bonus", ["--bonus 0.03"]),
+}
 
-CHOSEN = {"dr_grpo": "--lr 1e-4"}  # per arm the best of its trials, see `score`
+CHOSEN = {"dr_grpo": "--lr 1e-4", "siren_strong": "--beta 0.1", "naive_bonus_strong": "--bonus 0.03"}  # best of its trials, see `score`
 NAMES = {"dr_grpo": "Dr. GRPO", "siren": "SIREN", "naive_bonus": "naive bonus", "adaptive_bonus": "adaptive bonus",
          "entropy_advantage": "entropy advantage", "high_entropy_tokens": "80/20 tokens", "clip_cov": "Clip-Cov", "kl_cov": "KL-Cov",
          "siren_no_top_p": "SIREN, p = 1", "siren_no_peaks": "SIREN, tau = 0", "siren_anchor_alone": "SIREN, p = 1, tau = 0",
-         "siren_no_anchor": "SIREN, no anchor"}  # fmt: skip
-METHODS, ABLATION = list(NAMES)[:8], ["dr_grpo", "siren", *list(NAMES)[8:]]
-DEV, TEST = "eval/chain/", "test/chain/"
+         "siren_no_anchor": "SIREN, no anchor", "siren_strong": "SIREN, beta 0.1", "naive_bonus_strong": "naive bonus, 0.03"}  # fmt: skip
+METHODS, ABLATION = list(NAMES)[:8], ["dr_grpo", "siren", *list(NAMES)[8:12]]
+DEV = "eval/chain/"
 
 
 @dataclass
@@ -99,12 +103,17 @@ def run_one(flags: str, name: str, args: Args) -> str:
 
 
 def measure(model: Path, folder: Path, target: Path, **options) -> None:
-    """How many of 16 samples of each test problem are right, to tell the kinds of problems apart."""
-    flags = ["--model", model, "--task", TASK, "--problems", 200, "-n", 16, "--max-new-tokens", 64, "--out-dir", folder]
-    subprocess.run([sys.executable, "eval.py", *map(str, flags)], cwd=ROOT, check=True, **options)
-    rows = json.loads((folder / "results.json").read_text())["problems"]
-    counts = [row["correct"] for row in sorted(rows, key=lambda row: row["index"])]
-    target.write_text(json.dumps({"samples": 16, "correct": counts}) + "\n")
+    """16 samples of each test problem at temperature 1 and at the paper's 0.6: how many are right, and maj@16."""
+    result = {}
+    for temperature in ("1", "0.6"):
+        flags = ["--model", model, "--task", TASK, "--problems", 200, "-n", 16, "--max-new-tokens", 64, "--temperature", temperature]
+        command = [sys.executable, "eval.py", *map(str, flags), "--out-dir", f"{folder}-{temperature}"]
+        subprocess.run(command, cwd=ROOT, check=True, **options)
+        rows = json.loads(Path(f"{folder}-{temperature}", "results.json").read_text())["problems"]
+        rows.sort(key=lambda row: row["index"])
+        majority = [round(maj_at_k(row["votes"], row["right"], 16), 4) for row in rows]
+        result[temperature] = {"correct": [row["correct"] for row in rows], "maj@16": majority}
+    target.write_text(json.dumps(result) + "\n")
 
 
 # --- the trials -----------------------------------------------------------------------------------------------------------
@@ -164,14 +173,27 @@ def read_arms(out: Path) -> dict[str, dict[int, dict]]:
             for arm in NAMES if (out / arm).exists()}  # fmt: skip
 
 
-def scores_table(arms: dict, shown: list[str]) -> str:
-    """Held-out scores of the best checkpoint by dev, and SIREN's difference, paired by seed: mean over seeds +- 95% interval."""
-    lines = ["| method | test avg@16 | pass@16 | maj@16 | SIREN minus it: avg@16 | pass@16 | maj@16 |", "|---|---|---|---|---|---|---|"]
+def test_scores(out: Path, arm: str, temperature: str) -> dict[int, dict[str, float]]:
+    """{seed: {metric: value}} of the best checkpoint by dev, on 200 test problems."""
+    scores = {}
+    for file in sorted((out / arm).glob("seed*/test.json")):
+        result = json.loads(file.read_text())[temperature]
+        right = np.array(result["correct"])
+        scores[int(file.parent.name.removeprefix("seed"))] = {
+            "avg@16": right.mean() / 16, "pass@16": (right > 0).mean(), "maj@16": np.mean(result["maj@16"])}  # fmt: skip
+    return scores
+
+
+def scores_table(out: Path, shown: list[str], temperature: str) -> str:
+    """Held-out scores, and SIREN's difference, paired by seed: mean over seeds +- 95% interval."""
+    lines = [f"| temperature {temperature} | avg@16 | pass@16 | maj@16 | SIREN minus it: avg@16 | pass@16 | maj@16 |",
+             "|---|---|---|---|---|---|---|"]  # fmt: skip
+    siren = test_scores(out, "siren", temperature)
     for arm in shown:
-        seeds = sorted(set(arms[arm]) & set(arms["siren"]))
-        cells = [cell([last(arms[arm][seed][TEST + name]) for seed in seeds]) for name in ("avg@16", "pass@16", "maj@16")]
+        scores = test_scores(out, arm, temperature)
+        cells = [cell([score[name] for score in scores.values()]) for name in ("avg@16", "pass@16", "maj@16")]
         for name in ("avg@16", "pass@16", "maj@16"):
-            differences = [last(arms["siren"][seed][TEST + name]) - last(arms[arm][seed][TEST + name]) for seed in seeds]
+            differences = [siren[seed][name] - scores[seed][name] for seed in sorted(scores.keys() & siren.keys())]
             cells.append("" if arm == "siren" else cell(differences, signed=True))
         lines.append(" | ".join([f"| {NAMES[arm]}", *cells]) + " |")
     return "\n".join(lines)
@@ -204,7 +226,7 @@ def kinds_table(arms: list[str], out: Path) -> str:
              "|---" * (1 + 2 * len(kinds)) + "|"]  # fmt: skip
     for arm in ["models/tiny", *arms]:
         files = [out / "tiny.json"] if arm == "models/tiny" else sorted((out / arm).glob("seed*/test.json"))
-        right = np.array([json.loads(file.read_text())["correct"] for file in files])  # [seeds, problems], of 16
+        right = np.array([json.loads(file.read_text())["1"]["correct"] for file in files])  # [seeds, problems], of 16
         cells = []
         for kind in sorted(kinds)[::-1]:
             part = right[:, kinds[kind]]
@@ -237,10 +259,11 @@ def main(args: Args) -> None:
         print(trials_table(collect_trials(args.out)))
     if not args.trials:
         arms = read_arms(args.out)
-        for table in (scores_table, entropy_table):
-            for shown in (METHODS, ABLATION):
-                print("\n" + table(arms, [arm for arm in shown if arm in arms]))
-        print("\n" + kinds_table([arm for arm in NAMES if arm in arms], args.out))
+        for shown in (METHODS, ABLATION):
+            for temperature in ("1", "0.6"):
+                print("\n" + scores_table(args.out, [arm for arm in shown if arm in arms], temperature))
+        print("\n" + entropy_table(arms, list(arms)))
+        print("\n" + kinds_table(list(arms), args.out))
 
 
 if __name__ == "__main__":
