@@ -34,7 +34,17 @@ import tyro
 
 import runtime
 from eval import evaluate
-from rollout import completion_seed, make_sampler, micro_batches, pad, pad_values, probe_gap, sample_rollout, score, score_all
+from rollout import (
+    completion_seed,
+    make_sampler,
+    micro_batches,
+    pad,
+    pad_values,
+    probe_gap,
+    sample_rollout,
+    score,
+    score_all,
+)
 from tasks import load_task
 
 DEFAULTS = {  # flags left at None: the embedded model, and real ones (batch, lr and length as in the papers of Dr. GRPO and SIREN)

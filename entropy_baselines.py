@@ -4,7 +4,7 @@ r"""Six other ways to keep the entropy of a policy from collapsing, on the Dr. G
     python entropy_baselines.py --method kl_cov --minibatches 4
 
 --method, with h_it the entropy of pi(. | s_it) over the full vocabulary and H the mean of h over a completion's tokens, then over
-completions, as in siren.py (`siren.py --no-anchor --nucleus-p 1 --tau 0` is naive_bonus to the last bit):
+completions, as in siren.py (`siren.py --no-anchor --nucleus-p 1 --tau 0` is naive_bonus, up to rounding):
 [1] naive_bonus           loss - bonus H.
 [2] adaptive_bonus        the same, where after every update bonus <- max(0, bonus + bonus_rate (target - H)); the target is a
                           share of H of the first batch. A Lagrange multiplier, as in SAC (arXiv 1812.05905, section 5).
@@ -16,8 +16,8 @@ completions, as in siren.py (`siren.py --no-anchor --nucleus-p 1 --tau 0` is nai
 
 Deviations, tagged again where they happen:
 [D1] All methods stand on Dr. GRPO, so that nothing but the method differs (their papers: DAPO or GRPO, with other clips, means
-     over tokens and lengths). Advantages are not divided by a std, so covariances are smaller than in [5] and [6]'s papers,
-     and so are the default bounds.
+     over tokens and lengths). Advantages are not divided by a std, so covariances are smaller than in the paper of [5] and [6],
+     and so is the lower of the default bounds. Entropies are of all that was sampled, --mask-truncated or not.
 [D2] 80/20 divides by the tokens that are left, as its authors' code does: max_new_tokens * token_fraction, constant like Dr. GRPO's.
 [D3] Thresholds and means are over the tokens that one optimizer step sees, in one pass without gradient (authors' code: over a
      micro-batch).
@@ -57,10 +57,10 @@ from tasks import load_task
 DEFAULTS = {  # flags left at None: the embedded model, and real ones (batch, lr and length as in the papers of Dr. GRPO and SIREN)
     "tiny": dict(lr=3e-4, warmup_steps=5, steps=80, prompts_per_step=16, group_size=16, max_new_tokens=160,
                  micro_batch_tokens=32768, eval_every=20, eval_problems=64, eval_samples=16, test_problems=128,
-                 bonus=0.01, bonus_rate=0.01, cov_fraction=2e-3, kl_coef=1.0),
+                 bonus=0.01, bonus_rate=0.01, cov_fraction=2e-3),
     "real": dict(lr=1e-6, warmup_steps=5, steps=500, prompts_per_step=128, group_size=8, max_new_tokens=3072,
                  micro_batch_tokens=16384, eval_every=20, eval_problems=128, eval_samples=4, test_problems=500,
-                 bonus=1e-3, bonus_rate=1e-3, cov_fraction=2e-4, kl_coef=1.0),
+                 bonus=1e-3, bonus_rate=1e-3, cov_fraction=2e-4),
 }  # fmt: skip
 
 
@@ -100,12 +100,12 @@ class Args:
     token_fraction: float = 0.2
     """high_entropy_tokens: share of tokens that are trained on"""
     cov_fraction: float | None = None
-    """clip_cov and kl_cov: share of all tokens that are touched"""
+    """clip_cov and kl_cov: share of all tokens that are touched (their paper: 2e-4; for kl_cov on a 7B model 2e-3)"""
     cov_low: float = 0.1
     """clip_cov: least covariance of a token that may be touched (the paper, with standardised advantages: 1)"""
     cov_high: float = 5.0
     """clip_cov: greatest"""
-    kl_coef: float | None = None
+    kl_coef: float = 1.0
     """kl_cov: weight of the KL penalty"""
 
     clip_low: float = 0.2
@@ -213,7 +213,7 @@ def group_advantages(rewards: torch.Tensor) -> torch.Tensor:
     """
     centred = rewards - rewards.mean(dim=1, keepdim=True)  # [B, G]
     no_signal = rewards.amax(1, keepdim=True) == rewards.amin(1, keepdim=True)  # [B, 1]
-    return centred.masked_fill(no_signal, 0.0)  # not what rounding in the mean leaves
+    return centred.masked_fill(no_signal, 0.0)  # exactly 0, without the rounding error of the mean
 
 
 def clipped_surrogate(logprobs, old_logprobs, advantages, clip_low: float, clip_high: float) -> torch.Tensor:
@@ -256,8 +256,10 @@ def touched_tokens(model, batch: dict, rows: slice, args: Args, seed: int) -> to
     count = max(1, int(args.cov_fraction * mask.sum().item()))
     if args.method == "kl_cov":
         return top_tokens(covariance, mask, count)
-    ratio = torch.exp(logprobs - (batch["old_logprobs"][rows] if "old_logprobs" in batch else logprobs))
-    clipped = clipped_surrogate(logprobs, logprobs - ratio.log(), advantages, args.clip_low, args.clip_high) > -ratio * advantages
+    old_logprobs = batch["old_logprobs"][rows] if "old_logprobs" in batch else logprobs
+    clipped = clipped_surrogate(logprobs, old_logprobs, advantages, args.clip_low, args.clip_high) > (
+        -torch.exp(logprobs - old_logprobs) * advantages
+    )
     return random_tokens(mask & ~clipped & (covariance > args.cov_low) & (covariance < args.cov_high), mask, count, seed)
 
 
@@ -332,8 +334,10 @@ def main(args: Args, task=None, sampler=None) -> Path:
     model, tokenizer = runtime.load_model(args.model, args.activation_checkpointing)
     runtime.resolve_defaults(args, model, DEFAULTS)
     runtime.check_args(args)
-    if args.method == "kl_cov" and args.minibatches * args.epochs == 1:
-        runtime.fail("--method kl_cov: does nothing with one update per batch, where pi is pi_old; give --minibatches 2 or more")  # [D4]
+    if args.method == "kl_cov" and args.minibatches * args.epochs == 1:  # [D4]
+        runtime.fail("--method kl_cov: does nothing with one update per batch, where pi is pi_old; give --minibatches 2 or --epochs 2")
+    if args.method == "clip_cov" and args.cov_low >= args.cov_high:
+        runtime.fail(f"--cov-low {args.cov_low:g}: must be below --cov-high {args.cov_high:g}, or no token can be touched")
     runtime.check_task(task, args)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
     sampler = sampler or make_sampler(args.engine, model, runtime.eos_ids(model, tokenizer))
@@ -399,8 +403,9 @@ def main(args: Args, task=None, sampler=None) -> Path:
             if math.isfinite(update["total_loss"]):
                 runtime.check_gap(update["gap"] / update["tokens"], args)
             grad_norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), args.max_grad_norm).item())
-            sums["skipped"] += runtime.step_or_skip(optimizer, grad_norms[-1], update["total_loss"], state, run, rollout)
-            if args.method == "adaptive_bonus":
+            skipped = runtime.step_or_skip(optimizer, grad_norms[-1], update["total_loss"], state, run, rollout)
+            sums["skipped"] += skipped
+            if args.method == "adaptive_bonus" and not skipped:
                 target = args.target_share * state["entropy_at_start"]
                 state["bonus"] = adapted(state["bonus"], args.bonus_rate, update["mean_entropy"], target)
 

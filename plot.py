@@ -88,6 +88,13 @@ def reference_runs() -> dict[str, list[dict]]:
     return runs
 
 
+def scores(curve: dict[int, float], every: int = 20) -> list[tuple[int, float]]:
+    """(step, score) in order. The closing score is taken at the step that used up the token budget: where it comes soon after the
+    one before it, it is left out, so that all runs of an arm have the same number of scores."""
+    points = sorted(curve.items())
+    return points[:-1] if len(points) > 1 and points[-1][0] - points[-2][0] < every / 2 else points
+
+
 def draw_band(axis, x: list[float], values: list[list[float]], **style) -> None:
     """Mean over seeds with its 95% interval: x [points], values [seeds, points]."""
     mean, half = (np.array(part) for part in zip(*(mean_and_half_width(list(column)) for column in np.array(values).T)))
@@ -117,17 +124,19 @@ def plot_entropy_methods() -> Path:
         style = dict(label=name.replace("_", " "), color=f"C{i}", linewidth=2.5 if name == "siren" else 1.2)
         if not seeds:
             continue
-        steps = min(max(curves["policy/entropy"]) for curves in seeds) // 5 * 5
-        fives = lambda curve, steps=steps: np.array([curve[step] for step in range(1, steps + 1)]).reshape(-1, 5).mean(1)  # noqa: E731
+        steps = min(max(curves["rollout/tokens_total"]) for curves in seeds) // 5 * 5
+        fives = lambda curve, steps=steps: np.nanmean(  # noqa: E731
+            np.array([curve.get(step, np.nan) for step in range(1, steps + 1)]).reshape(-1, 5), axis=1)  # fmt: skip
         x = np.mean([fives(curves["rollout/tokens_total"]) / 1e3 for curves in seeds], axis=0)
         draw_band(axes[0], x, [fives(curves["policy/entropy"]) for curves in seeds], **style)
         for axis, metric in zip(axes[1:], ("eval/chain/avg@16", "eval/chain/pass@16")):
-            points = [sorted(curves[metric].items()) for curves in seeds]  # the last score is at the step that used up the tokens
+            points = [scores(curves[metric]) for curves in seeds]
+            points = [row[: min(map(len, points))] for row in points]
             tokens = [[curves["rollout/tokens_total"].get(step, 0) / 1e3 for step, _ in row] for curves, row in zip(seeds, points)]
             draw_band(axis, np.mean(tokens, axis=0), [[value for _, value in row] for row in points], **style)
     axes[0].set(title="policy entropy (nats per token)", yscale="log")
-    axes[1].set(title="dev avg@16")
-    axes[2].set(title="dev pass@16")
+    axes[1].set(title="dev avg@16", ylim=(0, 1))
+    axes[2].set(title="dev pass@16", ylim=(0, 1))
     return finish(figure, axes, REFERENCE / "entropy.png")
 
 

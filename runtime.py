@@ -19,6 +19,7 @@ import sys
 import time
 from dataclasses import asdict, fields
 from importlib.metadata import PackageNotFoundError, version
+from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -381,6 +382,18 @@ class Run:
         print(text, flush=True)
 
 
+def marked_tokens(tokenizer, completion_ids: list[list[int]], selected: torch.Tensor) -> list[str]:
+    """The completions with [[ ]] round the selected tokens [N, T], for a reader of samples.jsonl."""
+    texts = []
+    for ids, row in zip(completion_ids, selected.tolist()):
+        text, marked = "", ""
+        for chosen, run in groupby(range(len(ids)), key=row.__getitem__):  # neighbours together: letters of several tokens stay whole
+            before, text = text, tokenizer.decode(ids[: list(run)[-1] + 1])
+            marked += f"[[{text[len(before) :]}]]" if chosen else text[len(before) :]
+        texts.append(marked)
+    return texts
+
+
 def minutes(seconds: float) -> str:
     seconds = int(seconds)
     return f"{seconds // 3600}:{seconds % 3600 // 60:02d}:{seconds % 60:02d}"
@@ -497,8 +510,9 @@ def check_args(args) -> None:
         fail(f"--temperature {args.temperature:g}: must be above 0; a greedy group has no differences to learn from")
     for name in ("lr", "warmup_steps", "weight_decay", "clip_low", "clip_high", "kl_coef", "max_refills", "overlong_buffer", "beta",
                  "bonus", "bonus_rate", "target_share", "shape_alpha"):  # fmt: skip
-        if (getattr(args, name, None) or 0) < 0:
-            fail(f"--{name.replace('_', '-')} {getattr(args, name)}: must not be negative")
+        value = getattr(args, name, None) or 0
+        if value < 0 or (math.isinf(value) and not name.startswith("clip")):  # no clip at all is a choice
+            fail(f"--{name.replace('_', '-')} {value}: must not be negative" + " or infinite" * math.isinf(value))
     for name in ("max_grad_norm", "importance_cap", "shape_kappa"):
         if getattr(args, name, None) is not None and not getattr(args, name) > 0:
             fail(f"--{name.replace('_', '-')} {getattr(args, name):g}: must be above 0")

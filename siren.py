@@ -26,8 +26,10 @@ Where this file, the paper and the authors' code (github.com/Linn3a/siren, Decem
      completion's tokens alone.
 [D4] Code: the anchor is not in the checkpoint and has to be given by hand after a resume; the first version took it from the
      first micro-batch of each GPU.
-[D5] Code: the script asks for clip 0.28, but the configuration's 0.2 on both sides wins: 0.2 here. No dual clip (code: 3).
+[D5] Code: the script asks for clip 0.28, but the configuration's 0.2 on both sides wins: 0.2 here. No dual clip (code: 3), no limit
+     to the 10,000 likeliest tokens. 16 updates a batch and weight decay 0.1 are flags (--minibatches, --weight-decay).
 [D6] With --mask-truncated, H is still of all that was sampled, as the anchor is.
+[D7] The policy's loss is divided by --max-new-tokens and H is not, so a beta belongs to a length, as it does in the code.
 
     python siren.py                             on the embedded model
 
@@ -92,7 +94,8 @@ class Args:
     """sampling temperature; the same one divides the logits in the loss"""
 
     beta: float | None = None
-    """weight of the self-anchored regularisation, beta (H - H_anchor)^2; H, its anchor and the square are in nats"""
+    """weight of the self-anchored regularisation, beta (H - H_anchor)^2, with H and its anchor in nats (default: 0.005 for real
+    models, as in the paper's code; BETA_TINY for the embedded one)"""
     nucleus_p: float = 0.8
     """p of the top-p mask: entropy is taken over the most likely tokens that together hold this much probability, so that
     exploration stays within a meaningful subset of actions; 1: over the whole vocabulary"""
@@ -100,7 +103,7 @@ class Args:
     """quantile of the peak-entropy mask: only tokens whose entropy is above it, among those of their own completion, are
     regularised, a meaningful subset of states (0.8: about the top fifth); 0: every token"""
     nucleus_rule: Literal["standard", "official"] = "standard"
-    """does the nucleus include the token that crosses p (standard), or leave it out as the authors' code does (official)"""
+    """whether the nucleus includes the token that crosses p (standard) or leaves it out, as the authors' code does (official)"""
     anchor: bool = True
     """self-anchored: hold H at its value under the starting model; --no-anchor: a bonus that raises H without end"""
 
@@ -162,6 +165,8 @@ class Args:
 def nucleus_entropy(logits: torch.Tensor, top_p: float, rule: str = "standard") -> torch.Tensor:
     """Entropy of the renormalised top-p nucleus, in nats, with gradient: logits [..., V], divided by the temperature -> [...].
 
+    (In bfloat16 the sum of the probabilities would be too coarse: the logits are made float32 first.)
+
     The nucleus is the most likely tokens that hold top_p, with the token that crosses top_p ("standard") or without it
     ("official"); a nucleus of one token or none has entropy 0. top_p 1 is the whole vocabulary. Which tokens are inside carries
     no gradient; the gradient in the logits is -q (log q + h) inside, q being the renormalised probability, and 0 outside.
@@ -170,6 +175,7 @@ def nucleus_entropy(logits: torch.Tensor, top_p: float, rule: str = "standard") 
     >>> [round(nucleus_entropy(logits, 0.8, rule).item(), 6) for rule in ("standard", "official")]
     [1.060857, 0.682908]
     """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     outside = torch.zeros_like(logits, dtype=torch.bool)  # [..., V]
     if top_p < 1:
         with torch.no_grad():
@@ -225,7 +231,7 @@ def group_advantages(rewards: torch.Tensor) -> torch.Tensor:
     """
     centred = rewards - rewards.mean(dim=1, keepdim=True)  # [B, G]
     no_signal = rewards.amax(1, keepdim=True) == rewards.amin(1, keepdim=True)  # [B, 1]
-    return centred.masked_fill(no_signal, 0.0)  # not what rounding in the mean leaves
+    return centred.masked_fill(no_signal, 0.0)  # exactly 0, without the rounding error of the mean
 
 
 def clipped_surrogate(logprobs, old_logprobs, advantages, clip_low: float, clip_high: float) -> torch.Tensor:
@@ -276,11 +282,12 @@ def accumulate_gradients(model, batch: dict, rows: slice, args: Args, anchor: fl
     sums = Counter()
     weights = torch.zeros_like(batch["rollout_logprobs"])  # [N, T], made before the split so that it does not depend on it
     weights[rows] = constant(batch["loss_mask"][rows], args.max_new_tokens)
-    batch["selected"][rows], H = regularised_entropy(model, batch, rows, args)
+    selected, H = regularised_entropy(model, batch, rows, args)
+    batch["selected"][rows] = selected  # kept for samples.jsonl  [D6]
     peak_weights = torch.zeros_like(weights)  # [N, T]
-    peak_weights[rows] = peak_mean(batch["selected"][rows])
+    peak_weights[rows] = peak_mean(selected)
     penalty = regulariser(H.requires_grad_(), anchor if args.anchor else None, args.beta)
-    (slope,) = torch.autograd.grad(penalty, H)  # d penalty / d H  [2]
+    (slope,) = torch.autograd.grad(penalty, H)  # d penalty / d H  [2], [D2]
     for part in micro_batches(batch["prompt_ids"], batch["completion_ids"], args.micro_batch_tokens, rows):
         logprobs, entropy, nucleus = score(model, batch["prompt_ids"][part], batch["completion_ids"][part], args.temperature,
                                            token_numbers(args))  # [n, T'], [1], fmt: skip
@@ -301,14 +308,9 @@ def accumulate_gradients(model, batch: dict, rows: slice, args: Args, anchor: fl
         sums.update(tokens=mask.sum().item(), gap=gap.sum().item(), entropy=(entropy * mask).sum().item(),
                     clipped=(clipped & mask).sum().item(), policy_loss=policy_loss.item(), total_loss=policy_loss.item(),
                     nucleus=(nucleus * mask).sum().item(), selected=cut["selected"].sum().item())  # fmt: skip
-    sums.update(total_loss=penalty.item(), regularised=H.item())
+    sums["total_loss"] += penalty.item()
+    sums["regularised"] += H.item()
     return sums
-
-
-def marked_tokens(tokenizer, completion_ids: list[list[int]], selected: torch.Tensor) -> list[str]:
-    """The completions with [[ ]] round every token that was regularised: what a reader of samples.jsonl sees of the masks."""
-    mark = lambda token, chosen: f"[[{tokenizer.decode(token)}]]" if chosen else tokenizer.decode(token)  # noqa: E731
-    return ["".join(map(mark, ids, row)) for ids, row in zip(completion_ids, selected.tolist())]
 
 
 def problem_indices(args: Args, step: int) -> list[int]:
@@ -419,7 +421,7 @@ def main(args: Args, task=None, sampler=None) -> Path:
                 state["best"] = dev
                 runtime.save_model(args.out_dir / "best", model, tokenizer)
         run.log(record)
-        run.sample(step, rollout, advantages, selected=marked_tokens(tokenizer, rollout.completion_ids[:G], batch["selected"]))
+        run.sample(step, rollout, advantages, selected=runtime.marked_tokens(tokenizer, rollout.completion_ids[:G], batch["selected"]))
         state["step"] = step
         if step % args.save_every == 0 or last or stop.requested:
             runtime.save_checkpoint(args.out_dir / "last", model, tokenizer, optimizer, state)

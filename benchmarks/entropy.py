@@ -25,13 +25,13 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 from benchmarks.reference import train  # noqa: E402
 from eval import EVAL_SEED, maj_at_k  # noqa: E402
-from plot import mean_and_half_width, read_metrics  # noqa: E402
+from plot import mean_and_half_width, read_metrics, scores  # noqa: E402
 from tasks import load_task  # noqa: E402
 
 LOGS = ROOT / "runs/reference/entropy"
 TASK = "chain?horizon=1&family=mixed"
 COMMON = (f"--task {TASK} --prompts-per-step 8 --minibatches 4 --max-new-tokens 64 --steps 1000 "
-          "--token-budget 190000 --eval-every 20 --eval-problems 100 --test-problems 200 --save-every 1000")  # fmt: skip
+          "--token-budget 190000 --eval-every 20 --eval-problems 100 --test-problems 8 --save-every 1000")  # fmt: skip
 LR = "1e-4"  # of all arms: chosen for Dr. GRPO, whose only setting it is
 SIREN, OTHERS = "siren.py", "entropy_baselines.py --method"
 TRIALS = {  # <arm>: the command, and the four settings that were tried for it
@@ -98,7 +98,7 @@ def run_one(flags: str, name: str, args: Args) -> str:
         options = dict(env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=log, stderr=log)
         finished = train(shlex.split(flags), run, target, **options)
         if finished and not args.trials:
-            measure(run / "final", run / "test", target / "test.json", **options)
+            measure(run / "last", run / "test", target / "test.json", **options)
     return f"{name}: " + ("done" if finished else f"not finished, see {log_file}; the same command goes on")
 
 
@@ -112,7 +112,7 @@ def measure(model: Path, folder: Path, target: Path, **options) -> None:
         rows = json.loads(Path(f"{folder}-{temperature}", "results.json").read_text())["problems"]
         rows.sort(key=lambda row: row["index"])
         majority = [round(maj_at_k(row["votes"], row["right"], 16), 4) for row in rows]
-        result[temperature] = {"correct": [row["correct"] for row in rows], "maj@16": majority}
+        result[temperature] = {"correct": [row["correct"] for row in rows], "maj@16": majority, "parsed": [row["parsed"] for row in rows]}
     target.write_text(json.dumps(result) + "\n")
 
 
@@ -124,34 +124,38 @@ def trial_name(arm: str, setting: str) -> str:
 
 
 def score(trial: dict) -> float:
-    """What a setting is chosen by: avg@16 and pass@16 on dev, mean of both over the last two scores."""
+    """What a setting is chosen by: avg@16 and pass@16 on dev, mean of both over the last two scores (of a run in five)."""
     return sum(trial["avg@16"][-2:] + trial["pass@16"][-2:]) / 4
 
 
 def collect_trials(out: Path) -> dict:
-    """trials.json: of every trial the dev scores in their order and the entropy at the first and the last step."""
+    """trials.json: {arm: {setting: dev scores in their order, entropy at the first and the last step, share of touched tokens}}."""
     file = out / "trials.json"
     trials = json.loads(file.read_text()) if file.exists() else {}
-    for folder in sorted((out / "trials").glob("*/*")):
-        curves = read_metrics(folder)
-        trials.setdefault(folder.parent.name, {})[folder.name] = {
-            **{name: list(curves[DEV + name].values()) for name in ("avg@16", "pass@16", "maj@16")},
-            "entropy": [round(curves["policy/entropy"][end], 4) for end in (1, max(curves["policy/entropy"]))]}  # fmt: skip
+    for arm, (_, settings) in TRIALS.items():
+        for setting in settings:
+            folder = out / trial_name(arm, setting)
+            if (folder / "metrics.jsonl").exists():
+                curves = read_metrics(folder)
+                trial = {name: [value for _, value in scores(curves[DEV + name])] for name in ("avg@16", "pass@16", "maj@16")}
+                trial["entropy"] = [round(curves["policy/entropy"][end], 4) for end in (1, max(curves["policy/entropy"]))]
+                touched = curves.get("siren/frac_selected") or curves.get("baseline/frac_touched")
+                trial["touched"] = round(float(np.mean(list(touched.values()))), 4)
+                trials.setdefault(arm, {})[setting] = trial
     file.write_text(json.dumps(trials, indent=1) + "\n")
     return trials
 
 
 def trials_table(trials: dict) -> str:
     """Every setting that was tried; the one of the reported runs in bold."""
-    lines = ["| arm | setting | dev avg@16 | pass@16 | maj@16 | entropy, first to last step | score |", "|---|---|---|---|---|---|---|"]
+    lines = ["| arm | setting | dev avg@16 | pass@16 | maj@16 | entropy, first to last step | tokens touched | score |",
+             "|---|---|---|---|---|---|---|---|"]  # fmt: skip
     for arm in NAMES:
-        for folder, trial in trials.get(arm, {}).items():
-            chosen = trial_name(arm, CHOSEN.get(arm, "")).endswith("/" + folder)
+        for setting, trial in trials.get(arm, {}).items():
             cells = [" ".join(f"{value:.3f}" for value in trial[name][1:]) for name in ("avg@16", "pass@16", "maj@16")]
-            shown = f"**{score(trial):.3f}**" if chosen else f"{score(trial):.3f}"
-            setting = "`--" + folder.replace("_", " ", 1) + "`"
-            entropy = " to ".join(f"{value:.3f}" for value in trial["entropy"])
-            lines.append(" | ".join([f"| {NAMES[arm]}", setting, *cells, entropy, shown]) + " |")
+            shown = f"**{score(trial):.3f}**" if setting == CHOSEN.get(arm) else f"{score(trial):.3f}"
+            cells += [" to ".join(f"{value:.3f}" for value in trial["entropy"]), f"{trial['touched']:.3f}", shown]
+            lines.append(" | ".join([f"| {NAMES[arm]}", f"`{setting}`", *cells]) + " |")
     return "\n".join(lines)
 
 
@@ -160,6 +164,8 @@ def trials_table(trials: dict) -> str:
 
 def cell(values: list[float], signed: bool = False) -> str:
     mean, half = mean_and_half_width(values)
+    if len(values) == 1:
+        return f"{mean:.3f}"
     return f"{mean:+.3f} ± {half:.3f}" if signed else f"{mean:.3f} ± {half:.3f}"
 
 
@@ -173,29 +179,30 @@ def read_arms(out: Path) -> dict[str, dict[int, dict]]:
             for arm in NAMES if (out / arm).exists()}  # fmt: skip
 
 
-def test_scores(out: Path, arm: str, temperature: str) -> dict[int, dict[str, float]]:
-    """{seed: {metric: value}} of the best checkpoint by dev, on 200 test problems."""
-    scores = {}
-    for file in sorted((out / arm).glob("seed*/test.json")):
+def test_scores(out: Path, arm: str, temperature: str) -> dict[str, dict[str, float]]:
+    """{seed: {metric: value}} of the model after its last step, on 200 test problems."""
+    found = {}
+    for file in sorted((out / arm).glob("seed*/test.json")) if arm in TRIALS else [out / "tiny.json"]:
         result = json.loads(file.read_text())[temperature]
         right = np.array(result["correct"])
-        scores[int(file.parent.name.removeprefix("seed"))] = {
-            "avg@16": right.mean() / 16, "pass@16": (right > 0).mean(), "maj@16": np.mean(result["maj@16"])}  # fmt: skip
-    return scores
+        found[file.parent.name] = {"avg@16": right.mean() / 16, "pass@16": (right > 0).mean(), "maj@16": np.mean(result["maj@16"]),
+                                   "unparsed": 1 - np.mean(result["parsed"]) / 16}  # fmt: skip
+    return found
 
 
 def scores_table(out: Path, shown: list[str], temperature: str) -> str:
     """Held-out scores, and SIREN's difference, paired by seed: mean over seeds +- 95% interval."""
-    lines = [f"| temperature {temperature} | avg@16 | pass@16 | maj@16 | SIREN minus it: avg@16 | pass@16 | maj@16 |",
-             "|---|---|---|---|---|---|---|"]  # fmt: skip
+    lines = [f"| temperature {temperature} | seeds | avg@16 | pass@16 | maj@16 | unparsed | SIREN minus it: avg@16 | pass@16 | maj@16 |",
+             "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
     siren = test_scores(out, "siren", temperature)
-    for arm in shown:
-        scores = test_scores(out, arm, temperature)
-        cells = [cell([score[name] for score in scores.values()]) for name in ("avg@16", "pass@16", "maj@16")]
+    for arm in ["before", *shown]:
+        own = test_scores(out, arm, temperature)
+        cells = [cell([score[name] for score in own.values()]) for name in ("avg@16", "pass@16", "maj@16")]
+        cells = [str(len(own)), *cells, f"{np.mean([score['unparsed'] for score in own.values()]):.3f}"]
         for name in ("avg@16", "pass@16", "maj@16"):
-            differences = [siren[seed][name] - scores[seed][name] for seed in sorted(scores.keys() & siren.keys())]
-            cells.append("" if arm == "siren" else cell(differences, signed=True))
-        lines.append(" | ".join([f"| {NAMES[arm]}", *cells]) + " |")
+            differences = [siren[seed][name] - own[seed][name] for seed in sorted(own.keys() & siren.keys())]
+            cells.append("" if arm in ("siren", "before") else cell(differences, signed=True))
+        lines.append(" | ".join([f"| {NAMES.get(arm, arm)}", *cells]) + " |")
     return "\n".join(lines)
 
 
@@ -224,14 +231,13 @@ def kinds_table(arms: list[str], out: Path) -> str:
         kinds.setdefault(("rare: fewer" if "fewer" in problem.prompt else "rare: more") if rare else "usual", []).append(index)
     lines = ["| method | " + " | ".join(f"{kind} ({len(kinds[kind])}): avg@16 | pass@16" for kind in sorted(kinds)[::-1]) + " |",
              "|---" * (1 + 2 * len(kinds)) + "|"]  # fmt: skip
-    for arm in ["models/tiny", *arms]:
-        files = [out / "tiny.json"] if arm == "models/tiny" else sorted((out / arm).glob("seed*/test.json"))
+    for arm in ["before", *arms]:
+        files = [out / "tiny.json"] if arm == "before" else sorted((out / arm).glob("seed*/test.json"))
         right = np.array([json.loads(file.read_text())["1"]["correct"] for file in files])  # [seeds, problems], of 16
         cells = []
         for kind in sorted(kinds)[::-1]:
             part = right[:, kinds[kind]]
-            for values in ((part / 16).mean(axis=1), (part > 0).mean(axis=1)):
-                cells.append(cell(list(values)) if len(files) > 1 else f"{values.mean():.3f}")
+            cells += [cell(list((part / 16).mean(axis=1))), cell(list((part > 0).mean(axis=1)))]
         lines.append(" | ".join([f"| {NAMES.get(arm, arm)}", *cells]) + " |")
     return "\n".join(lines)
 
@@ -241,20 +247,8 @@ def sorted_values(curve: dict[int, float]) -> list[float]:
 
 
 def main(args: Args) -> None:
-    if not args.trials and not (args.out / "tiny.json").exists():
-        measure(Path("models/tiny"), args.scratch / args.out.name / "tiny", args.out / "tiny.json")
-    jobs = []
-    for arm in args.only or NAMES:
-        if args.trials:
-            jobs += [(command(arm, setting, 100) + " --test-problems 8", trial_name(arm, setting)) for setting in TRIALS[arm][1]]
-        else:
-            jobs += [(command(arm, CHOSEN[arm], seed), f"{arm}/seed{seed}") for seed in args.seeds]
-    if not args.trials:
-        jobs.sort(key=lambda job: job[1].split("seed")[1])  # all arms on one seed, then on the next
     if not args.tables:
-        with ThreadPoolExecutor(args.jobs) as pool:
-            for message in pool.map(lambda job: run_one(*job, args), jobs):
-                print(message, flush=True)
+        run_all(args)
     if args.trials or args.tables:
         print(trials_table(collect_trials(args.out)))
     if not args.trials:
@@ -264,6 +258,22 @@ def main(args: Args) -> None:
                 print("\n" + scores_table(args.out, [arm for arm in shown if arm in arms], temperature))
         print("\n" + entropy_table(arms, list(arms)))
         print("\n" + kinds_table(list(arms), args.out))
+
+
+def run_all(args: Args) -> None:
+    if not args.trials and not (args.out / "tiny.json").exists():
+        measure(Path("models/tiny"), args.scratch / args.out.name / "tiny", args.out / "tiny.json")
+    jobs = []
+    for arm in args.only or NAMES:
+        if args.trials:
+            jobs += [(command(arm, setting, 100), trial_name(arm, setting)) for setting in TRIALS[arm][1]]
+        else:
+            jobs += [(command(arm, CHOSEN[arm], seed), f"{arm}/seed{seed}") for seed in args.seeds]
+    if not args.trials:
+        jobs.sort(key=lambda job: job[1].split("seed")[1])  # all arms on one seed, then on the next
+    with ThreadPoolExecutor(args.jobs) as pool:
+        for message in pool.map(lambda job: run_one(*job, args), jobs):
+            print(message, flush=True)
 
 
 if __name__ == "__main__":

@@ -268,6 +268,20 @@ def test_bonus_raises_the_entropy():
     assert score_all(model, *rows)[1].sum() > before + 1e-4
 
 
+def test_defaults_are_those_of_the_papers():
+    """Catches a default that has drifted from its paper (the lower bound of Clip-Cov is ours, [D1])."""
+    args = baselines.Args()
+    assert (args.shape_alpha, args.shape_kappa, args.token_fraction, args.kl_coef) == (0.4, 2.0, 0.2, 1.0)
+    assert (args.cov_high, args.cov_low, args.target_share) == (5.0, 0.1, 1.0)
+    assert baselines.DEFAULTS["real"]["cov_fraction"] == 2e-4
+
+
+def test_at_least_one_token_is_touched():
+    """Catches a share of a small batch that rounds to nothing."""
+    for method in ("clip_cov", "kl_cov"):
+        assert update(random_model(), make_batch(old=True), make_args(method, cov_fraction=1e-6))[0]["touched"] == 1
+
+
 def test_examples_in_docstrings():
     """Catches documentation that has drifted from the code."""
     torch.set_default_dtype(torch.float32)

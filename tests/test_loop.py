@@ -350,7 +350,13 @@ def test_bad_flag_of_dapo(run, tmp_path, changes):
     (entropy_baselines, dict(bonus=-0.1), "--bonus -0.1"),
     (entropy_baselines, dict(shape_kappa=0.0), "--shape-kappa 0: must be above 0"),
     (entropy_baselines, dict(token_fraction=0.0), "--token-fraction 0"),
+    (entropy_baselines, dict(bonus_rate=-0.1), "--bonus-rate -0.1"),
+    (entropy_baselines, dict(target_share=-0.1), "--target-share -0.1"),
+    (entropy_baselines, dict(shape_alpha=-0.1), "--shape-alpha -0.1"),
+    (entropy_baselines, dict(cov_fraction=1.1), "--cov-fraction 1.1"),
     (entropy_baselines, dict(method="kl_cov"), "--method kl_cov: does nothing with one update per batch"),
+    (entropy_baselines, dict(method="clip_cov", cov_low=5.0), "--cov-low 5: must be below --cov-high 5"),
+    (siren, dict(beta=math.inf), "--beta inf: must not be negative or infinite"),
 ])  # fmt: skip
 def test_bad_flag_of_the_entropy_methods(run, tmp_path, script, changes, said):
     """Catches a mask that selects nothing, a bonus that is a punishment, and a method that would silently do nothing."""
@@ -838,6 +844,46 @@ def test_siren_holds_the_entropy_that_grpo_loses(run, toy_model):
     assert lost > 0.5 and kept < 0.2
 
 
+OFF = {  # each method with its switch off, in a run of several updates a batch
+    "naive_bonus": dict(bonus=0.0), "adaptive_bonus": dict(bonus=0.0, bonus_rate=0.0), "entropy_advantage": dict(shape_alpha=0.0),
+    "high_entropy_tokens": dict(token_fraction=1.0), "clip_cov": dict(cov_low=4.9), "kl_cov": dict(kl_coef=0.0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", OFF)
+def test_entropy_method_with_its_switch_off_is_dr_grpo(run, method):
+    """Catches a difference to grpo.py that is not the method: parameters are equal bit by bit after five steps. Catches a bonus
+    that methods without one get too."""
+    common = dict(minibatches=2, lr=1e-2, clip_low=1e9, clip_high=1e9)
+    ours = run(entropy_baselines, "ours", method=method, **common | OFF[method])
+    theirs = run(grpo, "theirs", advantage="centred", aggregation="constant", **common)
+    assert equal_weights(ours / "last", theirs / "last")
+    own = OWN_KEYS[entropy_baselines]
+    assert [{name: value for name, value in record.items() if name not in own} for record in records(ours)] == records(theirs)
+    switched_on = run(entropy_baselines, "on", method=method, **common | dict(bonus=0.1, cov_fraction=0.5, cov_low=0.0, kl_coef=5.0))
+    assert not equal_weights(switched_on / "last", theirs / "last")
+    bonus = {"naive_bonus": {0.1}, "adaptive_bonus": set(column(switched_on, "baseline/bonus"))}.get(method, {0.0})
+    assert set(column(switched_on, "baseline/bonus")) == bonus and (len(bonus) > 1) == (method == "adaptive_bonus")
+
+
+def test_clip_cov_draws_anew_in_every_update(run, monkeypatch):
+    """Catches one seed for all draws, and a share that is logged of the updates and not of the tokens."""
+    calls = watch(monkeypatch, entropy_baselines, "accumulate_gradients")
+    folder = run(entropy_baselines, method="clip_cov", cov_fraction=0.3, cov_low=0.0, minibatches=2, seed=3)
+    seeds = [call[5] for call in calls]
+    assert len(set(seeds)) == len(seeds) == 10
+    assert all(0 <= share < 0.35 for share in column(folder, "baseline/frac_touched"))
+    assert sum(column(folder, "baseline/frac_touched")) > 0.3
+
+
+def test_adaptive_bonus_outlives_a_skipped_update(run, monkeypatch):
+    """Catches an update that was not finite and takes the bonus along: max(0, nan) is 0."""
+    poison(monkeypatch, entropy_baselines, {3}, "loss")
+    folder = run(entropy_baselines, method="adaptive_bonus", bonus=0.05, bonus_rate=0.001, minibatches=2, steps=3)
+    bonus = column(folder, "baseline/bonus")
+    assert column(folder, "optim/skipped") == [0, 1, 0] and all(abs(value - 0.05) < 0.01 for value in bonus) and len(set(bonus)) == 3
+
+
 def test_adaptive_bonus_follows_the_entropy(run):
     """Catches a weight that stays, that is forgotten between steps, or a target that is not that of the starting model."""
     for share, rises in ((3.0, True), (0.1, False)):
@@ -919,8 +965,7 @@ VARIANTS = {  # functions that differ from grpo.py's, that are gone, that are ne
             |rollout\.tokens|epochs\ >\ 1|several\ updates|record\ =|run\.sample\("""),
     siren: dict(
         changed={"group_advantages", "accumulate_gradients", "main"}, gone={"k3", "sequence_mean", "token_mean"},
-        new={"nucleus_entropy", "most_likely", "peak_mask", "peak_mean", "regulariser", "regularised_entropy", "token_numbers",
-             "marked_tokens"},
+        new={"nucleus_entropy", "most_likely", "peak_mask", "peak_mean", "regulariser", "regularised_entropy", "token_numbers"},
         flags_changed=set(), flags_gone={"advantage", "aggregation", "kl_coef"},
         flags_new={"beta", "nucleus_p", "tau", "nucleus_rule", "anchor"},
         topics=r"""\bkl\b|kl_coef|reference|ref_logprobs|AGGREGATIONS|constant\(|args\.advantage|group_advantages\(rewards\)|runs/|Run\(
@@ -935,7 +980,7 @@ VARIANTS = {  # functions that differ from grpo.py's, that are gone, that are ne
                    "cov_low", "cov_high"},
         topics=r"""\bkl\b|kl_coef|kl_cov|reference|ref_logprobs|AGGREGATIONS|constant\(|advantages|runs/|Run\(|bonus|touched|entropy
             |baseline|args\.method|clips|target|several\ updates|policy_loss|completion_seed|clip_cov|def\ accum|token_fraction
-            |Returns\ sums|state\ =|update\ ="""),
+            |Returns\ sums|state\ =|update\ =|skipped"""),
 }  # fmt: skip
 EACH_VARIANT = pytest.mark.parametrize("script", VARIANTS, ids=[script.__name__ for script in VARIANTS])
 
@@ -1068,7 +1113,8 @@ def test_plot_draws_a_run(tmp_path, monkeypatch):
            {"step": 1, "reward/mean": 0.1, "policy/entropy": 0.5, "rollout/len_mean": 30.0, "optim/grad_norm": 1.0,
             "rollout/frac_unparsed": 0.0, "rollout/frac_truncated": 0.0, "reward/frac_zero_std": 0.5},
            {"step": 2, "reward/mean": 0.3, "policy/entropy": None, "optim/grad_norm": math.nan,
-            "eval/chain/avg@16": 0.3}]  # fmt: skip
+            "eval/chain/avg@16": 0.3, "siren/anchor": 0.9, "siren/entropy": 0.8, "siren/nucleus_entropy": 0.1,
+            "siren/frac_selected": 0.1}]  # fmt: skip
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in log))
     drawn, original = [], plot.plt.subplots
     monkeypatch.setattr(plot.plt, "subplots", lambda *args, **kwargs: drawn.append(original(*args, **kwargs)) or drawn[-1])
@@ -1079,7 +1125,9 @@ def test_plot_draws_a_run(tmp_path, monkeypatch):
     assert curves["reward/mean"] == ("reward of the sampled batch", [1, 2], [0.1, 0.3])
     assert curves["eval/chain/avg@16"] == ("held-out score", [0, 2], [0.2, 0.3])
     assert curves["policy/entropy"] == ("entropy (nats per token)", [1], [0.5])
-    assert curves.keys() == {"reward/mean", "eval/chain/avg@16", "policy/entropy", "rollout/len_mean", "optim/grad_norm",
+    assert curves["siren/anchor"][0] == curves["siren/entropy"][0] == "entropy (nats per token)"
+    assert curves["siren/frac_selected"][0] == "share of completions or groups"
+    assert curves.keys() - SIREN_KEYS == {"reward/mean", "eval/chain/avg@16", "policy/entropy", "rollout/len_mean", "optim/grad_norm",
                              "rollout/frac_unparsed", "rollout/frac_truncated", "reward/frac_zero_std"}  # fmt: skip
 
 

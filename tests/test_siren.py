@@ -10,9 +10,12 @@ import pytest
 import torch
 from random_model import EOS, distance, distributions, gradient, random_model
 from test_update import BUDGETS, GROUP, assert_same, directional_derivative, make_batch
+from toys import HashTask, quick_flags
 
 import grpo
+import plot
 import rollout
+import runtime
 import siren
 from rollout import logprob_and_entropy, micro_batches, pad, score, score_all
 
@@ -65,7 +68,8 @@ GOLDEN = [  # probabilities; entropy by the rule that leaves the crossing token 
 @pytest.mark.parametrize("probabilities, official, standard, full", GOLDEN)
 def test_nucleus_entropy_golden_values(probabilities, official, standard, full):
     """Catches the crossing token on the wrong side, a nucleus that is not renormalised, bits for nats. By hand for (.5, .4, .1): .5
-    alone is below .8, .5 + .4 crosses it; 5/9 and 4/9 have entropy .326549 + .360413."""
+    alone is below .8, .5 + .4 crosses it; 5/9 and 4/9 have entropy .326549 + .360413. For the last: 3, 2.5, 2 and 1.5 of 9 have
+    .366204 + .355815 + .334239 + .298627."""
     for order in (list(range(len(probabilities))), list(reversed(range(len(probabilities))))):
         logits = torch.tensor(probabilities)[order].log() + 3.0  # a constant in the logits is no matter
         assert siren.nucleus_entropy(logits, 0.8, "official").item() == pytest.approx(official, abs=1e-6)
@@ -147,6 +151,28 @@ def test_nucleus_larger_than_the_first_look(rule):
     assert ours[0].item() == pytest.approx(math.log(4000), abs=1e-3)
     alone = siren.nucleus_entropy(peaked, 0.8, rule)
     assert ours[1].item() == pytest.approx(alone.item(), rel=1e-12)
+
+
+def test_nucleus_that_rounding_never_fills():
+    """Catches a search without end: for p a hair below 1 the probabilities may add up to less."""
+    logits = torch.randn(50, 700, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+    ours, whole = (siren.nucleus_entropy(logits, p) for p in (1 - 1e-9, 1.0))
+    torch.testing.assert_close(ours, whole, rtol=1e-4, atol=0)
+
+
+def test_bfloat16_logits_have_the_entropy_of_their_values():
+    """Catches sums of hundreds of probabilities in 8 bits."""
+    logits = torch.randn(5, 3000, generator=torch.Generator().manual_seed(0)).bfloat16()
+    ours = siren.nucleus_entropy(logits, 0.8)
+    torch.testing.assert_close(ours, siren.nucleus_entropy(logits.double(), 0.8), rtol=1e-4, atol=0, check_dtype=False)
+    assert siren.peak_mask(ours[None], torch.ones(1, 5, dtype=torch.bool), 0.5).sum() == 2
+
+
+def test_defaults_are_those_of_the_code():
+    """Catches a default that has drifted: p = tau = 0.8 and beta = 0.005 are what the authors' script runs."""
+    args = siren.Args()
+    assert (args.nucleus_p, args.tau, args.nucleus_rule, args.anchor, args.beta) == (0.8, 0.8, "standard", True, None)
+    assert siren.DEFAULTS["real"]["beta"] == 0.005
 
 
 # --- which tokens ---------------------------------------------------------------------------------------------------------
@@ -448,14 +474,16 @@ def test_no_logits_are_kept_for_the_backward_pass(monkeypatch):
 
 
 def test_selected_tokens_are_marked_in_the_samples():
-    """Catches marks on the token after or before."""
+    """Catches marks on the token after or before, and letters that take several tokens cut to pieces."""
 
     class Tokenizer:
-        def decode(self, token):
-            return {7: "A", 8: "=", 9: "12"}[token]
+        def decode(self, ids):
+            return bytes(ids).decode(errors="replace")
 
-    selected = torch.tensor([[False, True, True, False], [True, False, False, False]])
-    assert siren.marked_tokens(Tokenizer(), [[7, 8, 9], [9]], selected) == ["A[[=]][[12]]", "[[12]]"]
+    ids = list("A=é2".encode())  # five bytes
+    marked = lambda *rows: runtime.marked_tokens(Tokenizer(), [ids] * len(rows), torch.tensor(rows, dtype=torch.bool))  # noqa: E731
+    assert marked([0, 1, 0, 0, 1, 1], [1, 1, 0, 0, 0, 1]) == ["A[[=]]é[[2]]", "[[A=]]é2"]
+    assert marked([0, 0, 1, 1, 0, 0], [0] * 6, [1] * 6) == ["A=[[é]]2", "A=é2", "[[A=é2]]"]
 
 
 def test_examples_in_docstrings():
@@ -467,11 +495,6 @@ def test_examples_in_docstrings():
 
 def test_anchor_is_that_of_the_first_batch_under_the_starting_model(toy_model, tmp_path, monkeypatch):
     """Catches an anchor of one mini-batch, one measured after an update, one that moves, and one that is lost in the checkpoint."""
-    from toys import HashTask, quick_flags
-
-    import plot
-    import runtime
-
     torch.set_default_dtype(torch.float32)
     monkeypatch.setattr(plot, "plot_run", lambda run: None)
     batches, original = [], siren.accumulate_gradients
@@ -480,7 +503,8 @@ def test_anchor_is_that_of_the_first_batch_under_the_starting_model(toy_model, t
         batches.append((batch, anchor))
         return original(model, batch, rows, args, anchor)
 
-    monkeypatch.setattr(siren, "accumulate_gradients", accumulate_gradients)
+    sums_of = []
+    monkeypatch.setattr(siren, "accumulate_gradients", lambda *args: sums_of.append(accumulate_gradients(*args)) or sums_of[-1])
     flags = quick_flags(toy_model, tmp_path / "run", minibatches=2, lr=3e-2, warmup_steps=1, beta=1.0)
     args = siren.Args(**flags)
     siren.main(args, task=HashTask())
@@ -494,3 +518,16 @@ def test_anchor_is_that_of_the_first_batch_under_the_starting_model(toy_model, t
     halves = [entropy_of_the_paper(model, batches[0][0], args, rows)[0] for rows in (range(4), range(4, 8))]
     assert all(abs(half - expected) > 1e-3 for half in halves)
     assert abs(steps[-1]["siren/entropy"] - batches[0][1]) > 1e-3
+
+    for step, record in enumerate(steps):  # what is logged, of two updates each
+        first, second = sums_of[2 * step : 2 * step + 2]
+        tokens = first["tokens"] + second["tokens"]
+        assert record["siren/entropy"] == pytest.approx((first["regularised"] + second["regularised"]) / 2)
+        assert record["siren/nucleus_entropy"] == pytest.approx((first["nucleus"] + second["nucleus"]) / tokens)
+        assert record["siren/frac_selected"] == pytest.approx((first["selected"] + second["selected"]) / tokens)
+    samples = [json.loads(line) for line in (tmp_path / "run/samples.jsonl").read_text().splitlines()]
+    _, tokenizer = runtime.load_model(toy_model)
+    for step in range(5):
+        batch, rows = batches[2 * step][0], samples[4 * step : 4 * step + 4]
+        assert [row["selected"] for row in rows] == runtime.marked_tokens(tokenizer, batch["completion_ids"][:4], batch["selected"])
+    assert any("[[" in row["selected"] for row in samples)
