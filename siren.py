@@ -187,7 +187,7 @@ def nucleus_entropy(logits: torch.Tensor, top_p: float, rule: str = "standard") 
     return -(logprobs.exp() * logprobs.masked_fill(outside, 0.0)).sum(dim=-1)
 
 
-def most_likely(probs: torch.Tensor, mass: float, first: int = 256) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def most_likely(probs: torch.Tensor, mass: float, first: int = 32) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The K most likely tokens, K being enough to hold `mass` in every row (sorting a real vocabulary whole would take longer than
     the model): probs [..., V] -> their probabilities, cumulative probabilities and ids, each [..., K]."""
     count = min(first, probs.shape[-1])

@@ -23,9 +23,11 @@ import tyro
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
+import runtime  # noqa: E402
 from benchmarks.reference import train  # noqa: E402
-from eval import EVAL_SEED, maj_at_k  # noqa: E402
+from eval import EVAL_SEED, evaluate, maj_at_k  # noqa: E402
 from plot import mean_and_half_width, read_metrics, scores  # noqa: E402
+from rollout import HFSampler  # noqa: E402
 from tasks import load_task  # noqa: E402
 
 LOGS = ROOT / "runs/reference/entropy"
@@ -72,6 +74,8 @@ class Args:
     """the trials instead of the reported runs"""
     tables: bool = False
     """run nothing, show the tables"""
+    measure: tuple[Path, Path] | None = None
+    """a model's folder and a file: write its counts on the test problems there, and stop"""
     seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
     """seeds of the reported runs; 100 is the development seed"""
     out: Path = LOGS
@@ -98,22 +102,22 @@ def run_one(flags: str, name: str, args: Args) -> str:
         options = dict(env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=log, stderr=log)
         finished = train(shlex.split(flags), run, target, **options)
         if finished and not args.trials:
-            measure(run / "last", run / "test", target / "test.json", **options)
+            command = [sys.executable, __file__, "--measure", run / "last", target / "test.json"]
+            subprocess.run(command, cwd=ROOT, check=True, **options)
     return f"{name}: " + ("done" if finished else f"not finished, see {log_file}; the same command goes on")
 
 
-def measure(model: Path, folder: Path, target: Path, **options) -> None:
-    """16 samples of each test problem at temperature 1 and at the paper's 0.6: how many are right, and maj@16."""
-    result = {}
-    for temperature in ("1", "0.6"):
-        flags = ["--model", model, "--task", TASK, "--problems", 200, "-n", 16, "--max-new-tokens", 64, "--temperature", temperature]
-        command = [sys.executable, "eval.py", *map(str, flags), "--out-dir", f"{folder}-{temperature}"]
-        subprocess.run(command, cwd=ROOT, check=True, **options)
-        rows = json.loads(Path(f"{folder}-{temperature}", "results.json").read_text())["problems"]
-        rows.sort(key=lambda row: row["index"])
+def measure(folder: Path, file: Path) -> None:
+    """16 samples of each of 200 test problems at temperature 1 and at the paper's 0.6, with the same random numbers for every model:
+    how many are right, how many have an answer, and maj@16."""
+    model, tokenizer = runtime.load_model(str(folder))
+    sampler, result = HFSampler(model, runtime.eos_ids(model, tokenizer)), {}
+    for temperature in (1.0, 0.6):
+        _, rows = evaluate(sampler, tokenizer, load_task(TASK), "test", 200, 16, 64, temperature)
         majority = [round(maj_at_k(row["votes"], row["right"], 16), 4) for row in rows]
-        result[temperature] = {"correct": [row["correct"] for row in rows], "maj@16": majority, "parsed": [row["parsed"] for row in rows]}
-    target.write_text(json.dumps(result) + "\n")
+        counts = {name: [row[name] for row in rows] for name in ("correct", "parsed")}
+        result[f"{temperature:g}"] = counts | {"maj@16": majority}
+    runtime.write_text(file, json.dumps(result) + "\n")
 
 
 # --- the trials -----------------------------------------------------------------------------------------------------------
@@ -247,6 +251,8 @@ def sorted_values(curve: dict[int, float]) -> list[float]:
 
 
 def main(args: Args) -> None:
+    if args.measure:
+        return measure(*args.measure)
     if not args.tables:
         run_all(args)
     if args.trials or args.tables:
@@ -262,7 +268,7 @@ def main(args: Args) -> None:
 
 def run_all(args: Args) -> None:
     if not args.trials and not (args.out / "tiny.json").exists():
-        measure(Path("models/tiny"), args.scratch / args.out.name / "tiny", args.out / "tiny.json")
+        measure(ROOT / "models/tiny", args.out / "tiny.json")
     jobs = []
     for arm in args.only or NAMES:
         if args.trials:

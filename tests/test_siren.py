@@ -143,7 +143,7 @@ def test_nucleus_of_equally_likely_tokens():
 
 @RULES
 def test_nucleus_larger_than_the_first_look(rule):
-    """Catches a nucleus that ends with the tokens that were looked at first (256), in a row that needs more or beside one."""
+    """Catches a nucleus that ends with the tokens that were looked at first (32, then 256), in a row that needs more or beside one."""
     flat, peaked = torch.zeros(5000), torch.arange(5000) * -1.0
     ours = siren.nucleus_entropy(torch.stack([flat, peaked]), 0.8, rule)
     table = torch.log_softmax(torch.stack([flat, peaked]), -1).numpy()

@@ -1,0 +1,99 @@
+"""The experiment of benchmarks/entropy.py: same terms for all arms, and tables that say what the logs say."""
+
+import json
+import shlex
+
+import pytest
+
+import plot
+from benchmarks import entropy
+
+
+def test_all_arms_run_on_the_same_terms():
+    """Catches an arm with another task, seed, batch, length, learning rate or number of tokens than the others, or more trials."""
+    assert entropy.TRIALS.keys() == entropy.NAMES.keys()
+    common = set(shlex.split(entropy.COMMON))
+    for arm, (command, settings) in entropy.TRIALS.items():
+        assert len(settings) == (1 if arm.endswith("strong") else 4)
+        for setting in settings:
+            words = shlex.split(entropy.command(arm, setting, 7))
+            assert common < set(words) and words[-2:] == ["--seed", "7"] and words.count("--lr") == 1
+            assert "--lr" in setting or words[words.index("--lr") + 1] == entropy.LR
+            own = set(words) - common - set(shlex.split(command)) - set(shlex.split(setting)) - {"--lr", entropy.LR, "--seed", "7"}
+            assert not own, (arm, own)
+    names = [entropy.trial_name(arm, setting) for arm, (_, settings) in entropy.TRIALS.items() for setting in settings]
+    assert len(set(names)) == len(names)
+
+
+def test_closing_score_soon_after_another_is_left_out():
+    """Catches runs of one arm with different numbers of scores, and a last score that is lost where it is the only late one."""
+    assert plot.scores({0: 0.1, 20: 0.2, 40: 0.3, 41: 0.4}) == [(0, 0.1), (20, 0.2), (40, 0.3)]
+    assert plot.scores({40: 0.3, 0: 0.1, 20: 0.2, 58: 0.4}) == [(0, 0.1), (20, 0.2), (40, 0.3), (58, 0.4)]
+    assert plot.scores({0: 0.1}) == [(0, 0.1)]
+
+
+def write_log(folder, steps: int, avg: float, anchored: bool = True, hole: bool = False) -> None:
+    """A run of `steps` steps with entropy 1/step, scored every 20 and at its end."""
+    folder.mkdir(parents=True)
+    with open(folder / "metrics.jsonl", "w") as file:
+        for step in range(steps + 1):
+            record = {"step": step}
+            if step:
+                record |= {"policy/entropy": None if hole and step == 7 else 1 / step, "rollout/tokens_total": 2000 * step,
+                           "rollout/frac_unparsed": 0.25, "baseline/frac_touched": 0.5}  # fmt: skip
+                record |= {"siren/entropy": 0.6, "siren/anchor": 0.8, "siren/frac_selected": 0.1} if anchored else {}
+            if step % 20 == 0 or step == steps:
+                record |= {f"eval/chain/{name}@16": avg for name in ("avg", "pass", "maj")}
+            file.write(json.dumps(record) + "\n")
+
+
+@pytest.fixture
+def logs(tmp_path, monkeypatch):
+    """Two arms of two seeds, of unequal length, one with a step that has no number."""
+    for arm, right in (("dr_grpo", (4, 8)), ("siren", (8, 16))):
+        for seed, count in enumerate(right, start=1):
+            folder = tmp_path / "entropy" / arm / f"seed{seed}"
+            write_log(folder, 60 + seed, count / 16, arm == "siren", hole=seed == 2)
+            scores = {"correct": [count] * 100 + [0] * 100, "parsed": [12] * 200, "maj@16": [0.5 * seed] * 200}
+            (folder / "test.json").write_text(json.dumps({"1": scores, "0.6": scores}))
+    scores = {"correct": [2] * 200, "parsed": [16] * 200, "maj@16": [0.0] * 200}
+    (tmp_path / "entropy" / "tiny.json").write_text(json.dumps({"1": scores, "0.6": scores}))
+    monkeypatch.setattr(plot, "REFERENCE", tmp_path)
+    return tmp_path / "entropy"
+
+
+def test_scores_table_by_hand(logs):
+    """Catches differences that are not paired by seed or have the wrong sign, and a mean over the wrong axis."""
+    table = entropy.scores_table(logs, ["dr_grpo", "siren"], "0.6").splitlines()
+    assert table[2] == "| before | 1 | 0.125 | 1.000 | 0.000 | 0.000 |  |  |  |"
+    # avg 1/8 and 1/4: mean 3/16, s = .088388, t(1) = 12.706: +- .794; SIREN's are twice that: the differences are 1/8 and 1/4 too
+    assert table[3] == ("| Dr. GRPO | 2 | 0.188 ± 0.794 | 0.500 ± 0.000 | 0.750 ± 3.176 | 0.250 "
+                        "| +0.188 ± 0.794 | +0.000 ± 0.000 | +0.000 ± 0.000 |")  # fmt: skip
+    assert table[4].startswith("| SIREN | 2 | 0.375 ± 1.588 |") and table[4].endswith("|  |  |  |")
+
+
+def test_entropy_table_by_hand(logs):
+    """Catches the first steps for the last, and an anchor's share turned round."""
+    arms = entropy.read_arms(logs)
+    first = sum(1 / step for step in range(1, 11)) / 10
+    table = entropy.entropy_table({"siren": {1: arms["siren"][1]}}, ["siren"]).splitlines()
+    last = sum(1 / step for step in range(52, 62)) / 10
+    assert table[2] == f"| SIREN | {first:.3f} | {last:.3f} | 0.750 | 0.500 | 0.250 |"
+    assert entropy.entropy_table(arms, ["dr_grpo"]).splitlines()[2].split(" | ")[3] == ""
+
+
+def test_kinds_table_counts_every_problem(logs):
+    """Catches a reading that is taken for another: the numbers of problems add up to 200, and all kinds are there."""
+    title = entropy.kinds_table(["siren"], logs).splitlines()[0]
+    assert title.startswith("| method | usual (151): avg@16 | pass@16 | rare: more (20): avg@16 | pass@16 | rare: fewer (29): avg@16")
+
+
+def test_figure_bears_runs_of_unequal_length(logs):
+    """Catches a figure that breaks on a seed with one score more, on a step without a number, or on an arm that is not there."""
+    assert plot.plot_entropy_methods().stat().st_size > 10_000
+
+
+def test_a_trial_is_scored_by_its_last_two_scores():
+    """Catches the first scores, or one of the two metrics."""
+    trial = {"avg@16": [0.1, 0.2, 0.4, 0.6], "pass@16": [0.2, 0.3, 0.8, 1.0], "maj@16": [0.0] * 4}
+    assert entropy.score(trial) == pytest.approx((0.4 + 0.6 + 0.8 + 1.0) / 4)
