@@ -162,40 +162,34 @@ class Args:
 # --- the mathematics ------------------------------------------------------------------------------------------------------
 
 
-def nucleus_entropy(logits: torch.Tensor, top_p: float, rule: str = "standard") -> torch.Tensor:
+def nucleus_entropy(logits: torch.Tensor, top_p: float, rule: str = "standard", largest: int = 32) -> torch.Tensor:
     """Entropy of the renormalised top-p nucleus, in nats, with gradient: logits [..., V], divided by the temperature -> [...].
-
-    (In bfloat16 the sum of the probabilities would be too coarse: the logits are made float32 first.)
 
     The nucleus is the most likely tokens that hold top_p, with the token that crosses top_p ("standard") or without it
     ("official"); a nucleus of one token or none has entropy 0. top_p 1 is the whole vocabulary. Which tokens are inside carries
     no gradient; the gradient in the logits is -q (log q + h) inside, q being the renormalised probability, and 0 outside.
 
+    Sorting a real vocabulary takes longer than the model: the `largest` tokens are looked at, and more where they do not hold top_p.
+
     >>> logits = torch.tensor([0.4, 0.3, 0.2, 0.1]).log()
     >>> [round(nucleus_entropy(logits, 0.8, rule).item(), 6) for rule in ("standard", "official")]
     [1.060857, 0.682908]
     """
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    outside = torch.zeros_like(logits, dtype=torch.bool)  # [..., V]
-    if top_p < 1:
-        with torch.no_grad():
-            probs, mass, order = most_likely(torch.softmax(logits, dim=-1), top_p)  # [..., K], in order of probability
-            kept = (mass - probs if rule == "standard" else mass) < top_p  # [D1]
-            kept[..., 0] = True  # one token and none are both entropy 0, and this one has no log 0
-            outside = ~outside.scatter(-1, order, kept)
-    logprobs = torch.log_softmax(logits.masked_fill(outside, -torch.inf), dim=-1)  # log q
-    return -(logprobs.exp() * logprobs.masked_fill(outside, 0.0)).sum(dim=-1)
-
-
-def most_likely(probs: torch.Tensor, mass: float, first: int = 32) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The K most likely tokens, K being enough to hold `mass` in every row (sorting a real vocabulary whole would take longer than
-    the model): probs [..., V] -> their probabilities, cumulative probabilities and ids, each [..., K]."""
-    count = min(first, probs.shape[-1])
-    top, ids = probs.topk(count, dim=-1)
-    cumulative = top.cumsum(dim=-1)
-    if count < probs.shape[-1] and (cumulative[..., -1] < mass).any():
-        return most_likely(probs, mass, 8 * first)
-    return top, cumulative, ids
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # sums of probabilities are too coarse in bfloat16
+    if top_p >= 1:
+        logprobs = torch.log_softmax(logits, dim=-1)
+        return -(logprobs.exp() * logprobs).sum(dim=-1)
+    with torch.no_grad():
+        probs, ids = torch.softmax(logits, dim=-1).topk(min(largest, logits.shape[-1]), dim=-1)  # [..., K], falling
+        mass = probs.cumsum(dim=-1)
+        kept = (mass - probs if rule == "standard" else mass) < top_p  # [D1]
+        kept[..., 0] = True  # one token and none are both entropy 0, and this one has no log 0
+    logprobs = torch.log_softmax(logits.gather(-1, ids).masked_fill(~kept, -torch.inf), dim=-1)  # log q [..., K]
+    entropy = -(logprobs.exp() * logprobs.masked_fill(~kept, 0.0)).sum(dim=-1)
+    flat = mass[..., -1] < top_p
+    if largest < logits.shape[-1] and flat.any():
+        entropy = entropy.masked_scatter(flat, nucleus_entropy(logits[flat], top_p, rule, 8 * largest))
+    return entropy
 
 
 def peak_mask(entropies: torch.Tensor, completion_mask: torch.Tensor, quantile: float) -> torch.Tensor:

@@ -3,7 +3,7 @@ and number of sampled tokens; then both, and the model they started from, on 200
 
     python benchmarks/siren_smollm2.py --model runs/SmolLM2-135M-Instruct
 
-(`benchmarks/convert_gguf.py` makes that folder once.) About 80 minutes on two cores. What is finished is skipped and a broken run
+(`benchmarks/convert_gguf.py` makes that folder once.) About 50 minutes on two cores. What is finished is skipped and a broken run
 resumed, so the same command goes on after an interruption.
 """
 
@@ -25,7 +25,7 @@ from eval import cell  # noqa: E402
 from plot import read_metrics  # noqa: E402
 
 ARMS = {"dr_grpo": ["siren.py", "--beta", "0"], "siren": ["siren.py"]}  # with beta 0 siren.py is Dr. GRPO; else the paper's 0.005
-BUDGET = TRAIN.replace("--steps 60", "--steps 1000 --token-budget 60000").split()
+BUDGET = TRAIN.replace("--steps 60", "--steps 1000 --token-budget 30000").split()
 
 
 @dataclass

@@ -965,7 +965,7 @@ VARIANTS = {  # functions that differ from grpo.py's, that are gone, that are ne
             |rollout\.tokens|epochs\ >\ 1|several\ updates|record\ =|run\.sample\("""),
     siren: dict(
         changed={"group_advantages", "accumulate_gradients", "main"}, gone={"k3", "sequence_mean", "token_mean"},
-        new={"nucleus_entropy", "most_likely", "peak_mask", "peak_mean", "regulariser", "regularised_entropy", "token_numbers"},
+        new={"nucleus_entropy", "peak_mask", "peak_mean", "regulariser", "regularised_entropy", "token_numbers"},
         flags_changed=set(), flags_gone={"advantage", "aggregation", "kl_coef"},
         flags_new={"beta", "nucleus_p", "tau", "nucleus_rule", "anchor"},
         topics=r"""\bkl\b|kl_coef|reference|ref_logprobs|AGGREGATIONS|constant\(|args\.advantage|group_advantages\(rewards\)|runs/|Run\(
