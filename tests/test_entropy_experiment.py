@@ -25,6 +25,17 @@ def test_all_arms_run_on_the_same_terms():
     assert len(set(names)) == len(names)
 
 
+def test_settings_are_the_best_of_the_trials_that_are_listed():
+    """Catches a setting that was picked otherwise than by the rule, for one arm alone, and a list of trials that is not the logs'."""
+    trials = json.loads((entropy.LOGS / "trials.json").read_text())
+    assert trials.keys() <= entropy.TRIALS.keys() and set(entropy.METHODS) <= trials.keys()
+    for arm, settings in trials.items():
+        assert settings.keys() <= set(entropy.TRIALS[arm][1])
+        if not arm.endswith("strong"):
+            assert len(settings) == 4 and entropy.CHOSEN[arm] == max(settings, key=lambda setting: entropy.score(settings[setting])), arm
+    assert entropy.trials_table(trials) in (entropy.ROOT / "benchmarks/trials.md").read_text()
+
+
 def test_closing_score_soon_after_another_is_left_out():
     """Catches runs of one arm with different numbers of scores, and a last score that is lost where it is the only late one."""
     assert plot.scores({0: 0.1, 20: 0.2, 40: 0.3, 41: 0.4}) == [(0, 0.1), (20, 0.2), (40, 0.3)]
