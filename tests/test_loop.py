@@ -41,6 +41,7 @@ TINY = Path(__file__).resolve().parent.parent / "models" / "tiny"
 real_plot_run = plot.plot_run
 SCRIPTS = [grpo, dapo, siren, entropy_baselines]
 each_script = pytest.mark.parametrize("script", SCRIPTS, ids=[script.__name__ for script in SCRIPTS])
+each_algorithm = pytest.mark.parametrize("script", SCRIPTS[:3], ids=[script.__name__ for script in SCRIPTS[:3]])
 
 
 @pytest.fixture(autouse=True)
@@ -151,11 +152,12 @@ OWN_KEYS = {grpo: set(), dapo: DAPO_KEYS, siren: SIREN_KEYS,
 @each_script
 def test_output_folder(run, script, monkeypatch, capsys):
     """Catches a missing file, a renamed metric or flag, a sample without its grade, and a final folder that nothing can load."""
-    monkeypatch.setattr(plot, "plot_run", real_plot_run)
+    if script is grpo:  # a picture takes its time
+        monkeypatch.setattr(plot, "plot_run", real_plot_run)
     folder = run(script)
-    assert {path.name for path in folder.iterdir()} == {
-        "config.json", "metrics.jsonl", "samples.jsonl", "curves.png", "last", "best", "final", ".lock"}  # fmt: skip
-    assert (folder / "curves.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    files = {"config.json", "metrics.jsonl", "samples.jsonl", "last", "best", "final", ".lock"}
+    assert {path.name for path in folder.iterdir()} == files | ({"curves.png"} if script is grpo else set())
+    assert script is not grpo or (folder / "curves.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
     config = json.loads((folder / "config.json").read_text())
     assert config.keys() == {"script", "flags", "parameters", "model_hash", "git_commit", "device", "versions"}
@@ -285,7 +287,7 @@ def test_token_budget_stops_the_run(run):
     assert (folder / "final").exists() and json.loads((folder / "last" / "state.json").read_text())["step"] == 3
 
 
-@each_script
+@each_algorithm
 def test_train_size_cycles(run, script):
     """Catches a finite training set that is left, skipped in part, or also cuts dev and test."""
     task = HashTask()
@@ -326,7 +328,7 @@ def test_train_size_cycles(run, script):
 ])  # fmt: skip
 def test_bad_flag(run, tmp_path, changes, said):
     """Catches a flag that cannot work and is taken, a traceback for one line, and a folder left by a run that never was."""
-    for script in SCRIPTS:
+    for script in (grpo, siren):
         with pytest.raises(SystemExit) as stop:
             run(script, **changes)
         assert stop.value.code.startswith(f"error: {said}") and "\n" not in stop.value.code
@@ -580,7 +582,7 @@ class OwnWeights(rollout.HFSampler):
         return super().generate(prompt_ids, n, max_new_tokens, temperature * self.temperature_factor, seeds, top_p)
 
 
-@each_script
+@each_algorithm
 def test_sampler_with_weights_of_its_own(run, toy_model, script):
     """Catches weights pushed too late (also for the scores before the first step), or not at all, or not at the end."""
     ours, theirs = run(script, "own", sampler=OwnWeights(toy_model)), run(script, "shared")
@@ -634,7 +636,7 @@ def numbered(words):
     return FakeSampler(answer)
 
 
-@each_script
+@each_algorithm
 def test_rows_are_prompt_major_from_sampler_to_loss(run, words, monkeypatch, script):
     """Catches completions graded against another prompt's problem, groups that mix prompts, and swapped advantages."""
 
@@ -667,7 +669,7 @@ def test_rows_are_prompt_major_from_sampler_to_loss(run, words, monkeypatch, scr
     assert [row["advantage"] for row in rows[4:]] == [round(value, 4) for value in calls[3][1]["advantages"][:4, 0].tolist()]
 
 
-@each_script
+@each_algorithm
 def test_seeds_and_problems_are_a_function_of_step_prompt_round_and_sample(run, monkeypatch, script):
     """Catches a seed shared by two completions, a refill that samples the same again, and a problem met twice."""
     calls, task = watch(monkeypatch, script, "sample_rollout"), HashTask()
@@ -685,7 +687,7 @@ def test_seeds_and_problems_are_a_function_of_step_prompt_round_and_sample(run, 
 
 
 @pytest.mark.parametrize("minibatches, epochs", [(2, 1), (1, 2), (2, 2)])
-@each_script
+@each_algorithm
 def test_only_the_first_update_of_a_batch_has_ratio_one(run, monkeypatch, script, minibatches, epochs):
     """Catches old log-probabilities taken anew before each update: the ratio would be 1 for ever and clipping never act."""
     calls = watch(monkeypatch, script, "clipped_surrogate")
@@ -699,7 +701,7 @@ def test_only_the_first_update_of_a_batch_has_ratio_one(run, monkeypatch, script
     assert all(gap < 1e-5 for gap in column(folder, "rollout/logprob_gap"))
 
 
-@each_script
+@each_algorithm
 def test_one_update_a_batch_is_on_policy(run, monkeypatch, script):
     """Catches a first ratio that is not 1, and a loss that is not its expected value there (the mean advantage: zero)."""
     calls = watch(monkeypatch, script, "clipped_surrogate")
@@ -720,7 +722,7 @@ def test_kl_to_the_starting_model(run):
     assert not equal_weights(free / "last", folder / "last")
 
 
-@each_script
+@each_algorithm
 def test_mask_truncated_leaves_out_truncated_completions_only(run, toy_model, words, monkeypatch, script):
     """Catches a mask that is inverted, that counts masked tokens in the denominator, or that gives NaN with nothing left."""
     tokenizer, encode = words
@@ -732,7 +734,7 @@ def test_mask_truncated_leaves_out_truncated_completions_only(run, toy_model, wo
         assert torch.equal(mask, torch.zeros_like(mask) if row % 2 else calls[0][1]["completion_mask"][row])
 
     sampler = FakeSampler(lambda prompt, sample, seed: (encode("abcdef")[: 3 + sample], "length"))
-    off = {siren: {"beta": 0.0}, entropy_baselines: {"bonus": 0.0}}.get(script, {})  # entropy terms are of all that was sampled
+    off = {"beta": 0.0} if script is siren else {}  # H is of all that was sampled
     folder = run(script, "all", task=task, sampler=sampler, mask_truncated=True, max_logprob_gap=1e9, **off)
     assert column(folder, "loss/total") == column(folder, "optim/grad_norm") == column(folder, "optim/skipped") == [0] * 5
     assert equal_weights(folder / "last", toy_model)
@@ -852,9 +854,9 @@ OFF = {  # each method with its switch off, in a run of several updates a batch
 
 @pytest.mark.parametrize("method", OFF)
 def test_entropy_method_with_its_switch_off_is_dr_grpo(run, method):
-    """Catches a difference to grpo.py that is not the method: parameters are equal bit by bit after five steps. Catches a bonus
+    """Catches a difference to grpo.py that is not the method: parameters are equal bit by bit after three steps. Catches a bonus
     that methods without one get too."""
-    common = dict(minibatches=2, lr=1e-2, clip_low=1e9, clip_high=1e9)
+    common = dict(minibatches=2, lr=1e-2, clip_low=1e9, clip_high=1e9, steps=3)
     ours = run(entropy_baselines, "ours", method=method, **common | OFF[method])
     theirs = run(grpo, "theirs", advantage="centred", aggregation="constant", **common)
     assert equal_weights(ours / "last", theirs / "last")
@@ -910,8 +912,7 @@ LEARNING = dict(task=None, steps=40, prompts_per_step=4, group_size=8, max_new_t
 
 @pytest.mark.parametrize("script, flags", [
     (grpo, {}), (grpo, dict(advantage="centred", aggregation="constant")), (dapo, dict(max_refills=2)), (siren, dict(beta=0.01)),
-    (entropy_baselines, dict(method="kl_cov", minibatches=2)),
-], ids=["GRPO", "Dr. GRPO", "DAPO", "SIREN", "KL-Cov"])  # fmt: skip
+], ids=["GRPO", "Dr. GRPO", "DAPO", "SIREN"])  # fmt: skip
 def test_learns_a_toy_task(run, script, flags):
     """Catches a loop whose gradient does not raise the reward: wrong sign, rows or mask anywhere on the way."""
     first, last = first_and_last(run(script, **LEARNING | {"task": FirstLetterTask()}, **flags))
