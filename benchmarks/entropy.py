@@ -10,11 +10,8 @@ skipped and a broken run resumed, so the same command goes on. Two runs go side 
 """
 
 import json
-import os
-import shlex
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,9 +21,9 @@ import tyro
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 import runtime  # noqa: E402
-from benchmarks.reference import train  # noqa: E402
+from benchmarks.reference import run_all  # noqa: E402
 from eval import EVAL_SEED, evaluate, maj_at_k  # noqa: E402
-from plot import mean_and_half_width, read_metrics, scores  # noqa: E402
+from plot import ENTROPY_METHODS, mean_and_half_width, read_metrics, scores  # noqa: E402
 from rollout import HFSampler  # noqa: E402
 from tasks import load_task  # noqa: E402
 
@@ -67,7 +64,7 @@ NAMES = {"dr_grpo": "Dr. GRPO", "siren": "SIREN", "naive_bonus": "naive bonus", 
          "entropy_advantage": "entropy advantage", "high_entropy_tokens": "80/20 tokens", "clip_cov": "Clip-Cov", "kl_cov": "KL-Cov",
          "siren_no_top_p": "SIREN, p = 1", "siren_no_peaks": "SIREN, tau = 0", "siren_anchor_alone": "SIREN, p = 1, tau = 0",
          "siren_no_anchor": "SIREN, no anchor", "siren_strong": "SIREN, beta 0.1", "naive_bonus_strong": "naive bonus, 0.03"}  # fmt: skip
-METHODS, ABLATION = list(NAMES)[:8], ["dr_grpo", "siren", *list(NAMES)[8:12]]
+ABLATION = ["dr_grpo", "siren", "siren_no_top_p", "siren_no_peaks", "siren_anchor_alone", "siren_no_anchor"]
 DEV = "eval/chain/"
 
 
@@ -97,19 +94,9 @@ def command(arm: str, setting: str, seed: int) -> str:
     return f"{TRIALS[arm][0]} {COMMON} {lr}{setting} --seed {seed}"
 
 
-def run_one(flags: str, name: str, args: Args) -> str:
-    target, run = args.out / name, args.scratch / args.out.name / name
-    if (target / "metrics.jsonl").exists() and (args.trials or (target / "test.json").exists()):
-        return f"{name}: already there"
-    log_file = run.parent / f"{run.name}.log"
-    log_file.parent.mkdir(parents=True, exist_ok=True)
-    with open(log_file, "a") as log:
-        options = dict(env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=log, stderr=log)
-        finished = train(shlex.split(flags), run, target, **options)
-        if finished and not args.trials:
-            command = [sys.executable, __file__, "--measure", run / "last", target / "test.json"]
-            subprocess.run(command, cwd=ROOT, check=True, **options)
-    return f"{name}: " + ("done" if finished else f"not finished, see {log_file}; the same command goes on")
+def measure_run(run: Path, target: Path, **options) -> None:
+    """`measure` the model after its last step, in a process of its own."""
+    subprocess.run([sys.executable, __file__, "--measure", run / "last", target / "test.json"], cwd=ROOT, check=True, **options)
 
 
 def measure(folder: Path, file: Path) -> None:
@@ -178,10 +165,6 @@ def cell(values: list[float], signed: bool = False) -> str:
     return f"{mean:+.3f} ± {half:.3f}" if signed else f"{mean:.3f} ± {half:.3f}"
 
 
-def last(curve: dict[int, float]) -> float:
-    return curve[max(curve)]
-
-
 def read_arms(out: Path) -> dict[str, dict[int, dict]]:
     """{arm: {seed: curves}}"""
     return {arm: {int(path.name.removeprefix("seed")): read_metrics(path) for path in sorted((out / arm).glob("seed*"))}
@@ -219,14 +202,17 @@ def entropy_table(arms: dict, shown: list[str]) -> str:
     """Entropies in the first and the last ten steps, the distance of H from its anchor, and what happened to the answers."""
     lines = ["| method | entropy, first ten steps | last ten | H / H_anchor, last ten | last dev avg@16 | unparsed, last ten |",
              "|---|---|---|---|---|---|"]  # fmt: skip
-    ten = lambda curve, end: float(np.mean(sorted_values(curve)[:10] if end == "first" else sorted_values(curve)[-10:]))  # noqa: E731
+    first_ten, last_ten = slice(None, 10), slice(-10, None)
+    mean = lambda curve, part: float(np.mean(list(curve.values())[part]))  # noqa: E731  of the steps, in their order
     for arm in shown:
         runs = list(arms[arm].values())
-        cells = [cell([ten(run["policy/entropy"], end) for run in runs]) for end in ("first", "last")]
-        anchored = "siren/anchor" in runs[0]
-        cells.append(cell([ten(run["siren/entropy"], "last") / last(run["siren/anchor"]) for run in runs]) if anchored else "")
-        cells.append(cell([last(run[DEV + "avg@16"]) for run in runs]))
-        cells.append(f"{np.mean([ten(run['rollout/frac_unparsed'], 'last') for run in runs]):.3f}")
+        cells = [cell([mean(run["policy/entropy"], part) for run in runs]) for part in (first_ten, last_ten)]
+        if "siren/anchor" in runs[0]:
+            cells.append(cell([mean(run["siren/entropy"], last_ten) / mean(run["siren/anchor"], last_ten) for run in runs]))
+        else:
+            cells.append("")
+        cells.append(cell([mean(run[DEV + "avg@16"], slice(-1, None)) for run in runs]))
+        cells.append(f"{np.mean([mean(run['rollout/frac_unparsed'], last_ten) for run in runs]):.3f}")
         lines.append(" | ".join([f"| {NAMES[arm]}", *cells]) + " |")
     return "\n".join(lines)
 
@@ -251,27 +237,23 @@ def kinds_table(arms: list[str], out: Path) -> str:
     return "\n".join(lines)
 
 
-def sorted_values(curve: dict[int, float]) -> list[float]:
-    return [curve[step] for step in sorted(curve)]
-
-
 def main(args: Args) -> None:
     if args.measure:
         return measure(*args.measure)
     if not args.tables:
-        run_all(args)
+        run_arms(args)
     if args.trials or args.tables:
         print(trials_table(collect_trials(args.out)))
     if not args.trials:
         arms = read_arms(args.out)
-        for shown in (METHODS, ABLATION):
+        for shown in (ENTROPY_METHODS, ABLATION):
             for temperature in ("1", "0.6"):
                 print("\n" + scores_table(args.out, [arm for arm in shown if arm in arms], temperature))
         print("\n" + entropy_table(arms, list(arms)))
         print("\n" + kinds_table(list(arms), args.out))
 
 
-def run_all(args: Args) -> None:
+def run_arms(args: Args) -> None:
     if not args.trials and not (args.out / "tiny.json").exists():
         measure(ROOT / "models/tiny", args.out / "tiny.json")
     jobs = []
@@ -280,11 +262,11 @@ def run_all(args: Args) -> None:
             jobs += [(command(arm, setting, 100), trial_name(arm, setting)) for setting in TRIALS[arm][1]]
         else:
             jobs += [(command(arm, CHOSEN[arm], seed), f"{arm}/seed{seed}") for seed in args.seeds]
-    if not args.trials:
+    if args.trials:
+        run_all(jobs, args)
+    else:
         jobs.sort(key=lambda job: job[1].split("seed")[1])  # all arms on one seed, then on the next
-    with ThreadPoolExecutor(args.jobs) as pool:
-        for message in pool.map(lambda job: run_one(*job, args), jobs):
-            print(message, flush=True)
+        run_all(jobs, args, last_file="test.json", then=measure_run)
 
 
 if __name__ == "__main__":

@@ -65,24 +65,32 @@ def train(command: list[str], run: Path, target: Path, **options) -> bool:
     return finished
 
 
-def run_one(variant: str, seed: int, args: Args) -> str:
-    target = args.out / variant / f"seed{seed}"
-    if (target / "metrics.jsonl").exists():
-        return f"{variant} seed {seed}: already there"
-    run = args.scratch / args.out.name / variant / f"seed{seed}"
-    command = [*shlex.split(f"{VARIANTS[variant]} {args.extra}"), "--seed", str(seed)]
-    log_file = run.with_suffix(".log")
+def run_one(command: str, name: str, args, last_file: str = "metrics.jsonl", then=None) -> str:
+    """Train one run on one thread, its screen in a log file, unless `last_file` is among its collected logs; returns what became of
+    it. `then(run, target, **options of subprocess.run)` is called at its end."""
+    target, run = args.out / name, args.scratch / args.out.name / name
+    if (target / last_file).exists():
+        return f"{name}: already there"
+    log_file = run.parent / f"{run.name}.log"
     log_file.parent.mkdir(parents=True, exist_ok=True)
     with open(log_file, "a") as log:
-        finished = train(command, run, target, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=log, stderr=log)
-    return f"{variant} seed {seed}: " + ("done" if finished else f"not finished, see {log_file}; the same command goes on")
+        options = dict(env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=log, stderr=log)
+        finished = train(shlex.split(command), run, target, **options)
+        if finished and then:
+            then(run, target, **options)
+    return f"{name}: " + ("done" if finished else f"not finished, see {log_file}; the same command goes on")
+
+
+def run_all(jobs: list[tuple[str, str]], args, **options) -> None:
+    """`run_one` for every (command, name), `args.jobs` of them side by side."""
+    with ThreadPoolExecutor(args.jobs) as pool:
+        for message in pool.map(lambda job: run_one(*job, args, **options), jobs):
+            print(message, flush=True)
 
 
 def main(args: Args) -> None:
-    jobs = [(variant, seed) for seed in args.seeds for variant in VARIANTS if args.only in (None, variant)]
-    with ThreadPoolExecutor(args.jobs) as pool:
-        for message in pool.map(lambda job: run_one(*job, args), jobs):
-            print(message, flush=True)
+    run_all([(f"{VARIANTS[variant]} {args.extra} --seed {seed}", f"{variant}/seed{seed}")
+             for seed in args.seeds for variant in VARIANTS if args.only in (None, variant)], args)  # fmt: skip
 
 
 if __name__ == "__main__":

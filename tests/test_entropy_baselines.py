@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from random_model import distance, distributions, gradient, random_model
-from test_update import BUDGETS, GROUP, assert_same, directional_derivative, make_batch
+from test_update import BUDGETS, as_float32, assert_same, directional_derivative, make_batch, reordered, widened
 
 import entropy_baselines as baselines
 import grpo
@@ -201,8 +201,7 @@ def test_gradient_equals_finite_differences_of_the_papers_loss(method):
 def test_switched_off_it_is_dr_grpo(method, old):
     """Catches any difference to grpo.py that is not the method: sums and gradient are equal to the last bit."""
     torch.set_default_dtype(torch.float32)
-    model, batch = random_model(torch.float32), make_batch(old=old, truncated=True)
-    batch = {name: value.float() if torch.is_tensor(value) and value.is_floating_point() else value for name, value in batch.items()}
+    model, batch = random_model(torch.float32), as_float32(make_batch(old=old, truncated=True))
     flags = dict(max_new_tokens=12, temperature=0.8, micro_batch_tokens=250)
     if method == "kl_cov":  # its ratios are not clipped
         flags |= dict(clip_low=math.inf, clip_high=math.inf)
@@ -223,13 +222,9 @@ def test_what_must_change_nothing(method, monkeypatch):
     expected = update(model, batch, args)
     for budget in (BUDGETS["two"], BUDGETS["one"]):
         assert_same(update(model, batch, make_args(method, micro_batch_tokens=budget)), expected)
-    wider = {name: torch.nn.functional.pad(value, (0, 5)) if torch.is_tensor(value) and value.shape[1] > 1 else value
-             for name, value in batch.items()}  # fmt: skip
-    assert_same(update(model, wider, args), expected)
+    assert_same(update(model, widened(batch), args), expected)
     if method != "clip_cov":  # the draw follows the rows
-        rows = [group * GROUP + i for group in (3, 0, 2, 1) for i in range(GROUP)]
-        permuted = {name: value[rows] if torch.is_tensor(value) else [value[row] for row in rows] for name, value in batch.items()}
-        assert_same(update(model, permuted, args), expected)
+        assert_same(update(model, reordered(batch, (3, 0, 2, 1)), args), expected)
     alone = {name: value[4:12] for name, value in batch.items()}
     assert_same(update(model, batch, args, slice(4, 12)), update(model, alone, args, slice(0, 8)))
     monkeypatch.setattr(baselines, "score", functools.partial(score, share_prompts=False))

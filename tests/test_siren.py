@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from random_model import EOS, distance, distributions, gradient, random_model
-from test_update import BUDGETS, GROUP, assert_same, directional_derivative, make_batch
+from test_update import BUDGETS, as_float32, assert_same, directional_derivative, make_batch, reordered, widened
 from toys import HashTask, quick_flags
 
 import grpo
@@ -371,15 +371,11 @@ def test_shared_prompts_order_padding_and_checkpointing_change_nothing(monkeypat
     """Catches rows paired with another completion's entropies, and padding that is selected or counted."""
     model, batch, args = random_model(), siren_batch(old=True, truncated=True), make_args(micro_batch_tokens=100)
     expected = update(model, batch, args)
-    rows = [group * GROUP + i for group in (3, 0, 2, 1) for i in range(GROUP)]
-    permuted = {name: value[rows] if torch.is_tensor(value) else [value[row] for row in rows] for name, value in batch.items()}
+    permuted = reordered(batch, (3, 0, 2, 1))
+    permuted["selected"][:] = False
     assert_same(update(model, permuted, args), expected)
-    assert torch.equal(permuted["selected"], batch["selected"][rows])
-    wider = {name: torch.nn.functional.pad(value, (0, 5)) if torch.is_tensor(value) and value.shape[1] > 1 else value
-             for name, value in batch.items()}  # fmt: skip
-    assert_same(update(model, wider, args), expected)
-    for name in ("score", "score_all"):
-        monkeypatch.setattr(siren, name, functools.partial(getattr(siren, name)))
+    assert torch.equal(permuted["selected"], reordered(batch, (3, 0, 2, 1))["selected"]) and permuted["selected"].any()
+    assert_same(update(model, widened(batch), args), expected)
     monkeypatch.setattr(siren, "score", functools.partial(score, share_prompts=False))
     assert_same(update(model, batch, args), expected)
     monkeypatch.undo()
@@ -400,17 +396,14 @@ def test_float32_stays_within_1e_5():
     batch, args = siren_batch(old=True), make_args(micro_batch_tokens=100)
     _, exact = update(random_model(), batch, args)
     torch.set_default_dtype(torch.float32)
-    is_float = lambda value: torch.is_tensor(value) and value.is_floating_point()  # noqa: E731
-    batch = {name: value.float() if is_float(value) else value for name, value in batch.items()}
-    _, ours = update(random_model(torch.float32), batch, args)
+    _, ours = update(random_model(torch.float32), as_float32(batch), args)
     assert ours.dtype == torch.float32 and distance(ours.double(), exact) <= 1e-5
 
 
 def test_beta_zero_is_dr_grpo_to_the_last_bit():
     """Catches any difference between the two files that is not SIREN, here in one update (and in test_loop.py in a whole run)."""
     torch.set_default_dtype(torch.float32)
-    model, batch = random_model(torch.float32), make_batch(old=True, truncated=True)
-    batch = {name: value.float() if torch.is_tensor(value) and value.is_floating_point() else value for name, value in batch.items()}
+    model, batch = random_model(torch.float32), as_float32(make_batch(old=True, truncated=True))
     flags = dict(max_new_tokens=12, temperature=0.8, micro_batch_tokens=250)
     theirs_sums = grpo.accumulate_gradients(model, batch, slice(0, 16), grpo.Args(aggregation="constant", **flags))
     theirs = gradient(model)

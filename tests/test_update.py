@@ -62,6 +62,23 @@ def update(model, batch: dict, args, script=grpo, rows: slice = slice(None)):
     return sums, gradient(model)
 
 
+def as_float32(batch: dict) -> dict:
+    """The batch with its numbers in float32."""
+    return {name: value.float() if torch.is_tensor(value) and value.is_floating_point() else value for name, value in batch.items()}
+
+
+def reordered(batch: dict, groups: tuple[int, ...]) -> dict:
+    """The batch with its groups in another order."""
+    rows = [group * GROUP + i for group in groups for i in range(GROUP)]
+    return {name: value[rows] if torch.is_tensor(value) else [value[row] for row in rows] for name, value in batch.items()}
+
+
+def widened(batch: dict) -> dict:
+    """The batch with five more columns of padding."""
+    return {name: torch.nn.functional.pad(value, (0, 5)) if torch.is_tensor(value) and value.shape[1] > 1 else value
+            for name, value in batch.items()}  # fmt: skip
+
+
 def assert_same(ours, theirs, limit: float = 1e-10) -> None:
     (our_sums, our_gradient), (their_sums, their_gradient) = ours, theirs
     assert their_gradient.norm() > 1e-4, "no gradient to compare"
@@ -243,9 +260,7 @@ def test_order_of_groups_changes_nothing(variant):
     """Catches rows paired with another group's advantage or log-probs."""
     script, flags = VARIANTS[variant]
     model, batch, args = random_model(), make_batch(old=True, truncated=True), make_args(script, micro_batch_tokens=100, **flags)
-    rows = [group * GROUP + i for group in (3, 0, 2, 1) for i in range(GROUP)]
-    permuted = {name: value[rows] if torch.is_tensor(value) else [value[row] for row in rows] for name, value in batch.items()}
-    assert_same(update(model, permuted, args, script), update(model, batch, args, script))
+    assert_same(update(model, reordered(batch, (3, 0, 2, 1)), args, script), update(model, batch, args, script))
 
 
 @EACH_AGGREGATION
@@ -305,8 +320,7 @@ def test_float32_stays_within_1e_5(variant):
     _, exact = update(random_model(), batch, make_args(script, **flags), script)
     torch.set_default_dtype(torch.float32)
     model = random_model(torch.float32)
-    is_float = lambda value: torch.is_tensor(value) and value.is_floating_point()  # noqa: E731
-    batch = {name: value.float() if is_float(value) else value for name, value in batch.items()}
+    batch = as_float32(batch)
     for budget in BUDGETS.values():
         sums, ours = update(model, batch, make_args(script, micro_batch_tokens=budget, **flags), script)
         assert ours.dtype == torch.float32 and distance(ours.double(), exact) <= 1e-5
