@@ -101,8 +101,10 @@ def _wins(size: int, rivals: tuple[int, ...], silent: int, k: int) -> float:
         ways = np.zeros((min(len(strong), k // j - 1) + 1, k - j + 1))
         ways[0, : weak + 1] = _binomial(weak, q)[: k - j + 1]
         for rival in strong:
-            enters, before = _binomial(rival, q), ways
-            ways = sum(enters[i] * _shift(before, 0, i) for i in range(min(j, k - j + 1))) + enters[j] * _shift(before, 1, j)
+            enters, before, ways = _binomial(rival, q), ways, np.zeros_like(ways)
+            for i in range(min(j, k - j + 1)):
+                ways[:, i:] += enters[i] * before[:, : k - j + 1 - i]
+            ways[1:, j:] += enters[j] * before[:-1, : max(0, k - j + 1 - j)]
         result += _binomial(size, q)[j] * (ways[:, k - j] / np.arange(1, len(ways) + 1)).sum()
     return result / _binomial(n, q)[k]
 
@@ -113,11 +115,6 @@ def _binomial(n: int, q: float) -> np.ndarray:
     m = np.arange(n + 1)
     log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, n + 1)))])
     return np.exp(log_factorial[n] - log_factorial - log_factorial[::-1] + m * math.log(q) + (n - m) * math.log1p(-q))
-
-
-def _shift(ways: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    """The same array moved down and to the right, zeros moving in."""
-    return np.pad(ways, ((rows, 0), (columns, 0)))[: len(ways), : ways.shape[1]]
 
 
 def ladder(n: int) -> list[int]:

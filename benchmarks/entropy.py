@@ -65,6 +65,7 @@ NAMES = {"dr_grpo": "Dr. GRPO", "siren": "SIREN", "naive_bonus": "naive bonus", 
          "siren_no_top_p": "SIREN, p = 1", "siren_no_peaks": "SIREN, tau = 0", "siren_anchor_alone": "SIREN, p = 1, tau = 0",
          "siren_no_anchor": "SIREN, no anchor", "siren_strong": "SIREN, beta 0.1", "naive_bonus_strong": "naive bonus, 0.03"}  # fmt: skip
 ABLATION = ["dr_grpo", "siren", "siren_no_top_p", "siren_no_peaks", "siren_anchor_alone", "siren_no_anchor"]
+STRONG = ["siren_strong", "naive_bonus_strong"]
 DEV = "eval/chain/"
 
 
@@ -238,20 +239,24 @@ def kinds_table(arms: list[str], out: Path) -> str:
     return "\n".join(lines)
 
 
+def report(out: Path) -> dict[str, str]:
+    """Every table of the reported runs. The README shows those at temperature 1 and the entropies, benchmarks/entropy.md all."""
+    arms = read_arms(out)
+    methods, ablation = ([arm for arm in names if arm in arms] for names in ((*ENTROPY_METHODS, *STRONG), ABLATION))
+    tables = {f"{title} at {temperature}": scores_table(out, shown, temperature)
+              for title, shown in (("methods", methods), ("ablation", ablation)) for temperature in ("1", "0.6")}  # fmt: skip
+    return tables | {"entropies": entropy_table(arms, list(arms)), "kinds": kinds_table(list(arms), out)}
+
+
 def main(args: Args) -> None:
     if args.measure:
         return measure(*args.measure)
     if not args.tables:
         run_arms(args)
     if args.trials or args.tables:
-        print(trials_table(collect_trials(args.out)))
+        print(trials_table(collect_trials(args.out)) + "\n")
     if not args.trials:
-        arms = read_arms(args.out)
-        for shown in (ENTROPY_METHODS, ABLATION):
-            for temperature in ("1", "0.6"):
-                print("\n" + scores_table(args.out, [arm for arm in shown if arm in arms], temperature))
-        print("\n" + entropy_table(arms, list(arms)))
-        print("\n" + kinds_table(list(arms), args.out))
+        print("\n\n".join(report(args.out).values()))
 
 
 def run_arms(args: Args) -> None:

@@ -25,7 +25,7 @@ def start(toy_model: str, folder: Path) -> int:
     if child == 0:
         status = 1
         try:
-            flags = dict(task="chain?horizon=1-4", problems=24, samples=8, max_new_tokens=48, rows_at_once=16)  # 48 batches
+            flags = dict(task="chain?horizon=1-2", problems=24, samples=8, max_new_tokens=16, rows_at_once=8)  # 48 batches
             evaluation.main(evaluation.Args(model=toy_model, out_dir=folder, **flags))
             status = 0
         except BaseException:

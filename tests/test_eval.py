@@ -3,7 +3,6 @@
 import itertools
 import json
 import math
-import os
 import random
 import re
 import subprocess
@@ -28,14 +27,6 @@ from benchmarks import coverage
 from tasks import Grade, ListTask, load_task
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 # --- pass@k ---------------------------------------------------------------------------------------------------------------
@@ -397,8 +388,7 @@ def test_results_do_not_depend_on_when_it_was_killed(toy_model, tmp_path):
     """Killed with SIGKILL twenty times, at moments drawn from the length of an undisturbed run, and continued each time until it
     ends: samples and results are byte for byte those of the undisturbed run."""
     driver = str(Path(__file__).with_name("kill_driver.py"))
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, driver, toy_model, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, driver, toy_model, str(tmp_path)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-1500:]
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["killed"] == 20 and report["ended"]

@@ -46,12 +46,10 @@ each_algorithm = pytest.mark.parametrize("script", SCRIPTS[:3], ids=[script.__na
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """One thread, no picture, and Ctrl-C as it was before."""
-    threads, handler = torch.get_num_threads(), signal.getsignal(signal.SIGINT)
-    torch.set_num_threads(1)
+    """No picture, and Ctrl-C as it was before."""
+    handler = signal.getsignal(signal.SIGINT)
     monkeypatch.setattr(plot, "plot_run", lambda run: None)
     yield
-    torch.set_num_threads(threads)
     signal.signal(signal.SIGINT, handler)
 
 
@@ -827,7 +825,7 @@ def test_dapo_filters_on_correctness_and_drops_surplus_groups(run, words, monkey
 # --- SIREN and what it is compared with ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("common", [{}, dict(minibatches=2, epochs=2)], ids=["one update", "several"])
+@pytest.mark.parametrize("common", [{}, dict(minibatches=2, epochs=2)], ids=["one", "several"])
 def test_siren_with_its_switch_off_is_dr_grpo(run, toy_model, common):
     """Catches a difference between the two files that is not SIREN: parameters are equal bit by bit after five steps."""
     ours = run(siren, "siren", beta=0.0, lr=1e-2, **common)
@@ -939,7 +937,7 @@ def test_does_not_learn_a_toy_task_from_shuffled_advantages(run, monkeypatch):
 @pytest.mark.skipif(not TINY.exists(), reason="models/tiny is not there; `python sft.py --out-dir models/tiny` makes it")
 def test_embedded_model_learns_but_not_from_shuffled_advantages(run, monkeypatch):
     """Catches a loop that learns toys only, and one whose score rises whatever the advantages say (same problems and seeds)."""
-    flags = dict(model=str(TINY), task=load_task("chain?horizon=1"), steps=12, prompts_per_step=8, group_size=12, lr=3e-4,
+    flags = dict(model=str(TINY), task=load_task("chain?horizon=1"), steps=7, prompts_per_step=8, group_size=12, lr=5e-4,
                  max_new_tokens=32, micro_batch_tokens=32768, eval_every=100, eval_problems=32, eval_samples=8,
                  test_problems=1)  # fmt: skip
     learned = run(grpo, "learned", **flags)
@@ -1130,70 +1128,3 @@ def test_plot_draws_a_run(tmp_path, monkeypatch):
     assert curves["siren/frac_selected"][0] == "share of completions or groups"
     assert curves.keys() - SIREN_KEYS == {"reward/mean", "eval/chain/avg@16", "policy/entropy", "rollout/len_mean", "optim/grad_norm",
                              "rollout/frac_unparsed", "rollout/frac_truncated", "reward/frac_zero_std"}  # fmt: skip
-
-
-# --- killed and resumed (last, since the runs go on in the background) -------------------------------------------------
-
-POINTS = {  # the last checkpoint, the complete lines of metrics.jsonl and the folders that the kill must have left
-    "before the first checkpoint": (None, 1, []),
-    "in the middle of a log line": (2, 3, ["best", "last"]),
-    "during a step": (2, 3, ["best", "last"]),
-    "while sampling": (2, 3, ["best", "last"]),
-    "while a checkpoint is written": (2, 5, ["best", "last", "last.tmp"]),
-    "between the renames": (None, 5, ["best", "last.old", "last.tmp"]),
-    "after best, before last": (2, 5, ["best", "last"]),
-}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def rehearsal(request, toy_model, tmp_path_factory):
-    """resume_driver.py in the background: each script's uninterrupted run, and for each point one killed there and resumed."""
-    if not any("killed_runs" in item.fixturenames for item in request.session.items):
-        yield None
-        return
-    out = tmp_path_factory.mktemp("killed")
-    command = [sys.executable, str(Path(__file__).with_name("resume_driver.py")), toy_model, str(out)]
-    with open(out / "output.txt", "w") as output:
-        driver = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=output, stderr=output)
-    yield driver, out
-    driver.kill()
-
-
-@pytest.fixture(scope="module")
-def killed_runs(rehearsal) -> Path:
-    """The folder of the finished rehearsal."""
-    driver, out = rehearsal
-    assert driver.wait(timeout=240) == 0, (out / "output.txt").read_text()[-5000:]
-    return out
-
-
-@pytest.mark.parametrize("point", POINTS)
-@pytest.mark.parametrize("script", [script.__name__ for script in SCRIPTS])
-def test_killed_and_resumed_run_equals_the_uninterrupted_one(killed_runs, script, point):
-    """Catches a resume off by one, without optimizer, score or tokens, with lines twice, or from a half-written folder."""
-    report = json.loads((killed_runs / script / "report.json").read_text())
-    assert report["uninterrupted"] == 0 and report[point]["killed"] == -signal.SIGKILL and report[point]["resumed"] == 0
-    checkpoint, log_lines, folders = POINTS[point]
-    between = report[point]["between"]
-    assert between == {"checkpoint": checkpoint, "log_lines": log_lines, "half_line": "log line" in point, "folders": folders}
-
-    ours, whole = killed_runs / script / point, killed_runs / script / "uninterrupted"
-    assert records(ours) == records(whole)
-    assert [record["step"] for record in records(whole)] == [0, 1, 2, 3, 4, 5, 5]
-    assert (ours / "samples.jsonl").read_text() == (whole / "samples.jsonl").read_text()
-    for folder in ("last", "best", "final"):
-        assert (ours / folder / "model.safetensors").read_bytes() == (whole / folder / "model.safetensors").read_bytes()
-    assert (ours / "last" / "state.json").read_text() == (whole / "last" / "state.json").read_text()
-    optimizers = [torch.load(path / "last" / "optimizer.pt")["state"] for path in (ours, whole)]
-    for ours_of_one, whole_of_one in zip(optimizers[0].values(), optimizers[1].values(), strict=True):
-        assert all(torch.equal(ours_of_one[name], whole_of_one[name]) for name in ("step", "exp_avg", "exp_avg_sq"))
-    assert {path.name for path in ours.iterdir() if path.is_dir()} == {"last", "best", "final"}  # nothing half-written stays
-
-
-def test_resume_rehearsal_has_refills_and_state(killed_runs):
-    """Catches a rehearsal in which dapo.py never refilled, the weights never moved, or there was no state of an algorithm to keep."""
-    folder = killed_runs / "dapo" / "uninterrupted"
-    assert max(column(folder, "dapo/rounds")) > 1
-    assert column(folder, "optim/grad_norm")[-1] > 0
-    assert column(killed_runs / "siren" / "uninterrupted", "siren/anchor")[-1] > 0
-    assert len(set(column(killed_runs / "entropy_baselines" / "uninterrupted", "baseline/bonus"))) == 5

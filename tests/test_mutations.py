@@ -1,7 +1,6 @@
 """Breaks the source in many ways, one at a time, and runs the tests that claim to see it: every one of them must go red."""
 
 import json
-import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -435,7 +434,7 @@ MUTATIONS = [
     Mutation("advantages of SIREN reversed", "siren.py",
              "centred = rewards - rewards.mean(dim=1, keepdim=True)",
              "centred = rewards.mean(dim=1, keepdim=True) - rewards",
-             "test_loop.py::test_siren_with_its_switch_off_is_dr_grpo"),
+             "test_loop.py::test_siren_with_its_switch_off_is_dr_grpo[one]"),
     Mutation("search for the nucleus without end", "siren.py",
              "if largest < logits.shape[-1] and flat.any():",
              "if flat.any():",
@@ -452,11 +451,11 @@ MUTATIONS = [
     Mutation("a bonus for every method", "entropy_baselines.py",
              'args.bonus if args.method in ("naive_bonus", "adaptive_bonus") else 0.0',
              "args.bonus",
-             "test_loop.py::test_entropy_method_with_its_switch_off_is_dr_grpo"),
+             "test_loop.py::test_entropy_method_with_its_switch_off_is_dr_grpo[kl_cov]"),
     Mutation("every bonus adapts", "entropy_baselines.py",
              'args.method == "adaptive_bonus" and not skipped',
              'args.method.endswith("bonus") and not skipped',
-             "test_loop.py::test_entropy_method_with_its_switch_off_is_dr_grpo"),
+             "test_loop.py::test_entropy_method_with_its_switch_off_is_dr_grpo[naive_bonus]"),
     Mutation("bonus lost in a skipped update", "entropy_baselines.py",
              'args.method == "adaptive_bonus" and not skipped',
              'args.method == "adaptive_bonus"',
@@ -627,8 +626,7 @@ def results(request, toy_model, tmp_path_factory) -> dict[str, dict]:
     out = tmp_path_factory.mktemp("mutations")
     (out / "cases.json").write_text(json.dumps(list(cases.values())))
     command = [sys.executable, str(Path(__file__).with_name("mutation_driver.py")), str(out / "cases.json"), toy_model, str(out)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    driver = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
+    driver = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert driver.returncode == 0, driver.stdout[-2000:] + driver.stderr[-2000:]
     found = {}
     for number, name in enumerate(cases):
