@@ -21,7 +21,8 @@ Deviations, tagged again where they happen:
 [D2] 80/20 divides by the tokens that are left, as its authors' code does: max_new_tokens * token_fraction, constant like Dr. GRPO's.
 [D3] Thresholds and means are over the tokens that one optimizer step sees, in one pass without gradient (authors' code: over a
      micro-batch).
-[D4] kl_cov does nothing in the first update of a batch, where log pi is log pi_old: give it --minibatches of 2 or more.
+[D4] kl_cov does nothing in the first update of a batch, where log pi is log pi_old: give it --minibatches of 2 or more. (In the
+     authors' code the two differ by rounding there, and the gradient of |log pi - log pi_old| is 1 or -1 however small it is.)
 
 Letters in shapes: B prompts, G completions of each (a group), N = B*G rows, T completion tokens, V vocabulary. Rows are
 prompt-major: rows i*G .. i*G+G-1 belong to prompt i. Masks come from lengths; EOS is inside the mask when the completion ended
@@ -397,7 +398,10 @@ def main(args: Args, task=None, sampler=None) -> Path:
         rows_per_update = max(1, math.ceil(len(rewards) / args.minibatches)) * G
         for first in list(range(0, rewards.numel(), rows_per_update)) * args.epochs:
             optimizer.zero_grad()
-            update = accumulate_gradients(model, batch, slice(first, first + rows_per_update), args, state["bonus"],
+            current = dict(batch)
+            if args.method == "kl_cov" and not grad_norms:
+                del current["old_logprobs"]  # pi is pi_old, and |log pi - log pi_old| would be rounding  [D4]
+            update = accumulate_gradients(model, current, slice(first, first + rows_per_update), args, state["bonus"],
                                           completion_seed(args.seed, step, len(grad_norms)))  # fmt: skip
             sums.update(update)
             if math.isfinite(update["total_loss"]):

@@ -876,6 +876,20 @@ def test_clip_cov_draws_anew_in_every_update(run, monkeypatch):
     assert sum(column(folder, "baseline/frac_touched")) > 0.3
 
 
+def test_kl_cov_does_nothing_before_the_first_update(run, monkeypatch):
+    """Catches a penalty on the rounding between two passes of one policy: its gradient does not shrink with it."""
+    original = entropy_baselines.score_all
+    monkeypatch.setattr(entropy_baselines, "score_all", lambda *args: [part + 1e-6 for part in original(*args)])
+    gradients = {0.0: [], 100.0: []}
+    for kl_coef, seen in gradients.items():
+        step_or_skip = lambda optimizer, *rest, seen=seen: seen.append(  # noqa: E731
+            [weight.grad.clone() for weight in optimizer.param_groups[0]["params"]]) or optimizer.step() or 0  # fmt: skip
+        monkeypatch.setattr(runtime, "step_or_skip", step_or_skip)
+        run(entropy_baselines, f"{kl_coef}", method="kl_cov", kl_coef=kl_coef, cov_fraction=0.5, minibatches=2, steps=1)
+    same = [all(map(torch.equal, one, other)) for one, other in zip(*gradients.values(), strict=True)]
+    assert same == [True, False]
+
+
 def test_adaptive_bonus_outlives_a_skipped_update(run, monkeypatch):
     """Catches an update that was not finite and takes the bonus along: max(0, nan) is 0."""
     poison(monkeypatch, entropy_baselines, {3}, "loss")
@@ -979,7 +993,7 @@ VARIANTS = {  # functions that differ from grpo.py's, that are gone, that are ne
                    "cov_low", "cov_high"},
         topics=r"""\bkl\b|kl_coef|kl_cov|reference|ref_logprobs|AGGREGATIONS|constant\(|advantages|runs/|Run\(|bonus|touched|entropy
             |baseline|args\.method|clips|target|several\ updates|policy_loss|completion_seed|clip_cov|def\ accum|token_fraction
-            |Returns\ sums|state\ =|update\ =|skipped"""),
+            |Returns\ sums|state\ =|update\ =|skipped|\bcurrent\b"""),
 }  # fmt: skip
 EACH_VARIANT = pytest.mark.parametrize("script", VARIANTS, ids=[script.__name__ for script in VARIANTS])
 
