@@ -16,8 +16,11 @@ completions, as in siren.py (`siren.py --no-anchor --nucleus-p 1 --tau 0` is nai
 
 Deviations, tagged again where they happen:
 [D1] All methods stand on Dr. GRPO, so that nothing but the method differs (their papers: DAPO or GRPO, with other clips, means
-     over tokens and lengths). Advantages are not divided by a std, so covariances are smaller than in the paper of [5] and [6],
-     and so is the lower of the default bounds. Entropies are of all that was sampled, --mask-truncated or not.
+     over tokens and lengths; the code of [5] clips at 0 and 2, here PPO's clip stays). Advantages are not divided by a std, so
+     shape_alpha weighs more than in the paper of [3], and covariances are smaller than in that of [5] and [6]: so is the lower of
+     the default bounds. Entropies are of all that was sampled, --mask-truncated or not. H in [1] is SIREN's mean, so a bonus
+     weighs more than in SIREN's comparison, whose code divides the entropy by max_new_tokens too. A target in shares of the
+     starting entropy [2] is ours.
 [D2] 80/20 divides by the tokens that are left, as its authors' code does: max_new_tokens * token_fraction, constant like Dr. GRPO's.
 [D3] Thresholds and means are over the tokens that one optimizer step sees, in one pass without gradient (authors' code: over a
      micro-batch).
@@ -101,9 +104,9 @@ class Args:
     token_fraction: float = 0.2
     """high_entropy_tokens: share of tokens that are trained on"""
     cov_fraction: float | None = None
-    """clip_cov and kl_cov: share of all tokens that are touched (their paper: 2e-4; for kl_cov on a 7B model 2e-3)"""
+    """clip_cov and kl_cov: share of all tokens that get the method's treatment (their paper: 2e-4; for kl_cov on a 7B model 2e-3)"""
     cov_low: float = 0.1
-    """clip_cov: least covariance of a token that may be touched (the paper, with standardised advantages: 1)"""
+    """clip_cov: least covariance of a token that may lose its gradient (the paper, with standardised advantages: 1)"""
     cov_high: float = 5.0
     """clip_cov: greatest"""
     kl_coef: float = 1.0
@@ -154,7 +157,7 @@ class Args:
     save_every: int = 20
     """steps between two checkpoints"""
     out_dir: Path | None = None
-    """output folder (default runs/<script>/<task>-seed<seed>)"""
+    """output folder (default runs/entropy_baselines/<method>-<task>-seed<seed>)"""
     resume: bool = False
     """continue the run in --out-dir from its last checkpoint"""
     track: Literal["none", "wandb", "tensorboard"] = "none"
@@ -282,7 +285,7 @@ def accumulate_gradients(model, batch: dict, rows: slice, args: Args, bonus: flo
         weights = weights * ~touched  # no policy gradient there  [4], [5]
     if args.method == "high_entropy_tokens":
         weights = weights / args.token_fraction  # [D2]
-    clips = (math.inf, math.inf) if args.method == "kl_cov" else (args.clip_low, args.clip_high)
+    clips = (math.inf, math.inf) if args.method == "kl_cov" else (args.clip_low, args.clip_high)  # [D1]
     for part in micro_batches(batch["prompt_ids"], batch["completion_ids"], args.micro_batch_tokens, rows):
         logprobs, entropy = score(model, batch["prompt_ids"][part], batch["completion_ids"][part], args.temperature,
                                   logprob_and_live_entropy if bonus else logprob_and_entropy)  # [n, T'], fmt: skip
@@ -337,8 +340,8 @@ def main(args: Args, task=None, sampler=None) -> Path:
     runtime.check_args(args)
     if args.method == "kl_cov" and args.minibatches * args.epochs == 1:  # [D4]
         runtime.fail("--method kl_cov: does nothing with one update per batch, where pi is pi_old; give --minibatches 2 or --epochs 2")
-    if args.method == "clip_cov" and args.cov_low >= args.cov_high:
-        runtime.fail(f"--cov-low {args.cov_low:g}: must be below --cov-high {args.cov_high:g}, or no token can be touched")
+    if args.method == "clip_cov" and not -math.inf < args.cov_low < args.cov_high:
+        runtime.fail(f"--cov-low {args.cov_low:g}: must be a number below --cov-high {args.cov_high:g}, or no token can be drawn")
     runtime.check_task(task, args)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
     sampler = sampler or make_sampler(args.engine, model, runtime.eos_ids(model, tokenizer))

@@ -17,13 +17,14 @@ import matplotlib.pyplot as plt  # noqa: E402
 
 REFERENCE = Path(__file__).parent / "runs/reference"
 ENTROPY_METHODS = ["dr_grpo", "siren", "naive_bonus", "adaptive_bonus", "entropy_advantage", "high_entropy_tokens", "clip_cov", "kl_cov"]
+STRONG = ["siren_strong", "naive_bonus_strong"]  # coefficients that matter, whatever they cost
 T_975 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}  # Student's t, by seeds
 PANELS = [  # title, metrics drawn in it
     ("reward of the sampled batch", ["reward/mean"]),
     ("held-out score", ["eval/*/avg@*", "eval/*/pass@*", "eval/*/maj@*"]),
     ("entropy (nats per token)", ["policy/entropy", "siren/entropy", "siren/anchor", "siren/nucleus_entropy"]),
     ("completion length (tokens)", ["rollout/len_mean"]),
-    ("share of completions or groups", ["rollout/frac_unparsed", "rollout/frac_truncated", "reward/frac_zero_std", "siren/frac_selected"]),
+    ("shares", ["rollout/frac_unparsed", "rollout/frac_truncated", "reward/frac_zero_std", "siren/frac_selected"]),
     ("gradient norm", ["optim/grad_norm"]),
 ]
 
@@ -116,27 +117,39 @@ def plot_reference() -> Path:
     return finish(figure, axes, REFERENCE / "figure.png")
 
 
+def h_over_anchor(curves: dict[str, dict[int, float]]) -> list[float]:
+    """H / H_anchor of every step of a run of siren.py, in their order."""
+    return [H / curves["siren/anchor"][step] for step, H in sorted(curves["siren/entropy"].items())]
+
+
 def plot_entropy_methods() -> Path:
-    """What keeps the entropy, and does it pay? The methods of benchmarks/entropy.py: entropy (means of five steps), avg@16, pass@16."""
-    figure, axes = plt.subplots(1, 3, figsize=(15, 4.5), layout="constrained")
-    for i, name in enumerate(ENTROPY_METHODS):
+    """What keeps the entropy, and does it pay? The methods of benchmarks/entropy.py: entropy and H / H_anchor (means of five steps),
+    avg@16, pass@16. Dashed: coefficients that matter, whatever they cost."""
+    figure, axes = plt.subplots(2, 2, figsize=(13, 8.5), layout="constrained")
+    axes = list(axes.flat)
+    for name in [*ENTROPY_METHODS, *STRONG]:
         seeds = [read_metrics(path.parent) for path in sorted(REFERENCE.glob(f"entropy/{name}/seed*/metrics.jsonl"))]
-        style = dict(label=name.replace("_", " "), color=f"C{i}", linewidth=2.5 if name == "siren" else 1.2)
         if not seeds:
             continue
+        base = name.removesuffix("_strong")
+        style = dict(label=name.replace("_", " "), color=f"C{ENTROPY_METHODS.index(base)}", linewidth=2.5 if base == "siren" else 1.2,
+                     linestyle="--" if name in STRONG else "-")  # fmt: skip
         steps = min(max(curves["rollout/tokens_total"]) for curves in seeds) // 5 * 5
-        fives = lambda curve, steps=steps: np.nanmean(  # noqa: E731
-            np.array([curve.get(step, np.nan) for step in range(1, steps + 1)]).reshape(-1, 5), axis=1)  # fmt: skip
-        x = np.mean([fives(curves["rollout/tokens_total"]) / 1e3 for curves in seeds], axis=0)
-        draw_band(axes[0], x, [fives(curves["policy/entropy"]) for curves in seeds], **style)
-        for axis, metric in zip(axes[1:], ("eval/chain/avg@16", "eval/chain/pass@16")):
+        fives = lambda values, steps=steps: np.nanmean(np.array(values[:steps], dtype=float).reshape(-1, 5), axis=1)  # noqa: E731
+        in_order = lambda curve, steps=steps: [curve.get(step, np.nan) for step in range(1, steps + 1)]  # noqa: E731
+        x = np.mean([fives(in_order(curves["rollout/tokens_total"])) / 1e3 for curves in seeds], axis=0)
+        draw_band(axes[0], x, [fives(in_order(curves["policy/entropy"])) for curves in seeds], **style)
+        if "siren/anchor" in seeds[0]:
+            draw_band(axes[1], x, [fives(h_over_anchor(curves)) for curves in seeds], **style)
+        for axis, metric in zip((axes[2], axes[3]), ("eval/chain/avg@16", "eval/chain/pass@16")):
             points = [scores(curves[metric]) for curves in seeds]
             points = [row[: min(map(len, points))] for row in points]
             tokens = [[curves["rollout/tokens_total"].get(step, 0) / 1e3 for step, _ in row] for curves, row in zip(seeds, points)]
             draw_band(axis, np.mean(tokens, axis=0), [[value for _, value in row] for row in points], **style)
     axes[0].set(title="policy entropy (nats per token)", yscale="log")
-    axes[1].set(title="dev avg@16", ylim=(0, 1))
-    axes[2].set(title="dev pass@16", ylim=(0, 1))
+    axes[1].set(title="H / H_anchor: what SIREN holds (Dr. GRPO: without holding it)", ylim=(0, None))
+    axes[2].set(title="dev avg@16", ylim=(0, 1))
+    axes[3].set(title="dev pass@16", ylim=(0, 1))
     return finish(figure, axes, REFERENCE / "entropy.png")
 
 

@@ -15,7 +15,8 @@ What changes against it, numbered here and where it happens:
 The paper's ablations are flags: `--nucleus-p 1` (no top-p mask), `--tau 0` (no peak-entropy mask), `--no-anchor` (the loss is then
 -beta H, a plain bonus on the masked entropy).
 
-Where this file, the paper and the authors' code (github.com/Linn3a/siren, December 2025) part ways:
+The formulas are those of the authors' code (github.com/Linn3a/siren, December 2025), which the names above, the paper's, belong to;
+its equations may differ in what they leave to the reader. Where this file, that code and the paper part ways:
 [D1] The paper names a top-p mask, in the word's usual sense the smallest set of tokens that holds p, with the token that crosses
      p ("standard", our default). Its code leaves that token out ("official"), so where p_1 + p_2 >= 0.8 the entropy is 0, and a
      fair choice between two ways is invisible. Standard is the default because such forks are what exploration is for.
@@ -29,7 +30,8 @@ Where this file, the paper and the authors' code (github.com/Linn3a/siren, Decem
 [D5] Code: the script asks for clip 0.28, but the configuration's 0.2 on both sides wins: 0.2 here. No dual clip (code: 3), no limit
      to the 10,000 likeliest tokens. 16 updates a batch and weight decay 0.1 are flags (--minibatches, --weight-decay).
 [D6] With --mask-truncated, H is still of all that was sampled, as the anchor is.
-[D7] The policy's loss is divided by --max-new-tokens and H is not, so a beta belongs to a length, as it does in the code.
+[D7] The policy's loss is divided by --max-new-tokens and H is not, as in the code: the shorter completions are against that limit,
+     the stronger is the same beta.
 
     python siren.py                             on the embedded model
 
@@ -95,13 +97,13 @@ class Args:
 
     beta: float | None = None
     """weight of the self-anchored regularisation, beta (H - H_anchor)^2, with H and its anchor in nats (default: 0.005 for real
-    models, as in the paper's code; 0.001 for the embedded one, the best of those tried)"""
+    models, as in the authors' code; 0.001 for the embedded one, the best of those tried in benchmarks/trials.md)"""
     nucleus_p: float = 0.8
     """p of the top-p mask: entropy is taken over the most likely tokens that together hold this much probability, so that
     exploration stays within a meaningful subset of actions; 1: over the whole vocabulary"""
     tau: float = 0.8
     """quantile of the peak-entropy mask: only tokens whose entropy is above it, among those of their own completion, are
-    regularised, a meaningful subset of states (0.8: about the top fifth); 0: every token"""
+    regularised, a meaningful subset of states (0.8: the top fifth, or less where entropies are equal); 0: every token"""
     nucleus_rule: Literal["standard", "official"] = "standard"
     """whether the nucleus includes the token that crosses p (standard) or leaves it out, as the authors' code does (official)"""
     anchor: bool = True
@@ -169,7 +171,7 @@ def nucleus_entropy(logits: torch.Tensor, top_p: float, rule: str = "standard", 
     ("official"); a nucleus of one token or none has entropy 0. top_p 1 is the whole vocabulary. Which tokens are inside carries
     no gradient; the gradient in the logits is -q (log q + h) inside, q being the renormalised probability, and 0 outside.
 
-    Sorting a real vocabulary takes longer than the model: the `largest` tokens are looked at, and more where they do not hold top_p.
+    Sorting a whole vocabulary at every position is slow: the `largest` tokens are looked at, and more where they do not hold top_p.
 
     >>> logits = torch.tensor([0.4, 0.3, 0.2, 0.1]).log()
     >>> [round(nucleus_entropy(logits, 0.8, rule).item(), 6) for rule in ("standard", "official")]
@@ -186,9 +188,9 @@ def nucleus_entropy(logits: torch.Tensor, top_p: float, rule: str = "standard", 
         kept[..., 0] = True  # one token and none are both entropy 0, and this one has no log 0
     logprobs = torch.log_softmax(logits.gather(-1, ids).masked_fill(~kept, -torch.inf), dim=-1)  # log q [..., K]
     entropy = -(logprobs.exp() * logprobs.masked_fill(~kept, 0.0)).sum(dim=-1)
-    flat = mass[..., -1] < top_p
-    if largest < logits.shape[-1] and flat.any():
-        entropy = entropy.masked_scatter(flat, nucleus_entropy(logits[flat], top_p, rule, 8 * largest))
+    too_few = mass[..., -1] < top_p  # rows so flat that the nucleus goes on behind the tokens looked at: again, with more of them
+    if largest < logits.shape[-1] and too_few.any():
+        entropy = entropy.masked_scatter(too_few, nucleus_entropy(logits[too_few], top_p, rule, 8 * largest))
     return entropy
 
 
@@ -252,15 +254,18 @@ def constant(mask: torch.Tensor, max_new_tokens: int) -> torch.Tensor:
 
 def token_numbers(args: Args):
     """What the scorer computes for every token: log-probability, full entropy and, with gradient, the nucleus entropy."""
-    nucleus = lambda logits: nucleus_entropy(logits, args.nucleus_p, args.nucleus_rule)  # noqa: E731
-    return lambda logits, targets: (*logprob_and_entropy(logits, targets), nucleus(logits))
+
+    def numbers(logits, targets):
+        return *logprob_and_entropy(logits, targets), nucleus_entropy(logits, args.nucleus_p, args.nucleus_rule)
+
+    return numbers
 
 
 def regularised_entropy(model, batch: dict, rows: slice, args: Args) -> tuple[torch.Tensor, torch.Tensor]:
     """The tokens of `rows` that are regularised, bool [n, T], and H of them, a number: one pass without gradient."""  # [2]
     prompt_ids, completion_ids = batch["prompt_ids"][rows], batch["completion_ids"][rows]
     *_, entropies = score_all(model, prompt_ids, completion_ids, args.temperature, args.micro_batch_tokens, token_numbers(args))  # [n, T']
-    mask = batch["completion_mask"][rows]
+    mask = batch["completion_mask"][rows]  # [D6]
     entropies = torch.nn.functional.pad(entropies, (0, mask.shape[1] - entropies.shape[1]))  # [n, T]
     selected = peak_mask(entropies, mask, args.tau)
     return selected, (entropies * peak_mean(selected)).sum()
@@ -277,7 +282,7 @@ def accumulate_gradients(model, batch: dict, rows: slice, args: Args, anchor: fl
     weights = torch.zeros_like(batch["rollout_logprobs"])  # [N, T], made before the split so that it does not depend on it
     weights[rows] = constant(batch["loss_mask"][rows], args.max_new_tokens)
     selected, H = regularised_entropy(model, batch, rows, args)
-    batch["selected"][rows] = selected  # kept for samples.jsonl  [D6]
+    batch["selected"][rows] = selected  # kept for samples.jsonl
     peak_weights = torch.zeros_like(weights)  # [N, T]
     peak_weights[rows] = peak_mean(selected)
     penalty = regulariser(H.requires_grad_(), anchor if args.anchor else None, args.beta)
@@ -294,7 +299,7 @@ def accumulate_gradients(model, batch: dict, rows: slice, args: Args, anchor: fl
         clipped = loss_per_token > -torch.exp(logprobs - old_logprobs) * cut["advantages"]  # the min took the clipped term
         if args.importance_cap is not None:
             loss_per_token = loss_per_token * truncated_importance(old_logprobs, cut["rollout_logprobs"], args.importance_cap)
-        policy_loss = (loss_per_token * weight).sum()
+        policy_loss = (loss_per_token * weight).sum()  # [D7]
         total_loss = policy_loss + slope * (nucleus * peak_weights[part, :width]).sum()  # has the gradient, not the value  [2]
         total_loss.backward()
 

@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 import runtime  # noqa: E402
 from benchmarks.reference import run_all  # noqa: E402
 from eval import EVAL_SEED, evaluate, maj_at_k  # noqa: E402
-from plot import ENTROPY_METHODS, mean_and_half_width, read_metrics, scores  # noqa: E402
+from plot import ENTROPY_METHODS, STRONG, h_over_anchor, mean_and_half_width, read_metrics, scores  # noqa: E402
 from rollout import HFSampler  # noqa: E402
 from tasks import load_task  # noqa: E402
 
@@ -65,7 +65,6 @@ NAMES = {"dr_grpo": "Dr. GRPO", "siren": "SIREN", "naive_bonus": "naive bonus", 
          "siren_no_top_p": "SIREN, p = 1", "siren_no_peaks": "SIREN, tau = 0", "siren_anchor_alone": "SIREN, p = 1, tau = 0",
          "siren_no_anchor": "SIREN, no anchor", "siren_strong": "SIREN, beta 0.1", "naive_bonus_strong": "naive bonus, 0.03"}  # fmt: skip
 ABLATION = ["dr_grpo", "siren", "siren_no_top_p", "siren_no_peaks", "siren_anchor_alone", "siren_no_anchor"]
-STRONG = ["siren_strong", "naive_bonus_strong"]
 DEV = "eval/chain/"
 
 
@@ -122,12 +121,13 @@ def trial_name(arm: str, setting: str) -> str:
 
 
 def score(trial: dict) -> float:
-    """What a setting is chosen by: avg@16 and pass@16 on dev, mean of both over the last two scores (of a run in five)."""
+    """What a setting is chosen by: the mean of avg@16 and pass@16 on dev over the last two measurements of the run."""
     return sum(trial["avg@16"][-2:] + trial["pass@16"][-2:]) / 4
 
 
 def collect_trials(out: Path) -> dict:
-    """trials.json: {arm: {setting: dev scores in their order, entropy at the first and the last step, share of touched tokens}}."""
+    """trials.json: {arm: {setting: dev scores in their order, entropy at the first and the last step, share of tokens that the method
+    selects, leaves out or penalises, H / H_anchor at the last step}}."""
     file = out / "trials.json"
     trials = json.loads(file.read_text()) if file.exists() else {}
     for arm, (_, settings) in TRIALS.items():
@@ -139,6 +139,8 @@ def collect_trials(out: Path) -> dict:
                 trial["entropy"] = [round(curves["policy/entropy"][end], 4) for end in (1, max(curves["policy/entropy"]))]
                 touched = curves.get("siren/frac_selected") or curves.get("baseline/frac_touched")
                 trial["touched"] = round(float(np.mean(list(touched.values()))), 4)
+                if "siren/anchor" in curves:
+                    trial["h_over_anchor"] = round(float(np.mean(h_over_anchor(curves)[-10:])), 4)
                 trials.setdefault(arm, {})[setting] = trial
     file.write_text(json.dumps(trials, indent=1) + "\n")
     return trials
@@ -146,13 +148,14 @@ def collect_trials(out: Path) -> dict:
 
 def trials_table(trials: dict) -> str:
     """Every setting that was tried; the one of the reported runs in bold."""
-    lines = ["| arm | setting | dev avg@16 | pass@16 | maj@16 | entropy, first to last step | tokens touched | score |",
-             "|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    lines = ["| arm | setting | dev avg@16 | pass@16 | maj@16 | entropy, first to last step | H / H_anchor | tokens | score |",
+             "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
     for arm in NAMES:
         for setting, trial in trials.get(arm, {}).items():
             cells = [" ".join(f"{value:.3f}" for value in trial[name][1:]) for name in ("avg@16", "pass@16", "maj@16")]
             shown = f"**{score(trial):.3f}**" if setting == CHOSEN.get(arm) else f"{score(trial):.3f}"
-            cells += [" to ".join(f"{value:.3f}" for value in trial["entropy"]), f"{trial['touched']:.3f}", shown]
+            held = f"{trial['h_over_anchor']:.2f}" if "h_over_anchor" in trial else ""
+            cells += [" to ".join(f"{value:.3f}" for value in trial["entropy"]), held, f"{trial['touched']:.3f}", shown]
             lines.append(" | ".join([f"| {NAMES[arm]}", f"`{setting}`", *cells]) + " |")
     return "\n".join(lines)
 
@@ -168,9 +171,9 @@ def cell(values: list[float], signed: bool = False) -> str:
 
 
 def read_arms(out: Path) -> dict[str, dict[int, dict]]:
-    """{arm: {seed: curves}}"""
-    return {arm: {int(path.name.removeprefix("seed")): read_metrics(path) for path in sorted((out / arm).glob("seed*"))}
-            for arm in NAMES if (out / arm).exists()}  # fmt: skip
+    """{arm: {seed: curves}} of the arms that have a finished run"""
+    return {arm: {int(file.parent.name.removeprefix("seed")): read_metrics(file.parent) for file in files}
+            for arm in NAMES if (files := sorted((out / arm).glob("seed*/test.json")))}  # fmt: skip
 
 
 def test_scores(out: Path, arm: str, temperature: str) -> dict[str, dict[str, float]]:
@@ -210,7 +213,7 @@ def entropy_table(arms: dict, shown: list[str]) -> str:
         runs = list(arms[arm].values())
         cells = [cell([mean(run["policy/entropy"], part) for run in runs]) for part in (first_ten, last_ten)]
         if "siren/anchor" in runs[0]:
-            cells.append(cell([mean(run["siren/entropy"], last_ten) / mean(run["siren/anchor"], last_ten) for run in runs]))
+            cells.append(cell([float(np.mean(h_over_anchor(run)[-10:])) for run in runs]))
         else:
             cells.append("")
         cells.append(cell([mean(run[DEV + "avg@16"], slice(-1, None)) for run in runs]))
@@ -263,6 +266,9 @@ def run_arms(args: Args) -> None:
     if not args.trials and not (args.out / "tiny.json").exists():
         measure(ROOT / "models/tiny", args.out / "tiny.json")
     jobs = []
+    for arm in args.only:
+        if arm not in TRIALS:
+            sys.exit(f"error: --only {arm}: there is no such arm; there are {', '.join(TRIALS)}")
     for arm in args.only or NAMES:
         if args.trials:
             jobs += [(command(arm, setting, 100), trial_name(arm, setting)) for setting in TRIALS[arm][1]]

@@ -24,7 +24,7 @@ from benchmarks.reference import train  # noqa: E402
 from eval import cell  # noqa: E402
 from plot import read_metrics  # noqa: E402
 
-ARMS = {"dr_grpo": ["siren.py", "--beta", "0"], "siren": ["siren.py"]}  # with beta 0 siren.py is Dr. GRPO; else the paper's 0.005
+ARMS = {"dr_grpo": ["siren.py", "--beta", "0"], "siren": ["siren.py"]}  # beta 0: Dr. GRPO; else the authors' 0.005
 BUDGET = TRAIN.replace("--steps 60", "--steps 1000 --token-budget 30000").split()
 
 

@@ -4,23 +4,37 @@ import json
 import shlex
 
 import pytest
+import scipy.stats
+import tyro
 
+import entropy_baselines
 import plot
+import siren
 from benchmarks import entropy
+
+SCRIPTS = {"siren.py": siren, "entropy_baselines.py": entropy_baselines}
+
+
+OWN_FLAGS = {  # what an arm may set beside the terms that are common to all
+    "dr_grpo": {"beta", "lr"}, "siren": {"beta"}, "siren_strong": {"beta"}, "naive_bonus": {"method", "bonus"},
+    "naive_bonus_strong": {"method", "bonus"}, "adaptive_bonus": {"method", "bonus", "bonus_rate", "target_share"},
+    "entropy_advantage": {"method", "shape_alpha", "shape_kappa"}, "high_entropy_tokens": {"method", "token_fraction"},
+    "clip_cov": {"method", "cov_fraction"}, "kl_cov": {"method", "cov_fraction"}, "siren_no_top_p": {"beta", "nucleus_p"},
+    "siren_no_peaks": {"beta", "tau"}, "siren_anchor_alone": {"beta", "nucleus_p", "tau"}, "siren_no_anchor": {"beta", "anchor"},
+}  # fmt: skip
 
 
 def test_all_arms_run_on_the_same_terms():
     """Catches an arm with another task, seed, batch, length, learning rate or number of tokens than the others, or more trials."""
-    assert entropy.TRIALS.keys() == entropy.NAMES.keys()
-    common = set(shlex.split(entropy.COMMON))
-    for arm, (command, settings) in entropy.TRIALS.items():
+    assert entropy.TRIALS.keys() == entropy.NAMES.keys() == OWN_FLAGS.keys()
+    plain = vars(tyro.cli(siren.Args, args=shlex.split(f"{entropy.COMMON} --lr {entropy.LR} --seed 7")))
+    for arm, (_, settings) in entropy.TRIALS.items():
         assert len(settings) == (1 if arm.endswith("strong") else 4)
         for setting in settings:
-            words = shlex.split(entropy.command(arm, setting, 7))
-            assert common < set(words) and words[-2:] == ["--seed", "7"] and words.count("--lr") == 1
-            assert "--lr" in setting or words[words.index("--lr") + 1] == entropy.LR
-            own = set(words) - common - set(shlex.split(command)) - set(shlex.split(setting)) - {"--lr", entropy.LR, "--seed", "7"}
-            assert not own, (arm, own)
+            script, *flags = shlex.split(entropy.command(arm, setting, 7))
+            ours, default = (vars(tyro.cli(SCRIPTS[script].Args, args=words)) for words in (flags, []))
+            own = {name for name, value in ours.items() if value != plain.get(name, default[name])}
+            assert own <= OWN_FLAGS[arm], (arm, setting, own - OWN_FLAGS[arm])
     names = [entropy.trial_name(arm, setting) for arm, (_, settings) in entropy.TRIALS.items() for setting in settings]
     assert len(set(names)) == len(names)
 
@@ -97,6 +111,64 @@ def test_kinds_table_counts_every_problem(logs):
     """Catches a reading that is taken for another: the numbers of problems add up to 200, and all kinds are there."""
     title = entropy.kinds_table(["siren"], logs).splitlines()[0]
     assert title.startswith("| method | usual (151): avg@16 | pass@16 | rare: more (20): avg@16 | pass@16 | rare: fewer (29): avg@16")
+
+
+def test_kinds_table_by_hand(logs):
+    """Catches problems that are counted with another reading: here those of one reading alone are always right."""
+    task, fewer = entropy.load_task(entropy.TASK), []
+    for index in range(200):
+        problem = task.problem("test", index, entropy.EVAL_SEED)
+        fewer.append(problem.source == "chain/reversed" and "fewer" in problem.prompt)
+    scores = {"correct": [16 * right for right in fewer], "parsed": [16] * 200, "maj@16": [0.0] * 200}
+    for file in (logs / "siren").glob("seed*/test.json"):
+        file.write_text(json.dumps({"1": scores, "0.6": scores}))
+    row = entropy.kinds_table(["siren"], logs).splitlines()[3]
+    assert row == "| SIREN | 0.000 ± 0.000 | 0.000 ± 0.000 | 0.000 ± 0.000 | 0.000 ± 0.000 | 1.000 ± 0.000 | 1.000 ± 0.000 |"
+
+
+def test_an_arm_without_a_finished_run_is_left_out(logs):
+    """Catches tables that break while runs are going on."""
+    (logs / "siren/seed2/test.json").unlink()
+    for file in (logs / "dr_grpo").glob("seed*/test.json"):
+        file.unlink()
+    arms = entropy.read_arms(logs)
+    assert {arm: list(runs) for arm, runs in arms.items()} == {"siren": [1]}
+    assert all("SIREN" in table and "Dr. GRPO" not in table for table in entropy.report(logs).values())
+
+
+def test_the_model_after_the_last_step_is_measured(tmp_path, monkeypatch):
+    """Catches counts of the checkpoint that is best on dev, which every arm has picked for itself."""
+    calls = []
+    monkeypatch.setattr(entropy.subprocess, "run", lambda command, **options: calls.append(command))
+    entropy.measure_run(tmp_path / "run", tmp_path / "target")
+    assert calls[0][-3:] == ["--measure", tmp_path / "run" / "last", tmp_path / "target" / "test.json"]
+
+
+def test_counts_are_those_of_the_test_problems(tmp_path, monkeypatch):
+    """Catches another split, number of problems or samples, a temperature that is not applied, and votes that are not counted."""
+    asked = []
+
+    def evaluate(sampler, tokenizer, task, split, problems, samples, max_new_tokens, temperature):
+        asked.append((task.name, split, problems, samples, max_new_tokens, temperature))
+        votes = ["7"] * 9 + ["8"] * 7
+        return {}, [{"correct": 9, "parsed": 16, "votes": votes, "right": [vote == "7" for vote in votes]}]
+
+    monkeypatch.setattr(entropy, "evaluate", evaluate)
+    entropy.measure(entropy.ROOT / "models/tiny", tmp_path / "some" / "test.json")
+    assert asked == [("chain", "test", 200, 16, 64, 1.0), ("chain", "test", 200, 16, 64, 0.6)]
+    counts = {"correct": [9], "parsed": [16], "maj@16": [1.0]}
+    assert json.loads((tmp_path / "some" / "test.json").read_text()) == {"1": counts, "0.6": counts}
+
+
+def test_intervals_are_students():
+    """Catches a wrong entry of the table of t."""
+    assert plot.T_975 == pytest.approx({count: scipy.stats.t.ppf(0.975, count - 1) for count in plot.T_975}, abs=5e-4)
+
+
+def test_unknown_arm_is_refused():
+    """Catches a traceback for a mistyped name."""
+    with pytest.raises(SystemExit, match="error: --only sirn: there is no such arm; there are dr_grpo, siren, "):
+        entropy.main(entropy.Args(only=("sirn",)))
 
 
 def test_figure_bears_runs_of_unequal_length(logs):

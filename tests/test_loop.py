@@ -355,7 +355,7 @@ def test_bad_flag_of_dapo(run, tmp_path, changes):
     (entropy_baselines, dict(shape_alpha=-0.1), "--shape-alpha -0.1"),
     (entropy_baselines, dict(cov_fraction=1.1), "--cov-fraction 1.1"),
     (entropy_baselines, dict(method="kl_cov"), "--method kl_cov: does nothing with one update per batch"),
-    (entropy_baselines, dict(method="clip_cov", cov_low=5.0), "--cov-low 5: must be below --cov-high 5"),
+    (entropy_baselines, dict(method="clip_cov", cov_low=5.0), "--cov-low 5: must be a number below --cov-high 5"),
     (siren, dict(beta=math.inf), "--beta inf: must not be negative or infinite"),
 ])  # fmt: skip
 def test_bad_flag_of_the_entropy_methods(run, tmp_path, script, changes, said):
@@ -1139,6 +1139,6 @@ def test_plot_draws_a_run(tmp_path, monkeypatch):
     assert curves["eval/chain/avg@16"] == ("held-out score", [0, 2], [0.2, 0.3])
     assert curves["policy/entropy"] == ("entropy (nats per token)", [1], [0.5])
     assert curves["siren/anchor"][0] == curves["siren/entropy"][0] == "entropy (nats per token)"
-    assert curves["siren/frac_selected"][0] == "share of completions or groups"
+    assert curves["siren/frac_selected"][0] == "shares"
     assert curves.keys() - SIREN_KEYS == {"reward/mean", "eval/chain/avg@16", "policy/entropy", "rollout/len_mean", "optim/grad_norm",
                              "rollout/frac_unparsed", "rollout/frac_truncated", "reward/frac_zero_std"}  # fmt: skip
