@@ -180,3 +180,24 @@ def test_a_trial_is_scored_by_its_last_two_scores():
     """Catches the first scores, or one of the two metrics."""
     trial = {"avg@16": [0.1, 0.2, 0.4, 0.6], "pass@16": [0.2, 0.3, 0.8, 1.0], "maj@16": [0.0] * 4}
     assert entropy.score(trial) == pytest.approx((0.4 + 0.6 + 0.8 + 1.0) / 4)
+
+
+def test_reported_runs_were_made_with_the_chosen_settings():
+    """Catches an arm without its five seeds, and logs of another setting, script or seed than the one beside them."""
+    for arm in entropy.CHOSEN:
+        for seed in range(1, 6):
+            script, *flags = shlex.split(entropy.command(arm, entropy.CHOSEN[arm], seed))
+            config = json.loads((entropy.LOGS / arm / f"seed{seed}" / "config.json").read_text())
+            wanted = vars(tyro.cli(SCRIPTS[script].Args, args=flags))
+            assert config["script"] == SCRIPTS[script].__name__ and config["flags"]["seed"] == seed
+            for name, value in wanted.items():
+                if name not in ("out_dir", "resume") and value is not None:
+                    assert config["flags"][name] == value, (arm, seed, name)
+
+
+def test_the_readme_shows_the_comparison():
+    """Catches a table that the committed logs do not give."""
+    report = entropy.report(entropy.LOGS)
+    readme, every = ((entropy.ROOT / file).read_text() for file in ("README.md", "benchmarks/entropy.md"))
+    assert report["methods at 1"] in readme and report["entropies"] in readme
+    assert all(table in every for name, table in report.items() if "ablation" not in name)
