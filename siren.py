@@ -15,8 +15,8 @@ What changes against it, numbered here and where it happens:
 The paper's ablations are flags: `--nucleus-p 1` (no top-p mask), `--tau 0` (no peak-entropy mask), `--no-anchor` (the loss is then
 -beta H, a plain bonus on the masked entropy).
 
-The formulas are those of the authors' code (github.com/Linn3a/siren, December 2025), which the names above, the paper's, belong to;
-its equations may differ in what they leave to the reader. Where this file, that code and the paper part ways:
+The names above are the paper's, the formulas those of the authors' code (github.com/Linn3a/siren, December 2025). Where this file,
+that code and the paper part ways:
 [D1] The paper names a top-p mask, in the word's usual sense the smallest set of tokens that holds p, with the token that crosses
      p ("standard", our default). Its code leaves that token out ("official"), so where p_1 + p_2 >= 0.8 the entropy is 0, and a
      fair choice between two ways is invisible. Standard is the default because such forks are what exploration is for.

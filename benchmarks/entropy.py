@@ -127,7 +127,7 @@ def score(trial: dict) -> float:
 
 def collect_trials(out: Path) -> dict:
     """trials.json: {arm: {setting: dev scores in their order, entropy at the first and the last step, share of tokens that the method
-    selects, leaves out or penalises, H / H_anchor at the last step}}."""
+    selects, leaves out or penalises, H / H_anchor over the last ten steps}}."""
     file = out / "trials.json"
     trials = json.loads(file.read_text()) if file.exists() else {}
     for arm, (_, settings) in TRIALS.items():
