@@ -16,8 +16,10 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
 REFERENCE = Path(__file__).parent / "runs/reference"
-ENTROPY_METHODS = ["dr_grpo", "siren", "naive_bonus", "adaptive_bonus", "entropy_advantage", "high_entropy_tokens", "clip_cov", "kl_cov"]
-STRONG = ["siren_strong", "naive_bonus_strong"]  # coefficients that matter, whatever they cost
+ENTROPY_METHODS = {"dr_grpo": "Dr. GRPO", "siren": "SIREN", "naive_bonus": "naive bonus", "adaptive_bonus": "adaptive bonus",
+                   "entropy_advantage": "entropy advantage", "high_entropy_tokens": "80/20 tokens", "clip_cov": "Clip-Cov",
+                   "kl_cov": "KL-Cov"}  # fmt: skip
+STRONG = {"siren_strong": "SIREN, beta 0.1", "naive_bonus_strong": "naive bonus, 0.03"}  # coefficients that matter, whatever they cost
 T_975 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}  # Student's t, by seeds
 PANELS = [  # title, metrics drawn in it
     ("reward of the sampled batch", ["reward/mean"]),
@@ -127,12 +129,12 @@ def plot_entropy_methods() -> Path:
     avg@16, pass@16. Dashed: coefficients that matter, whatever they cost."""
     figure, axes = plt.subplots(2, 2, figsize=(13, 8.5), layout="constrained")
     axes = list(axes.flat)
-    for name in [*ENTROPY_METHODS, *STRONG]:
+    for name, label in (ENTROPY_METHODS | STRONG).items():
         seeds = [read_metrics(path.parent) for path in sorted(REFERENCE.glob(f"entropy/{name}/seed*/metrics.jsonl"))]
         if not seeds:
             continue
         base = name.removesuffix("_strong")
-        style = dict(label=name.replace("_", " "), color=f"C{ENTROPY_METHODS.index(base)}", linewidth=2.5 if base == "siren" else 1.2,
+        style = dict(label=label, color=f"C{list(ENTROPY_METHODS).index(base)}", linewidth=2.5 if base == "siren" else 1.2,
                      linestyle="--" if name in STRONG else "-")  # fmt: skip
         steps = min(max(curves["rollout/tokens_total"]) for curves in seeds) // 5 * 5
         fives = lambda values, steps=steps: np.nanmean(np.array(values[:steps], dtype=float).reshape(-1, 5), axis=1)  # noqa: E731

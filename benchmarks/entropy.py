@@ -60,10 +60,10 @@ CHOSEN = {  # the best of each arm's trials, see `score`
     "high_entropy_tokens": "--token-fraction 0.1", "clip_cov": "--cov-fraction 0.1", "kl_cov": "--cov-fraction 0.002",
     "siren_strong": "--beta 0.1", "naive_bonus_strong": "--bonus 0.03",
 }  # fmt: skip
-NAMES = {"dr_grpo": "Dr. GRPO", "siren": "SIREN", "naive_bonus": "naive bonus", "adaptive_bonus": "adaptive bonus",
-         "entropy_advantage": "entropy advantage", "high_entropy_tokens": "80/20 tokens", "clip_cov": "Clip-Cov", "kl_cov": "KL-Cov",
-         "siren_no_top_p": "SIREN, p = 1", "siren_no_peaks": "SIREN, tau = 0", "siren_anchor_alone": "SIREN, p = 1, tau = 0",
-         "siren_no_anchor": "SIREN, no anchor", "siren_strong": "SIREN, beta 0.1", "naive_bonus_strong": "naive bonus, 0.03"}  # fmt: skip
+NAMES = ENTROPY_METHODS | {
+    "siren_no_top_p": "SIREN, p = 1", "siren_no_peaks": "SIREN, tau = 0", "siren_anchor_alone": "SIREN, p = 1, tau = 0",
+    "siren_no_anchor": "SIREN, no anchor",
+} | STRONG  # fmt: skip
 ABLATION = ["dr_grpo", "siren", "siren_no_top_p", "siren_no_peaks", "siren_anchor_alone", "siren_no_anchor"]
 DEV = "eval/chain/"
 
@@ -125,6 +125,11 @@ def score(trial: dict) -> float:
     return sum(trial["avg@16"][-2:] + trial["pass@16"][-2:]) / 4
 
 
+def held(curves: dict) -> float:
+    """H / H_anchor, mean of the last ten steps."""
+    return float(np.mean(h_over_anchor(curves)[-10:]))
+
+
 def collect_trials(out: Path) -> dict:
     """trials.json: {arm: {setting: dev scores in their order, entropy at the first and the last step, share of tokens that the method
     selects, leaves out or penalises, H / H_anchor over the last ten steps}}."""
@@ -140,7 +145,7 @@ def collect_trials(out: Path) -> dict:
                 touched = curves.get("siren/frac_selected") or curves.get("baseline/frac_touched")
                 trial["touched"] = round(float(np.mean(list(touched.values()))), 4)
                 if "siren/anchor" in curves:
-                    trial["h_over_anchor"] = round(float(np.mean(h_over_anchor(curves)[-10:])), 4)
+                    trial["h_over_anchor"] = round(held(curves), 4)
                 trials.setdefault(arm, {})[setting] = trial
     file.write_text(json.dumps(trials, indent=1) + "\n")
     return trials
@@ -212,10 +217,7 @@ def entropy_table(arms: dict, shown: list[str]) -> str:
     for arm in shown:
         runs = list(arms[arm].values())
         cells = [cell([mean(run["policy/entropy"], part) for run in runs]) for part in (first_ten, last_ten)]
-        if "siren/anchor" in runs[0]:
-            cells.append(cell([float(np.mean(h_over_anchor(run)[-10:])) for run in runs]))
-        else:
-            cells.append("")
+        cells.append(cell([held(run) for run in runs]) if "siren/anchor" in runs[0] else "")
         cells.append(cell([mean(run[DEV + "avg@16"], slice(-1, None)) for run in runs]))
         cells.append(f"{np.mean([mean(run['rollout/frac_unparsed'], last_ten) for run in runs]):.3f}")
         lines.append(" | ".join([f"| {NAMES[arm]}", *cells]) + " |")
