@@ -65,11 +65,12 @@ def test_gains_on_the_default_task_are_not_format():
     assert row["frac_unparsed"] <= 0.05 and row["frac_truncated"] <= 0.05
 
 
-@pytest.mark.parametrize("horizon, family, hint", [(1, "plain", False), (3, "plain", False), (1, "reversed", False), (10, "plain", True)])
-def test_the_committed_table_is_what_the_model_does(embedded, horizon, family, hint):
-    """A table that was edited by hand, another sampler, hint or world: the first 32 problems are sampled again with the same
+@pytest.mark.parametrize("horizon, family, hint, problems", [(1, "plain", False, 32), (3, "plain", False, 32),
+                                                             (1, "reversed", False, 32), (10, "plain", True, 8)])  # fmt: skip
+def test_the_committed_table_is_what_the_model_does(embedded, horizon, family, hint, problems):
+    """A table that was edited by hand, another sampler, hint or world: the first problems are sampled again with the same
     seeds, and at most one sample in a hundred (a draw on the boundary of the distribution) comes out otherwise."""
-    live = calibration.measure(*embedded, 32, 16, horizon, family, hint, 1.0)["first"]
+    live = calibration.measure(*embedded, problems, 16, horizon, family, hint, 1.0)["first"]
     committed = ROWS[horizon, family, hint, 1.0]["first"]
-    assert len(live) == len(committed) == 32 and sum(abs(a - b) for a, b in zip(live, committed)) <= 5
-    assert abs(sum(committed) / 512 - ROWS[horizon, family, hint, 1.0]["avg@16"]) < 0.1
+    assert len(live) == problems and sum(abs(a - b) for a, b in zip(live, committed)) <= 0.01 * 16 * problems
+    assert len(committed) == 32 and abs(sum(committed) / 512 - ROWS[horizon, family, hint, 1.0]["avg@16"]) < 0.1

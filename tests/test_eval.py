@@ -68,17 +68,18 @@ def majority_by_counting(voted: list, worth: dict, k: int) -> Fraction:
     total = Fraction(0)
     for subset in subsets:
         count = Counter(voted[i] for i in subset if voted[i] is not None)
-        winners = [answer for answer in count if count[answer] == max(count.values())]
+        most = max(count.values(), default=0)
+        winners = [answer for answer in count if count[answer] == most]
         total += sum(Fraction(worth[answer]) for answer in winners) / max(1, len(winners))
     return total / len(subsets)
 
 
 def test_maj_at_k_equals_enumeration_of_all_subsets():
-    """Catches ties that go to one side, silence that votes, and every error of the counting: all splits of up to ten samples
+    """Catches ties that go to one side, silence that votes, and every error of the counting: all splits of up to eight samples
     into one right answer, two wrong ones and silence, and every k; then random ones with five answers, several of them right."""
-    for n in range(1, 11):
+    for n in range(1, 9):
         for sizes in itertools.product(range(n + 1), repeat=3):
-            if (silent := n - sum(sizes)) < 0 or sizes[1] < sizes[2] or (n > 7 and sum(sizes) % 3 != n % 3):
+            if (silent := n - sum(sizes)) < 0 or sizes[1] < sizes[2]:
                 continue
             voted = ["right"] * sizes[0] + ["b"] * sizes[1] + ["c"] * sizes[2] + [None] * silent
             correct = [vote == "right" for vote in voted]
