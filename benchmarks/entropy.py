@@ -58,7 +58,8 @@ CHOSEN = {  # the best of each arm's trials, see `score`
     "dr_grpo": "--lr 1e-4", "siren": "--beta 0.001", "naive_bonus": "--bonus 0.003",
     "adaptive_bonus": "--bonus-rate 0.001 --target-share 0.5", "entropy_advantage": "--shape-alpha 0.4 --shape-kappa 1.2",
     "high_entropy_tokens": "--token-fraction 0.1", "clip_cov": "--cov-fraction 0.1", "kl_cov": "--cov-fraction 0.002",
-    "siren_strong": "--beta 0.1", "naive_bonus_strong": "--bonus 0.03",
+    "siren_no_top_p": "--beta 0.001", "siren_no_peaks": "--beta 0.03", "siren_anchor_alone": "--beta 0.03",
+    "siren_no_anchor": "--beta 0.001", "siren_strong": "--beta 0.1", "naive_bonus_strong": "--bonus 0.03",
 }  # fmt: skip
 NAMES = ENTROPY_METHODS | {
     "siren_no_top_p": "SIREN, p = 1", "siren_no_peaks": "SIREN, tau = 0", "siren_anchor_alone": "SIREN, p = 1, tau = 0",

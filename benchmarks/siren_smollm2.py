@@ -25,7 +25,7 @@ from eval import cell  # noqa: E402
 from plot import read_metrics  # noqa: E402
 
 ARMS = {"dr_grpo": ["siren.py", "--beta", "0"], "siren": ["siren.py"]}  # beta 0: Dr. GRPO; else the authors' 0.005
-BUDGET = TRAIN.replace("--steps 60", "--steps 1000 --token-budget 30000").split()
+BUDGET = TRAIN.replace("--steps 60", "--steps 1000 --token-budget 30000 --save-every 5").split()
 
 
 @dataclass
