@@ -21,11 +21,14 @@ Deviations, tagged again where they happen:
      the default bounds. Entropies are of all that was sampled, --mask-truncated or not. H in [1] is SIREN's mean, so a bonus
      weighs more than in SIREN's comparison, whose code divides the entropy by max_new_tokens too. A target in shares of the
      starting entropy [2] is ours.
-[D2] 80/20 divides by the tokens that are left, as its authors' code does: max_new_tokens * token_fraction, constant like Dr. GRPO's.
+[D2] 80/20 divides by token_fraction too, as if by the tokens that are left (its authors' code: by their number).
 [D3] Thresholds and means are over the tokens that one optimizer step sees, in one pass without gradient (authors' code: over a
      micro-batch).
 [D4] kl_cov does nothing in the first update of a batch, where log pi is log pi_old: give it --minibatches of 2 or more. (In the
      authors' code the two differ by rounding there, and the gradient of |log pi - log pi_old| is 1 or -1 however small it is.)
+[D5] SIREN's comparison takes kappa 2 in the first version of its code and 1 in the second (here 2, as in the paper of [3]), the
+     highest entropies of each completion for 80/20 (its paper and here: of the batch), and a naive bonus of 0.0001, 0.001 or
+     0.005 in different places.
 
 Letters in shapes: B prompts, G completions of each (a group), N = B*G rows, T completion tokens, V vocabulary. Rows are
 prompt-major: rows i*G .. i*G+G-1 belong to prompt i. Masks come from lengths; EOS is inside the mask when the completion ended

@@ -15,13 +15,13 @@ What changes against it, numbered here and where it happens:
 The paper's ablations are flags: `--nucleus-p 1` (no top-p mask), `--tau 0` (no peak-entropy mask), `--no-anchor` (the loss is then
 -beta H, a plain bonus on the masked entropy).
 
-The names above are the paper's, the formulas those of the authors' code (github.com/Linn3a/siren, December 2025). Where this file,
-that code and the paper part ways:
+The names above are the paper's; its equations were not at hand, so the formulas and values are those of the authors' code
+(github.com/Linn3a/siren, December 2025). Where this file, that code and what is known of the paper part ways:
 [D1] The paper names a top-p mask, in the word's usual sense the smallest set of tokens that holds p, with the token that crosses
      p ("standard", our default). Its code leaves that token out ("official"), so where p_1 + p_2 >= 0.8 the entropy is 0, and a
      fair choice between two ways is invisible. Standard is the default because such forks are what exploration is for.
 [D2] Code: squares H of each micro-batch on its own, which also punishes differences between completions. Here the square is of
-     the batch that one optimizer step sees.
+     the batch that one optimizer step sees. With --minibatches that can be few prompts, and part of this remains.
 [D3] Code: selects over padded rows, so a padded position can be selected; its first version (September 2025, so probably the
      paper's numbers) also took h >= quantile, which selects everything where most h are 0. Here h > quantile, among the
      completion's tokens alone.
@@ -30,8 +30,8 @@ that code and the paper part ways:
 [D5] Code: the script asks for clip 0.28, but the configuration's 0.2 on both sides wins: 0.2 here. No dual clip (code: 3), no limit
      to the 10,000 likeliest tokens. 16 updates a batch and weight decay 0.1 are flags (--minibatches, --weight-decay).
 [D6] With --mask-truncated, H is still of all that was sampled, as the anchor is.
-[D7] The policy's loss is divided by --max-new-tokens and H is not, as in the code: the shorter completions are against that limit,
-     the stronger is the same beta.
+[D7] The policy's loss is divided by --max-new-tokens and H is not, as in the code: the shorter completions are compared with that
+     limit, the more weight has the same beta.
 
     python siren.py                             on the embedded model
 
@@ -96,13 +96,14 @@ class Args:
     """sampling temperature; the same one divides the logits in the loss"""
 
     beta: float | None = None
-    """weight of the self-anchored regularisation, beta (H - H_anchor)^2, with H and its anchor in nats (default: 0.005 for real
-    models, as in the authors' code; 0.001 for the embedded one, the best of those tried in benchmarks/trials.md)"""
+    """weight of the self-anchored regularisation, beta (H - H_anchor)^2, where H is the mean entropy of the regularised tokens in
+    nats; with --no-anchor the weight of a bonus, -beta H (default: 0.005 for real models, as in the authors' code; 0.001 for the
+    embedded one, which scored best in benchmarks/trials.md on chains of one step)"""
     nucleus_p: float = 0.8
     """p of the top-p mask: entropy is taken over the most likely tokens that together hold this much probability, so that
     exploration stays within a meaningful subset of actions; 1: over the whole vocabulary"""
     tau: float = 0.8
-    """quantile of the peak-entropy mask: only tokens whose entropy is above it, among those of their own completion, are
+    """quantile of the peak-entropy mask: only tokens whose nucleus entropy is above it, among those of their own completion, are
     regularised, a meaningful subset of states (0.8: the top fifth, or less where entropies are equal); 0: every token"""
     nucleus_rule: Literal["standard", "official"] = "standard"
     """whether the nucleus includes the token that crosses p (standard) or leaves it out, as the authors' code does (official)"""

@@ -25,7 +25,7 @@ from eval import cell  # noqa: E402
 from plot import read_metrics  # noqa: E402
 
 ARMS = {"dr_grpo": ["siren.py", "--beta", "0"], "siren": ["siren.py"]}  # beta 0: Dr. GRPO; else the authors' 0.005
-BUDGET = TRAIN.replace("--steps 60", "--steps 1000 --token-budget 30000 --save-every 5").split()
+BUDGET = TRAIN.replace("--steps 60", "--steps 1000 --token-budget 20000 --save-every 5").split()
 
 
 @dataclass
@@ -62,6 +62,8 @@ def readme_table(out: Path) -> str:
 
 
 def main(args: Args) -> None:
+    if not args.model.is_dir():
+        sys.exit(f"error: --model {args.model}: no such folder; benchmarks/convert_gguf.py makes it")
     model, finals = os.path.relpath(args.model, ROOT), {}
     for arm, script in ARMS.items():
         run = args.scratch / arm / f"seed{args.seed}"

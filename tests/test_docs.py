@@ -79,7 +79,7 @@ def test_the_gpu_command_is_planned():
     assert args.lr == 1e-6 and args.max_new_tokens == 512 and args.activation_checkpointing
 
 
-def test_the_paper_scale_command_of_siren_is_the_papers():
+def test_the_large_command_of_siren_is_that_of_the_authors_script():
     """A command that is called the paper's and is not: 128 prompts x 8 in 16 updates, 3072 tokens, and so on."""
     flags = next(flags for script, flags in commands(README) if script == "siren.py" and "Qwen/Qwen2.5-Math-7B" in flags)
     args = tyro.cli(siren.Args, args=flags)

@@ -24,6 +24,13 @@ OWN_FLAGS = {  # what an arm may set beside the terms that are common to all
 }  # fmt: skip
 
 
+SWITCHES = {  # what makes an arm what it is called; the others have a --method of their name
+    "dr_grpo": {"beta": 0.0}, "siren": {"nucleus_p": 0.8, "tau": 0.8, "anchor": True}, "siren_no_top_p": {"nucleus_p": 1.0, "tau": 0.8},
+    "siren_no_peaks": {"nucleus_p": 0.8, "tau": 0.0}, "siren_anchor_alone": {"nucleus_p": 1.0, "tau": 0.0, "anchor": True},
+    "siren_no_anchor": {"anchor": False}, "naive_bonus": {"method": "naive_bonus"},
+}  # fmt: skip
+
+
 def test_all_arms_run_on_the_same_terms():
     """Catches an arm with another task, seed, batch, length, learning rate or number of tokens than the others, or more trials."""
     assert entropy.TRIALS.keys() == entropy.NAMES.keys() == OWN_FLAGS.keys()
@@ -35,12 +42,13 @@ def test_all_arms_run_on_the_same_terms():
             ours, default = (vars(tyro.cli(SCRIPTS[script].Args, args=words)) for words in (flags, []))
             own = {name for name, value in ours.items() if value != plain.get(name, default[name])}
             assert own <= OWN_FLAGS[arm], (arm, setting, own - OWN_FLAGS[arm])
+            assert all(ours[name] == value for name, value in SWITCHES.get(arm.removesuffix("_strong"), {"method": arm}).items()), arm
     names = [entropy.trial_name(arm, setting) for arm, (_, settings) in entropy.TRIALS.items() for setting in settings]
     assert len(set(names)) == len(names)
 
 
 def test_settings_are_the_best_of_the_trials_that_are_listed():
-    """Catches a setting that was picked otherwise than by the rule, for one arm alone, and a list of trials that is not the logs'."""
+    """Catches a setting that was picked otherwise than by the rule, for one arm alone, and a table that is not that of trials.json."""
     trials = json.loads((entropy.LOGS / "trials.json").read_text())
     assert trials.keys() == entropy.TRIALS.keys()
     for arm, settings in trials.items():

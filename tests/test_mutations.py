@@ -422,7 +422,7 @@ MUTATIONS = [
     Mutation("entropy without gradient", "siren.py",
              "nucleus_entropy(logits, args.nucleus_p,",
              "nucleus_entropy(logits.detach(), args.nucleus_p,",
-             "test_siren.py::test_gradient_equals_finite_differences_of_the_papers_loss[on_policy-siren]"),
+             "test_siren.py::test_gradient_equals_finite_differences_of_the_loops[on_policy-siren]"),
     Mutation("anchor measured at every step", "siren.py",
              'if state["anchor"] is None:',
              "if True:",

@@ -169,7 +169,7 @@ def test_bfloat16_logits_have_the_entropy_of_their_values():
 
 
 def test_defaults_are_those_of_the_code():
-    """Catches a default that has drifted: p = tau = 0.8 and beta = 0.005 are what the authors' script runs."""
+    """Catches a default that has drifted: p = tau = 0.8 and beta = 0.005 are what the authors' script runs (the rule is ours)."""
     args = siren.Args()
     assert (args.nucleus_p, args.tau, args.nucleus_rule, args.anchor, args.beta) == (0.8, 0.8, "standard", True, None)
     assert siren.DEFAULTS["real"]["beta"] == 0.005
@@ -228,7 +228,7 @@ def test_completion_without_a_selected_token_counts_as_zero():
 # --- the whole loss, in loops ---------------------------------------------------------------------------------------------
 
 
-def entropy_of_the_paper(model, batch: dict, args, rows: range, chosen: dict | None = None) -> tuple[float, dict, dict]:
+def mean_entropy_by_loops(model, batch: dict, args, rows: range, chosen: dict | None = None) -> tuple[float, dict, dict]:
     """H in loops over completions and tokens, the selected tokens, and every token's entropy. `chosen` keeps the selection."""
     entropies, selected, mean = {}, {}, 0.0
     for i in rows:
@@ -241,12 +241,12 @@ def entropy_of_the_paper(model, batch: dict, args, rows: range, chosen: dict | N
     return mean, selected, entropies
 
 
-def loss_of_the_paper(model, batch: dict, args, rows: range, anchor: float, fixed: dict | None = None) -> dict:
+def loss_by_loops(model, batch: dict, args, rows: range, anchor: float, fixed: dict | None = None) -> dict:
     """Dr. GRPO and the regulariser in loops, in numpy and float64, with no function of the script.
 
     `fixed` holds what carries no gradient, for finite differences: the old log-probs and the selected tokens.
     """
-    H, selected, entropies = entropy_of_the_paper(model, batch, args, rows, fixed and fixed["selected"])
+    H, selected, entropies = mean_entropy_by_loops(model, batch, args, rows, fixed and fixed["selected"])
     policy_loss, logprobs = 0.0, {}
     for i in rows:
         table = distributions(model, batch["prompt_ids"][i], batch["completion_ids"][i], args.temperature).numpy()
@@ -264,12 +264,12 @@ def loss_of_the_paper(model, batch: dict, args, rows: range, anchor: float, fixe
 
 @SETTING
 @pytest.mark.parametrize("anchor", [0.1, 2.0], ids=["below H", "above H"])
-def test_loss_equals_loops_written_from_the_paper(setting, anchor):
+def test_loss_equals_loops(setting, anchor):
     """Catches any wrong sign, set, mask, mean, square or weight, in the loss and in what is logged."""
     model, batch, args = random_model(), siren_batch(old=True, truncated=True), make_args(**SETTINGS[setting])
     for rows in (range(16), range(4, 12)):
         sums, _ = update(model, batch, args, anchor, slice(rows.start, rows.stop))
-        expected = loss_of_the_paper(model, batch, args, rows, anchor)
+        expected = loss_by_loops(model, batch, args, rows, anchor)
         for name in ("policy_loss", "total_loss", "regularised", "nucleus"):
             assert sums[name] == pytest.approx(expected[name], rel=1e-9), name
         chosen = {i: batch["selected"][i].nonzero().flatten().tolist() for i in rows}
@@ -279,13 +279,13 @@ def test_loss_equals_loops_written_from_the_paper(setting, anchor):
 
 @SETTING
 @pytest.mark.parametrize("old", [False, True], ids=["on_policy", "old_logprobs"])
-def test_gradient_equals_finite_differences_of_the_papers_loss(setting, old):
+def test_gradient_equals_finite_differences_of_the_loops(setting, old):
     """Catches an entropy without gradient, a gradient through the choice of tokens, and a slope that is not that of the square."""
     model, batch, args = random_model(), siren_batch(old=old, truncated=True, groups=2), make_args(**SETTINGS[setting])
     for anchor in (0.1, 2.0):
         _, ours = update(model, batch, args, anchor)
-        fixed = loss_of_the_paper(model, batch, args, range(8), anchor)
-        loss = lambda: loss_of_the_paper(model, batch, args, range(8), anchor, fixed)["total_loss"]  # noqa: B023, E731
+        fixed = loss_by_loops(model, batch, args, range(8), anchor)
+        loss = lambda: loss_by_loops(model, batch, args, range(8), anchor, fixed)["total_loss"]  # noqa: B023, E731
         start = torch.nn.utils.parameters_to_vector(model.parameters()).detach().clone()
         assert directional_derivative(model, loss, 0, ours) == pytest.approx(1.0, abs=1e-5)
         torch.nn.utils.vector_to_parameters(start, model.parameters())
@@ -502,13 +502,13 @@ def test_anchor_is_that_of_the_first_batch_under_the_starting_model(toy_model, t
     args = siren.Args(**flags)
     siren.main(args, task=HashTask())
     model, _ = runtime.load_model(toy_model)
-    expected, _, _ = entropy_of_the_paper(model, batches[0][0], args, range(8))
+    expected, _, _ = mean_entropy_by_loops(model, batches[0][0], args, range(8))
     assert {anchor for _, anchor in batches} == {json.loads((tmp_path / "run/last/state.json").read_text())["anchor"]}
     assert batches[0][1] == pytest.approx(expected, rel=1e-5)
     logged = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     steps = [record for record in logged if "siren/anchor" in record]
     assert len(steps) == 5 and {record["siren/anchor"] for record in steps} == {batches[0][1]}
-    halves = [entropy_of_the_paper(model, batches[0][0], args, rows)[0] for rows in (range(4), range(4, 8))]
+    halves = [mean_entropy_by_loops(model, batches[0][0], args, rows)[0] for rows in (range(4), range(4, 8))]
     assert all(abs(half - expected) > 1e-3 for half in halves)
     assert abs(steps[-1]["siren/entropy"] - batches[0][1]) > 1e-3
 
