@@ -3,8 +3,8 @@ and number of sampled tokens; then both, and the model they started from, on 200
 
     python benchmarks/siren_smollm2.py --model runs/SmolLM2-135M-Instruct
 
-(`benchmarks/convert_gguf.py` makes that folder once.) About 50 minutes on two cores. What is finished is skipped and a broken run
-resumed, so the same command goes on after an interruption.
+(`benchmarks/convert_gguf.py` makes that folder once.) What is finished is skipped and a broken run resumed, so the same command goes
+on after an interruption.
 """
 
 import json

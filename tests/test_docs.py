@@ -80,7 +80,7 @@ def test_the_gpu_command_is_planned():
 
 
 def test_the_large_command_of_siren_is_that_of_the_authors_script():
-    """A command that is called the paper's and is not: 128 prompts x 8 in 16 updates, 3072 tokens, and so on."""
+    """A command that is called that of the authors' script and is not: 128 prompts x 8 in 16 updates, 3072 tokens, and so on."""
     flags = next(flags for script, flags in commands(README) if script == "siren.py" and "Qwen/Qwen2.5-Math-7B" in flags)
     args = tyro.cli(siren.Args, args=flags)
     args.test_problems = args.eval_problems = 1

@@ -27,22 +27,24 @@ OWN_FLAGS = {  # what an arm may set beside the terms that are common to all
 SWITCHES = {  # what makes an arm what it is called; the others have a --method of their name
     "dr_grpo": {"beta": 0.0}, "siren": {"nucleus_p": 0.8, "tau": 0.8, "anchor": True}, "siren_no_top_p": {"nucleus_p": 1.0, "tau": 0.8},
     "siren_no_peaks": {"nucleus_p": 0.8, "tau": 0.0}, "siren_anchor_alone": {"nucleus_p": 1.0, "tau": 0.0, "anchor": True},
-    "siren_no_anchor": {"anchor": False}, "naive_bonus": {"method": "naive_bonus"},
+    "siren_no_anchor": {"anchor": False},
 }  # fmt: skip
 
 
 def test_all_arms_run_on_the_same_terms():
     """Catches an arm with another task, seed, batch, length, learning rate or number of tokens than the others, or more trials."""
     assert entropy.TRIALS.keys() == entropy.NAMES.keys() == OWN_FLAGS.keys()
+    defaults = {script: vars(tyro.cli(module.Args, args=[])) for script, module in SCRIPTS.items()}
     plain = vars(tyro.cli(siren.Args, args=shlex.split(f"{entropy.COMMON} --lr {entropy.LR} --seed 7")))
     for arm, (_, settings) in entropy.TRIALS.items():
+        base = arm.removesuffix("_strong")
         assert len(settings) == (1 if arm.endswith("strong") else 4)
         for setting in settings:
             script, *flags = shlex.split(entropy.command(arm, setting, 7))
-            ours, default = (vars(tyro.cli(SCRIPTS[script].Args, args=words)) for words in (flags, []))
-            own = {name for name, value in ours.items() if value != plain.get(name, default[name])}
+            ours = vars(tyro.cli(SCRIPTS[script].Args, args=flags))
+            own = {name for name, value in ours.items() if value != plain.get(name, defaults[script][name])}
             assert own <= OWN_FLAGS[arm], (arm, setting, own - OWN_FLAGS[arm])
-            assert all(ours[name] == value for name, value in SWITCHES.get(arm.removesuffix("_strong"), {"method": arm}).items()), arm
+            assert all(ours[name] == value for name, value in SWITCHES.get(base, {"method": base}).items()), arm
     names = [entropy.trial_name(arm, setting) for arm, (_, settings) in entropy.TRIALS.items() for setting in settings]
     assert len(set(names)) == len(names)
 

@@ -1044,13 +1044,13 @@ def test_scripts_stay_readable(script):
 
 
 def test_sft_starts_to_reproduce_and_never_overwrites(tmp_path, monkeypatch):
-    """Catches another corpus, initialisation, tokenizer or optimizer than those of models/tiny: the first three of its steps, with
+    """Catches another corpus, initialisation, tokenizer or optimizer than those of models/tiny: the first five of its steps, with
     the default flags, give the losses that were recorded. Catches a warm-up that overwrites."""
     batches = sft.batches
-    monkeypatch.setattr(sft, "batches", lambda *args: itertools.islice(batches(*args), 3))  # so the command ends here
+    monkeypatch.setattr(sft, "batches", lambda *args: itertools.islice(batches(*args), 5))  # so the command ends here
     sft.main(sft.Args(out_dir=tmp_path / "tiny"))
     settings, made_with = (json.loads((folder / "sft.json").read_text()) for folder in (tmp_path / "tiny", TINY))
-    assert settings["first_losses"] == pytest.approx(made_with["first_losses"][:3], rel=1e-4) and len(settings["first_losses"]) == 3
+    assert settings["first_losses"] == pytest.approx(made_with["first_losses"], rel=1e-4) and len(settings["first_losses"]) == 5
     assert settings["last_loss"] == settings["first_losses"][-1] < settings["first_losses"][0]
     assert (TINY / "tokenizer.json").read_bytes() == (tmp_path / "tiny" / "tokenizer.json").read_bytes()
     assert all(made_with[field.name] == field.default for field in fields(sft.Args) if field.name != "out_dir")
