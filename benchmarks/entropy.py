@@ -52,20 +52,28 @@ TRIALS = {  # <arm>: the command, and the four settings that were tried for it
 TRIALS |= {  # coefficients that matter, whatever they cost: what do they do to the entropy?
     "siren_strong": (SIREN, ["--beta 0.1"]),
     "naive_bonus_strong": (f"{OTHERS} naive_bonus", ["--bonus 0.03"]),
+    "siren_no_top_p_strong": (f"{SIREN} --nucleus-p 1", ["--beta 0.03"]),  # these four: until one holds H about as SIREN's 0.1 does
+    "siren_no_peaks_strong": (f"{SIREN} --tau 0", ["--beta 3", "--beta 10"]),
+    "siren_anchor_alone_strong": (f"{SIREN} --nucleus-p 1 --tau 0", ["--beta 1"]),
+    "siren_no_anchor_strong": (f"{SIREN} --no-anchor", ["--beta 0.03", "--beta 0.1"]),
 }
 
-CHOSEN = {  # the best of each arm's trials, see `score`
+CHOSEN = {  # the best of each arm's trials, see `score`; of the last four, the one whose H / H_anchor is nearest to SIREN's with 0.1
     "dr_grpo": "--lr 1e-4", "siren": "--beta 0.001", "naive_bonus": "--bonus 0.003",
     "adaptive_bonus": "--bonus-rate 0.001 --target-share 0.5", "entropy_advantage": "--shape-alpha 0.4 --shape-kappa 1.2",
     "high_entropy_tokens": "--token-fraction 0.1", "clip_cov": "--cov-fraction 0.1", "kl_cov": "--cov-fraction 0.002",
     "siren_no_top_p": "--beta 0.001", "siren_no_peaks": "--beta 0.03", "siren_anchor_alone": "--beta 0.03",
     "siren_no_anchor": "--beta 0.001", "siren_strong": "--beta 0.1", "naive_bonus_strong": "--bonus 0.03",
+    "siren_no_top_p_strong": "--beta 0.03", "siren_no_peaks_strong": "--beta 3", "siren_anchor_alone_strong": "--beta 1",
+    "siren_no_anchor_strong": "--beta 0.03",
 }  # fmt: skip
 NAMES = ENTROPY_METHODS | {
     "siren_no_top_p": "SIREN, p = 1", "siren_no_peaks": "SIREN, tau = 0", "siren_anchor_alone": "SIREN, p = 1, tau = 0",
     "siren_no_anchor": "SIREN, no anchor",
 } | STRONG  # fmt: skip
 ABLATION = ["dr_grpo", "siren", "siren_no_top_p", "siren_no_peaks", "siren_anchor_alone", "siren_no_anchor"]
+NAMES |= {f"{arm}_strong": f"{NAMES[arm]}, {CHOSEN[f'{arm}_strong'].removeprefix('--')}" for arm in ABLATION[2:]}
+HOLDING = ["dr_grpo", *(f"{arm}_strong" for arm in ABLATION[1:])]  # the same with coefficients that hold H near its anchor
 DEV = "eval/chain/"
 
 
@@ -193,18 +201,18 @@ def test_scores(out: Path, arm: str, temperature: str) -> dict[str, dict[str, fl
     return found
 
 
-def scores_table(out: Path, shown: list[str], temperature: str) -> str:
-    """Held-out scores, and SIREN's difference, paired by seed: mean over seeds +- 95% interval."""
-    lines = [f"| temperature {temperature} | seeds | avg@16 | pass@16 | maj@16 | unparsed | SIREN minus it: avg@16 | pass@16 | maj@16 |",
-             "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
-    siren = test_scores(out, "siren", temperature)
+def scores_table(out: Path, shown: list[str], temperature: str, against: str = "siren") -> str:
+    """Held-out scores, and what `against` has more, paired by seed: mean over seeds +- 95% interval."""
+    lines = [f"| temperature {temperature} | seeds | avg@16 | pass@16 | maj@16 | unparsed "
+             f"| {NAMES[against]} minus it: avg@16 | pass@16 | maj@16 |", "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    siren = test_scores(out, against, temperature)
     for arm in ["before", *shown]:
         own = test_scores(out, arm, temperature)
         cells = [cell([score[name] for score in own.values()]) for name in ("avg@16", "pass@16", "maj@16")]
         cells = [str(len(own)), *cells, f"{np.mean([score['unparsed'] for score in own.values()]):.3f}"]
         for name in ("avg@16", "pass@16", "maj@16"):
             differences = [siren[seed][name] - own[seed][name] for seed in sorted(own.keys() & siren.keys())]
-            cells.append("" if arm in ("siren", "before") else cell(differences, signed=True))
+            cells.append("" if arm in (against, "before") else cell(differences, signed=True))
         lines.append(" | ".join([f"| {NAMES.get(arm, arm)}", *cells]) + " |")
     return "\n".join(lines)
 
@@ -248,9 +256,9 @@ def kinds_table(arms: list[str], out: Path) -> str:
 def report(out: Path) -> dict[str, str]:
     """Every table of the reported runs. The README shows those at temperature 1 and the entropies, benchmarks/entropy.md all."""
     arms = read_arms(out)
-    methods, ablation = ([arm for arm in names if arm in arms] for names in ((*ENTROPY_METHODS, *STRONG), ABLATION))
-    tables = {f"{title} at {temperature}": scores_table(out, shown, temperature)
-              for title, shown in (("methods", methods), ("ablation", ablation)) for temperature in ("1", "0.6")}  # fmt: skip
+    groups = {"methods": ([*ENTROPY_METHODS, *STRONG], "siren"), "ablation": (ABLATION, "siren"), "holding": (HOLDING, "siren_strong")}
+    tables = {f"{title} at {temperature}": scores_table(out, [arm for arm in names if arm in arms], temperature, against)
+              for title, (names, against) in groups.items() for temperature in ("1", "0.6")}  # fmt: skip
     return tables | {"entropies": entropy_table(arms, list(arms)), "kinds": kinds_table(list(arms), out)}
 
 

@@ -51,7 +51,7 @@ def readme_table(out: Path) -> str:
     curves = {arm: read_metrics(next((out / arm).glob("seed*"))) for arm in ARMS}
     lines = ["| | before | Dr. GRPO | SIREN | SIREN minus Dr. GRPO (95% interval) |", "|---|---|---|---|---|"]
     for name, before in start.items():
-        entry = comparison[name]
+        entry, name = comparison[name], name.removeprefix("frac_")
         lines.append(f"| {name} | {before:.3f} | {entry['before']:.3f} | {entry['after']:.3f} | {cell(entry, signed=True)} |")
     for title, name in (("entropy", "policy/entropy"), ("H (anchor {:.2f})", "siren/entropy")):
         title = title.format(next(iter(curves["siren"]["siren/anchor"].values())))
@@ -72,7 +72,8 @@ def main(args: Args) -> None:
         if not finals[arm].exists() and not train(command, run, args.out / arm / f"seed{args.seed}"):
             sys.exit("training did not come to its end; the same command goes on from the last checkpoint")
     flags = [*COMMON, "--problems", args.problems, "-n", args.samples]
-    for weights, folder, more in ((model, "start", []), (finals["siren"], "siren", ["--baseline", finals["dr_grpo"]])):
+    dr_grpo, siren = (os.path.relpath(final, ROOT) for final in finals.values())
+    for weights, folder, more in ((model, "start", []), (siren, "siren", ["--baseline", dr_grpo])):
         command = ["eval.py", "--model", weights, *flags, "--out-dir", args.scratch / "test" / folder, *more]
         subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, check=True)
     shutil.copy(next((args.scratch / "test/siren").glob("against-*.json")), args.out / "comparison.json")

@@ -190,6 +190,15 @@ def test_the_readme_shows_the_real_model():
     assert summaries and all(real_model.readme_table(json.loads(path.read_text())) in README for path in summaries)
 
 
+def test_the_readme_shows_siren_on_the_real_model():
+    """A table that was not made from the committed logs, and runs of unequal length."""
+    folder = ROOT / "runs/reference/siren_smollm2"
+    assert siren_smollm2.readme_table(folder) in README
+    curves = [plot.read_metrics(folder / arm / "seed1") for arm in siren_smollm2.ARMS]
+    assert {max(each["rollout/tokens_total"]) for each in curves} == {18}
+    assert all(abs(max(each["rollout/tokens_total"].values()) - 21_000) < 100 for each in curves)
+
+
 def measured_table() -> str:
     """The README's table of the model that the first command trains, from the committed comparison."""
     comparison = json.loads((ROOT / "runs/reference/eval/grpo-chain-seed0/comparison.json").read_text())
