@@ -33,7 +33,7 @@ COMMON = (f"--task {TASK} --prompts-per-step 8 --minibatches 4 --max-new-tokens 
           "--token-budget 190000 --eval-every 20 --eval-problems 100 --test-problems 8 --save-every 1000")  # fmt: skip
 LR = "1e-4"  # of all arms: chosen for Dr. GRPO, whose only setting it is
 SIREN, OTHERS = "siren.py", "entropy_baselines.py --method"
-TRIALS = {  # <arm>: the command, and the four settings that were tried for it
+TRIALS = {  # arm: the command, and the four settings that were tried for it
     "dr_grpo": (f"{SIREN} --beta 0", ["--lr 5e-5", "--lr 1e-4", "--lr 2e-4", "--lr 3e-4"]),
     "siren": (SIREN, ["--beta 0.001", "--beta 0.003", "--beta 0.01", "--beta 0.03"]),
     "naive_bonus": (f"{OTHERS} naive_bonus", ["--bonus 0.003", "--bonus 0.01", "--bonus 0.03", "--bonus 0.1"]),
@@ -52,10 +52,10 @@ TRIALS = {  # <arm>: the command, and the four settings that were tried for it
 TRIALS |= {  # coefficients that matter, whatever they cost: what do they do to the entropy?
     "siren_strong": (SIREN, ["--beta 0.1"]),
     "naive_bonus_strong": (f"{OTHERS} naive_bonus", ["--bonus 0.03"]),
-    "siren_no_top_p_strong": (f"{SIREN} --nucleus-p 1", ["--beta 0.03"]),  # these four: until one holds H about as SIREN's 0.1 does
+    "siren_no_top_p_strong": (f"{SIREN} --nucleus-p 1", []),  # these four: more of them where none above holds H as SIREN's 0.1 does
     "siren_no_peaks_strong": (f"{SIREN} --tau 0", ["--beta 3", "--beta 10"]),
-    "siren_anchor_alone_strong": (f"{SIREN} --nucleus-p 1 --tau 0", ["--beta 1"]),
-    "siren_no_anchor_strong": (f"{SIREN} --no-anchor", ["--beta 0.03", "--beta 0.1"]),
+    "siren_anchor_alone_strong": (f"{SIREN} --nucleus-p 1 --tau 0", []),
+    "siren_no_anchor_strong": (f"{SIREN} --no-anchor", ["--beta 0.02", "--beta 0.03", "--beta 0.1"]),
 }
 
 CHOSEN = {  # the best of each arm's trials, see `score`; of the last four, the one whose H / H_anchor is nearest to SIREN's with 0.1
@@ -65,7 +65,7 @@ CHOSEN = {  # the best of each arm's trials, see `score`; of the last four, the 
     "siren_no_top_p": "--beta 0.001", "siren_no_peaks": "--beta 0.03", "siren_anchor_alone": "--beta 0.03",
     "siren_no_anchor": "--beta 0.001", "siren_strong": "--beta 0.1", "naive_bonus_strong": "--bonus 0.03",
     "siren_no_top_p_strong": "--beta 0.03", "siren_no_peaks_strong": "--beta 3", "siren_anchor_alone_strong": "--beta 1",
-    "siren_no_anchor_strong": "--beta 0.03",
+    "siren_no_anchor_strong": "--beta 0.01",
 }  # fmt: skip
 NAMES = ENTROPY_METHODS | {
     "siren_no_top_p": "SIREN, p = 1", "siren_no_peaks": "SIREN, tau = 0", "siren_anchor_alone": "SIREN, p = 1, tau = 0",
@@ -161,16 +161,18 @@ def collect_trials(out: Path) -> dict:
 
 
 def trials_table(trials: dict) -> str:
-    """Every setting that was tried; the one of the reported runs in bold."""
+    """Every setting that was tried; those of the reported runs in bold."""
     lines = ["| arm | setting | dev avg@16 | pass@16 | maj@16 | entropy, first to last step | H / H_anchor | tokens | score |",
              "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
     for arm in NAMES:
         for setting, trial in trials.get(arm, {}).items():
             cells = [" ".join(f"{value:.3f}" for value in trial[name][1:]) for name in ("avg@16", "pass@16", "maj@16")]
-            shown = f"**{score(trial):.3f}**" if setting == CHOSEN.get(arm) else f"{score(trial):.3f}"
+            chosen = (CHOSEN[arm], CHOSEN.get(f"{arm}_strong"))
+            shown = f"**{score(trial):.3f}**" if setting in chosen else f"{score(trial):.3f}"
             held = f"{trial['h_over_anchor']:.2f}" if "h_over_anchor" in trial else ""
             cells += [" to ".join(f"{value:.3f}" for value in trial["entropy"]), held, f"{trial['touched']:.3f}", shown]
-            lines.append(" | ".join([f"| {NAMES[arm]}", f"`{setting}`", *cells]) + " |")
+            name = NAMES[arm.removesuffix("_strong") if arm in HOLDING else arm]
+            lines.append(" | ".join([f"| {name}", f"`{setting}`", *cells]) + " |")
     return "\n".join(lines)
 
 

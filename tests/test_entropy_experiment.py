@@ -53,8 +53,9 @@ def test_settings_are_the_best_of_the_trials_that_are_listed():
     """Catches a setting that was picked otherwise than by the rule, for one arm alone, and a table that is not that of trials.json."""
     trials = json.loads((entropy.LOGS / "trials.json").read_text())
     target = trials["siren_strong"][entropy.CHOSEN["siren_strong"]]["h_over_anchor"]
-    assert trials.keys() == entropy.TRIALS.keys()
-    for arm, settings in trials.items():
+    assert trials.keys() <= entropy.TRIALS.keys()
+    for arm in entropy.TRIALS:
+        settings = trials.get(arm, {})
         assert settings.keys() == set(entropy.TRIALS[arm][1])
         if not arm.endswith("strong"):
             assert entropy.CHOSEN[arm] == max(settings, key=lambda setting: entropy.score(settings[setting])), arm
