@@ -28,7 +28,8 @@ Deviations, tagged again where they happen:
      authors' code the two differ by rounding there, and the gradient of |log pi - log pi_old| is 1 or -1 however small it is.)
 [D5] SIREN's comparison takes kappa 2 in the first version of its code and 1 in the second (here 2, as in the paper of [3]), the
      highest entropies of each completion for 80/20 (its paper and here: of the batch), and a naive bonus of 0.0001, 0.001 or
-     0.005 in different places.
+     0.005 in different places. In its first version SIREN's square overwrites the bonus of every other method, so the comparison
+     in the paper cannot be made again with it.
 
 Letters in shapes: B prompts, G completions of each (a group), N = B*G rows, T completion tokens, V vocabulary. Rows are
 prompt-major: rows i*G .. i*G+G-1 belong to prompt i. Masks come from lengths; EOS is inside the mask when the completion ended

@@ -148,7 +148,7 @@ def plot_entropy_methods() -> Path:
             points = [row[: min(map(len, points))] for row in points]
             tokens = [[curves["rollout/tokens_total"].get(step, 0) / 1e3 for step, _ in row] for curves, row in zip(seeds, points)]
             draw_band(axis, np.mean(tokens, axis=0), [[value for _, value in row] for row in points], **style)
-    axes[0].set(title="policy entropy (nats per token)", yscale="log")
+    axes[0].set(title="policy entropy (nats per token)", yscale="log", ylim=(0.02, 5))
     axes[1].set(title="H / H_anchor: what SIREN holds (Dr. GRPO: without holding it)", ylim=(0, None))
     axes[2].set(title="dev avg@16", ylim=(0, 1))
     axes[3].set(title="dev pass@16", ylim=(0, 1))

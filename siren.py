@@ -3,7 +3,7 @@ r"""SIREN: selective entropy regularisation (arXiv 2509.25133). Read it as `diff
     loss = Dr. GRPO + beta (H - H_anchor)^2
     h_it = entropy of pi(. | s_it) over its top-p nucleus, renormalised           top-p mask: which tokens may be explored
     m_it = 1 if h_it > tau-quantile of the h of completion i, else 0              peak-entropy mask: where they may be
-    H    = 1/N sum_i sum_t m_it h_it / sum_t m_it                                 H_anchor: H of the starting model
+    H    = 1/N sum_i (sum_t m_it h_it / sum_t m_it)                               H_anchor: H of the starting model
 
 Dr. GRPO (arXiv 2503.20783) is `grpo.py --advantage centred --aggregation constant`, and `--beta 0` equals it to the last bit.
 What changes against it, numbered here and where it happens:
@@ -22,11 +22,11 @@ The names above are the paper's; its equations were not at hand, so the formulas
      fair choice between two ways is invisible. Standard is the default because such forks are what exploration is for.
 [D2] Code: squares H of each micro-batch on its own, which also punishes differences between completions. Here the square is of
      the batch that one optimizer step sees. With --minibatches that can be few prompts, and part of this remains.
-[D3] Code: selects over padded rows, so a padded position can be selected; its first version (September 2025, so probably the
-     paper's numbers) also took h >= quantile, which selects everything where most h are 0. Here h > quantile, among the
+[D3] Code: compares padded positions with the quantile too, so one can be selected; its first version (September 2025, so probably
+     the paper's numbers) also took h >= quantile, which selects everything where most h are 0. Here h > quantile, among the
      completion's tokens alone.
 [D4] Code: the anchor is not in the checkpoint and has to be given by hand after a resume; the first version took it from the
-     first micro-batch of each GPU.
+     first micro-batch of each GPU, and in the second, micro-batches sorted by length pair entropies with other rows' masks there.
 [D5] Code: the script asks for clip 0.28, but the configuration's 0.2 on both sides wins: 0.2 here. No dual clip (code: 3), no limit
      to the 10,000 likeliest tokens. 16 updates a batch and weight decay 0.1 are flags (--minibatches, --weight-decay).
 [D6] With --mask-truncated, H is still of all that was sampled, as the anchor is.

@@ -49,31 +49,33 @@ TRIALS = {  # arm: the command, and the four settings that were tried for it
     "siren_anchor_alone": (f"{SIREN} --nucleus-p 1 --tau 0", ["--beta 0.03", "--beta 0.1", "--beta 0.3", "--beta 1"]),
     "siren_no_anchor": (f"{SIREN} --no-anchor", ["--beta 0.0003", "--beta 0.001", "--beta 0.003", "--beta 0.01"]),
 }  # fmt: skip
-TRIALS |= {  # coefficients that matter, whatever they cost: what do they do to the entropy?
+TRIALS |= {  # coefficients that matter, whatever they cost, where they are not among the four
     "siren_strong": (SIREN, ["--beta 0.1"]),
-    "naive_bonus_strong": (f"{OTHERS} naive_bonus", ["--bonus 0.03"]),
-    "siren_no_top_p_strong": (f"{SIREN} --nucleus-p 1", []),  # these four: more of them where none above holds H as SIREN's 0.1 does
+    "naive_bonus_strong": (f"{OTHERS} naive_bonus", []),
+    "siren_no_top_p_strong": (f"{SIREN} --nucleus-p 1", []),
     "siren_no_peaks_strong": (f"{SIREN} --tau 0", ["--beta 3", "--beta 10"]),
     "siren_anchor_alone_strong": (f"{SIREN} --nucleus-p 1 --tau 0", []),
     "siren_no_anchor_strong": (f"{SIREN} --no-anchor", ["--beta 0.02", "--beta 0.03", "--beta 0.1"]),
+    # does it matter that an update sees two prompts? all eight of a step in one
+    "dr_grpo_one_update": (f"{SIREN} --beta 0", ["--minibatches 1", "--minibatches 1 --lr 3e-4"]),
+    "siren_one_update": (SIREN, [f"--minibatches 1 --beta {setting}" for setting in ("0.1", "0.03 --lr 3e-4", "0.1 --lr 3e-4")]),
 }
 
-CHOSEN = {  # the best of each arm's trials, see `score`; of the last four, the one whose H / H_anchor is nearest to SIREN's with 0.1
+CHOSEN = {  # the best of each arm's trials, see `score`; of the last three, the one whose H / H_anchor is nearest to SIREN's with 0.1
     "dr_grpo": "--lr 1e-4", "siren": "--beta 0.001", "naive_bonus": "--bonus 0.003",
     "adaptive_bonus": "--bonus-rate 0.001 --target-share 0.5", "entropy_advantage": "--shape-alpha 0.4 --shape-kappa 1.2",
     "high_entropy_tokens": "--token-fraction 0.1", "clip_cov": "--cov-fraction 0.1", "kl_cov": "--cov-fraction 0.002",
     "siren_no_top_p": "--beta 0.001", "siren_no_peaks": "--beta 0.03", "siren_anchor_alone": "--beta 0.03",
     "siren_no_anchor": "--beta 0.001", "siren_strong": "--beta 0.1", "naive_bonus_strong": "--bonus 0.03",
     "siren_no_top_p_strong": "--beta 0.03", "siren_no_peaks_strong": "--beta 3", "siren_anchor_alone_strong": "--beta 1",
-    "siren_no_anchor_strong": "--beta 0.01",
 }  # fmt: skip
 NAMES = ENTROPY_METHODS | {
     "siren_no_top_p": "SIREN, p = 1", "siren_no_peaks": "SIREN, tau = 0", "siren_anchor_alone": "SIREN, p = 1, tau = 0",
     "siren_no_anchor": "SIREN, no anchor",
 } | STRONG  # fmt: skip
 ABLATION = ["dr_grpo", "siren", "siren_no_top_p", "siren_no_peaks", "siren_anchor_alone", "siren_no_anchor"]
-NAMES |= {f"{arm}_strong": f"{NAMES[arm]}, {CHOSEN[f'{arm}_strong'].removeprefix('--')}" for arm in ABLATION[2:]}
-HOLDING = ["dr_grpo", *(f"{arm}_strong" for arm in ABLATION[1:])]  # the same with coefficients that hold H near its anchor
+HOLDING = ["dr_grpo", "siren_strong", "siren_no_top_p_strong", "siren_no_peaks_strong", "siren_anchor_alone_strong"]
+NAMES |= {arm: f"{NAMES[arm.removesuffix('_strong')]}, {CHOSEN[arm].removeprefix('--')}" for arm in HOLDING[2:]}
 DEV = "eval/chain/"
 
 
@@ -129,9 +131,9 @@ def trial_name(arm: str, setting: str) -> str:
     return f"trials/{arm}/" + setting.replace("--", "").replace(" ", "_")
 
 
-def score(trial: dict) -> float:
+def score(trial: dict, metrics: tuple[str, ...] = ("avg@16", "pass@16")) -> float:
     """What a setting is chosen by: the mean of avg@16 and pass@16 on dev over the last two measurements of the run."""
-    return sum(trial["avg@16"][-2:] + trial["pass@16"][-2:]) / 4
+    return float(np.mean([trial[name][-2:] for name in metrics]))
 
 
 def held(curves: dict) -> float:
@@ -164,15 +166,28 @@ def trials_table(trials: dict) -> str:
     """Every setting that was tried; those of the reported runs in bold."""
     lines = ["| arm | setting | dev avg@16 | pass@16 | maj@16 | entropy, first to last step | H / H_anchor | tokens | score |",
              "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
-    for arm in NAMES:
+    for arm in TRIALS:
         for setting, trial in trials.get(arm, {}).items():
             cells = [" ".join(f"{value:.3f}" for value in trial[name][1:]) for name in ("avg@16", "pass@16", "maj@16")]
-            chosen = (CHOSEN[arm], CHOSEN.get(f"{arm}_strong"))
+            chosen = (CHOSEN.get(arm), CHOSEN.get(f"{arm}_strong"))
             shown = f"**{score(trial):.3f}**" if setting in chosen else f"{score(trial):.3f}"
             held = f"{trial['h_over_anchor']:.2f}" if "h_over_anchor" in trial else ""
             cells += [" to ".join(f"{value:.3f}" for value in trial["entropy"]), held, f"{trial['touched']:.3f}", shown]
-            name = NAMES[arm.removesuffix("_strong") if arm in HOLDING else arm]
+            name = NAMES[arm.removesuffix("_strong").removesuffix("_one_update")] + ", one update a step" * arm.endswith("_one_update")
             lines.append(" | ".join([f"| {name}", f"`{setting}`", *cells]) + " |")
+    return "\n".join(lines)
+
+
+def rules_table(trials: dict) -> str:
+    """The setting of each arm, and what it would be if pass@16 or maj@16 alone decided."""
+    lines = ["| arm | as chosen | best by pass@16 | best by maj@16 |", "|---|---|---|---|"]
+    for arm in [arm for arm in trials if len(TRIALS[arm][1]) == 4]:
+        cells = []
+        for metrics in (("avg@16", "pass@16"), ("pass@16",), ("maj@16",)):
+            best = max(trials[arm], key=lambda setting: score(trials[arm][setting], metrics))
+            values = " / ".join(f"{score(trials[arm][best], (name,)):.3f}" for name in ("avg@16", "pass@16", "maj@16"))
+            cells.append(f"`{best}`: {values}")
+        lines.append(f"| {NAMES[arm]} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -270,7 +285,8 @@ def main(args: Args) -> None:
     if not args.tables:
         run_arms(args)
     if args.trials or args.tables:
-        print(trials_table(collect_trials(args.out)) + "\n")
+        trials = collect_trials(args.out)
+        print(f"{trials_table(trials)}\n\n{rules_table(trials)}\n")
     if not args.trials:
         print("\n\n".join(report(args.out).values()))
 
@@ -282,7 +298,7 @@ def run_arms(args: Args) -> None:
     for arm in args.only:
         if arm not in TRIALS:
             sys.exit(f"error: --only {arm}: there is no such arm; there are {', '.join(TRIALS)}")
-    for arm in args.only or NAMES:
+    for arm in args.only or (TRIALS if args.trials else CHOSEN):
         if args.trials:
             jobs += [(command(arm, setting, 100), trial_name(arm, setting)) for setting in TRIALS[arm][1]]
         else:

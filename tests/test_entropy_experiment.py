@@ -23,6 +23,7 @@ OWN_FLAGS = {  # what an arm may set beside the terms that are common to all
     "siren_no_peaks": {"beta", "tau"}, "siren_anchor_alone": {"beta", "nucleus_p", "tau"}, "siren_no_anchor": {"beta", "anchor"},
 }  # fmt: skip
 OWN_FLAGS |= {f"{arm}_strong": OWN_FLAGS[arm] for arm in entropy.ABLATION[2:]}
+OWN_FLAGS |= {f"{arm}_one_update": {"beta", "lr", "minibatches"} for arm in ("dr_grpo", "siren")}
 
 SWITCHES = {  # what makes an arm what it is called; the others have a --method of their name
     "dr_grpo": {"beta": 0.0}, "siren": {"nucleus_p": 0.8, "tau": 0.8, "anchor": True}, "siren_no_top_p": {"nucleus_p": 1.0, "tau": 0.8},
@@ -33,12 +34,12 @@ SWITCHES = {  # what makes an arm what it is called; the others have a --method 
 
 def test_all_arms_run_on_the_same_terms():
     """Catches an arm with another task, seed, batch, length, learning rate or number of tokens than the others, or more trials."""
-    assert entropy.TRIALS.keys() == entropy.NAMES.keys() == OWN_FLAGS.keys()
+    assert entropy.TRIALS.keys() == OWN_FLAGS.keys() >= entropy.CHOSEN.keys() == entropy.NAMES.keys()
     defaults = {script: vars(tyro.cli(module.Args, args=[])) for script, module in SCRIPTS.items()}
     plain = vars(tyro.cli(siren.Args, args=shlex.split(f"{entropy.COMMON} --lr {entropy.LR} --seed 7")))
     for arm, (_, settings) in entropy.TRIALS.items():
-        base = arm.removesuffix("_strong")
-        assert len(settings) == 4 or arm.endswith("strong")
+        base = arm.removesuffix("_strong").removesuffix("_one_update")
+        assert len(settings) == 4 or base != arm
         for setting in settings:
             script, *flags = shlex.split(entropy.command(arm, setting, 7))
             ours = vars(tyro.cli(SCRIPTS[script].Args, args=flags))
@@ -54,16 +55,17 @@ def test_settings_are_the_best_of_the_trials_that_are_listed():
     trials = json.loads((entropy.LOGS / "trials.json").read_text())
     target = trials["siren_strong"][entropy.CHOSEN["siren_strong"]]["h_over_anchor"]
     assert trials.keys() <= entropy.TRIALS.keys()
-    for arm in entropy.TRIALS:
+    for arm, (_, tried) in entropy.TRIALS.items():
         settings = trials.get(arm, {})
-        assert settings.keys() == set(entropy.TRIALS[arm][1])
-        if not arm.endswith("strong"):
+        assert settings.keys() == set(tried)
+        if len(settings) == 4:
             assert entropy.CHOSEN[arm] == max(settings, key=lambda setting: entropy.score(settings[setting])), arm
-        elif arm in entropy.HOLDING:  # among its own trials and the weaker ones
-            tried = settings | trials.get(arm.removesuffix("_strong"), {}) if arm != "siren_strong" else settings
+        elif arm in entropy.HOLDING[2:]:  # among its own trials and the weaker ones
+            tried = settings | trials[arm.removesuffix("_strong")]
             distance = {setting: abs(trial["h_over_anchor"] - target) for setting, trial in tried.items()}
             assert entropy.CHOSEN[arm] == min(distance, key=distance.get), arm
-    assert entropy.trials_table(trials) in (entropy.ROOT / "benchmarks/trials.md").read_text()
+    shown = (entropy.ROOT / "benchmarks/trials.md").read_text()
+    assert entropy.trials_table(trials) in shown and entropy.rules_table(trials) in shown
 
 
 def test_closing_score_soon_after_another_is_left_out():
@@ -200,7 +202,7 @@ def test_a_trial_is_scored_by_its_last_two_scores():
 
 def test_reported_runs_were_made_with_the_chosen_settings():
     """Catches an arm without its five seeds, and logs of another setting, script or seed than the one beside them."""
-    for arm in entropy.TRIALS:
+    for arm in entropy.CHOSEN:
         for seed in range(1, 6):
             script, *flags = shlex.split(entropy.command(arm, entropy.CHOSEN[arm], seed))
             config = json.loads((entropy.LOGS / arm / f"seed{seed}" / "config.json").read_text())

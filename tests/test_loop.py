@@ -836,7 +836,7 @@ def test_siren_with_its_switch_off_is_dr_grpo(run, toy_model, common):
 
 def test_siren_holds_the_entropy_that_grpo_loses(run, toy_model):
     """Catches a regulariser that does nothing: a reward for one letter drives H down, and a strong anchor holds it."""
-    flags = LEARNING | dict(task=FirstLetterTask(), steps=25, tau=0.0, nucleus_p=1.0)
+    flags = LEARNING | dict(task=FirstLetterTask(), steps=25)
     free, held = run(siren, "free", beta=0.0, **flags), run(siren, "held", beta=3.0, **flags)
     anchor = column(free, "siren/anchor")
     assert anchor == column(held, "siren/anchor") and len(set(anchor)) == 1
