@@ -271,12 +271,15 @@ def kinds_table(arms: list[str], out: Path) -> str:
 
 
 def report(out: Path) -> dict[str, str]:
-    """Every table of the reported runs. The README shows those at temperature 1 and the entropies, benchmarks/entropy.md all."""
+    """Every table of the reported runs. The README shows those at temperature 1 and the methods' entropies, benchmarks/entropy.md all."""
     arms = read_arms(out)
-    groups = {"methods": ([*ENTROPY_METHODS, *STRONG], "siren"), "ablation": (ABLATION, "siren"), "holding": (HOLDING, "siren_strong")}
-    tables = {f"{title} at {temperature}": scores_table(out, [arm for arm in names if arm in arms], temperature, against)
-              for title, (names, against) in groups.items() for temperature in ("1", "0.6")}  # fmt: skip
-    return tables | {"entropies": entropy_table(arms, list(arms)), "kinds": kinds_table(list(arms), out)}
+    finished = lambda names: [arm for arm in names if arm in arms]  # noqa: E731
+    methods, parts = finished([*ENTROPY_METHODS, *STRONG]), finished(dict.fromkeys(ABLATION + HOLDING))
+    groups = {"methods": (methods, "siren"), "ablation": (finished(ABLATION), "siren"), "holding": (finished(HOLDING), "siren_strong")}
+    tables = {f"{title} at {temperature}": scores_table(out, shown, temperature, against)
+              for title, (shown, against) in groups.items() for temperature in ("1", "0.6")}  # fmt: skip
+    tables |= {"entropies": entropy_table(arms, methods), "entropies of the parts": entropy_table(arms, parts)}
+    return tables | {"kinds": kinds_table(list(arms), out)}
 
 
 def main(args: Args) -> None:
