@@ -99,10 +99,11 @@ def scores(curve: dict[int, float], every: int = 20) -> list[tuple[int, float]]:
 
 
 def draw_band(axis, x: list[float], values: list[list[float]], **style) -> None:
-    """Mean over seeds with its 95% interval: x [points], values [seeds, points]."""
-    mean, half = (np.array(part) for part in zip(*(mean_and_half_width(list(column)) for column in np.array(values).T)))
-    (line,) = axis.plot(x, mean, **style)
-    axis.fill_between(x, mean - half, mean + half, alpha=0.15, color=line.get_color(), linewidth=0)
+    """Mean over seeds with its 95% interval, both of the logarithms on a log axis: x [points], values [seeds, points]."""
+    there, back = (np.log, np.exp) if axis.get_yscale() == "log" else (np.asarray, np.asarray)
+    mean, half = (np.array(part) for part in zip(*(mean_and_half_width(list(column)) for column in there(values).T)))
+    (line,) = axis.plot(x, back(mean), **style)
+    axis.fill_between(x, back(mean - half), back(mean + half), alpha=0.15, color=line.get_color(), linewidth=0)
 
 
 def plot_reference() -> Path:
@@ -129,6 +130,7 @@ def plot_entropy_methods() -> Path:
     avg@16, pass@16. Dashed: coefficients that matter, whatever they cost."""
     figure, axes = plt.subplots(2, 2, figsize=(13, 8.5), layout="constrained")
     axes = list(axes.flat)
+    axes[0].set(title="policy entropy (nats per token)", yscale="log", ylim=(0.02, 5))
     for name, label in (ENTROPY_METHODS | STRONG).items():
         seeds = [read_metrics(path.parent) for path in sorted(REFERENCE.glob(f"entropy/{name}/seed*/metrics.jsonl"))]
         if not seeds:
@@ -148,7 +150,6 @@ def plot_entropy_methods() -> Path:
             points = [row[: min(map(len, points))] for row in points]
             tokens = [[curves["rollout/tokens_total"].get(step, 0) / 1e3 for step, _ in row] for curves, row in zip(seeds, points)]
             draw_band(axis, np.mean(tokens, axis=0), [[value for _, value in row] for row in points], **style)
-    axes[0].set(title="policy entropy (nats per token)", yscale="log", ylim=(0.02, 5))
     axes[1].set(title="H / H_anchor: what SIREN holds (Dr. GRPO: without holding it)", ylim=(0, None))
     axes[2].set(title="dev avg@16", ylim=(0, 1))
     axes[3].set(title="dev pass@16", ylim=(0, 1))
