@@ -33,7 +33,7 @@ COMMON = (f"--task {TASK} --prompts-per-step 8 --minibatches 4 --max-new-tokens 
           "--token-budget 190000 --eval-every 20 --eval-problems 100 --test-problems 8 --save-every 1000")  # fmt: skip
 LR = "1e-4"  # of all arms: chosen for Dr. GRPO, whose only setting it is
 SIREN, OTHERS = "siren.py", "entropy_baselines.py --method"
-TRIALS = {  # arm: the command, and the four settings that were tried for it
+GRIDS = {  # arm: the command, and the four settings that were tried for it
     "dr_grpo": (f"{SIREN} --beta 0", ["--lr 5e-5", "--lr 1e-4", "--lr 2e-4", "--lr 3e-4"]),
     "siren": (SIREN, ["--beta 0.001", "--beta 0.003", "--beta 0.01", "--beta 0.03"]),
     "naive_bonus": (f"{OTHERS} naive_bonus", ["--bonus 0.003", "--bonus 0.01", "--bonus 0.03", "--bonus 0.1"]),
@@ -49,7 +49,7 @@ TRIALS = {  # arm: the command, and the four settings that were tried for it
     "siren_anchor_alone": (f"{SIREN} --nucleus-p 1 --tau 0", ["--beta 0.03", "--beta 0.1", "--beta 0.3", "--beta 1"]),
     "siren_no_anchor": (f"{SIREN} --no-anchor", ["--beta 0.0003", "--beta 0.001", "--beta 0.003", "--beta 0.01"]),
 }  # fmt: skip
-TRIALS |= {  # coefficients that matter, whatever they cost, where they are not among the four
+TRIALS = GRIDS | {  # coefficients that matter, whatever they cost, where they are not among the four
     "siren_strong": (SIREN, ["--beta 0.1"]),
     "naive_bonus_strong": (f"{OTHERS} naive_bonus", []),
     "siren_no_top_p_strong": (f"{SIREN} --nucleus-p 1", []),
@@ -71,7 +71,8 @@ CHOSEN = {  # the best of each arm's trials, see `score`; of the last three, the
 }  # fmt: skip
 NAMES = ENTROPY_METHODS | {
     "siren_no_top_p": "SIREN, p = 1", "siren_no_peaks": "SIREN, tau = 0", "siren_anchor_alone": "SIREN, p = 1, tau = 0",
-    "siren_no_anchor": "SIREN, no anchor",
+    "siren_no_anchor": "SIREN, no anchor", "dr_grpo_one_update": "Dr. GRPO, one update a step",
+    "siren_one_update": "SIREN, one update a step",
 } | STRONG  # fmt: skip
 ABLATION = ["dr_grpo", "siren", "siren_no_top_p", "siren_no_peaks", "siren_anchor_alone", "siren_no_anchor"]
 HOLDING = ["dr_grpo", "siren_strong", "siren_no_top_p_strong", "siren_no_peaks_strong", "siren_anchor_alone_strong"]
@@ -173,15 +174,14 @@ def trials_table(trials: dict) -> str:
             shown = f"**{score(trial):.3f}**" if setting in chosen else f"{score(trial):.3f}"
             held = f"{trial['h_over_anchor']:.2f}" if "h_over_anchor" in trial else ""
             cells += [" to ".join(f"{value:.3f}" for value in trial["entropy"]), held, f"{trial['touched']:.3f}", shown]
-            name = NAMES[arm.removesuffix("_strong").removesuffix("_one_update")] + ", one update a step" * arm.endswith("_one_update")
-            lines.append(" | ".join([f"| {name}", f"`{setting}`", *cells]) + " |")
+            lines.append(" | ".join([f"| {NAMES[arm.removesuffix('_strong')]}", f"`{setting}`", *cells]) + " |")
     return "\n".join(lines)
 
 
 def rules_table(trials: dict) -> str:
     """The setting of each arm, and what it would be if pass@16 or maj@16 alone decided."""
     lines = ["| arm | as chosen | best by pass@16 | best by maj@16 |", "|---|---|---|---|"]
-    for arm in [arm for arm in trials if len(TRIALS[arm][1]) == 4]:
+    for arm in GRIDS:
         cells = []
         for metrics in (("avg@16", "pass@16"), ("pass@16",), ("maj@16",)):
             best = max(trials[arm], key=lambda setting: score(trials[arm][setting], metrics))
@@ -222,13 +222,13 @@ def scores_table(out: Path, shown: list[str], temperature: str, against: str = "
     """Held-out scores, and what `against` has more, paired by seed: mean over seeds +- 95% interval."""
     lines = [f"| temperature {temperature} | seeds | avg@16 | pass@16 | maj@16 | unparsed "
              f"| {NAMES[against]} minus it: avg@16 | pass@16 | maj@16 |", "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
-    siren = test_scores(out, against, temperature)
+    reference = test_scores(out, against, temperature)
     for arm in ["before", *shown]:
         own = test_scores(out, arm, temperature)
         cells = [cell([score[name] for score in own.values()]) for name in ("avg@16", "pass@16", "maj@16")]
         cells = [str(len(own)), *cells, f"{np.mean([score['unparsed'] for score in own.values()]):.3f}"]
         for name in ("avg@16", "pass@16", "maj@16"):
-            differences = [siren[seed][name] - own[seed][name] for seed in sorted(own.keys() & siren.keys())]
+            differences = [reference[seed][name] - own[seed][name] for seed in sorted(own.keys() & reference.keys())]
             cells.append("" if arm in (against, "before") else cell(differences, signed=True))
         lines.append(" | ".join([f"| {NAMES.get(arm, arm)}", *cells]) + " |")
     return "\n".join(lines)
@@ -297,11 +297,11 @@ def main(args: Args) -> None:
 def run_arms(args: Args) -> None:
     if not args.trials and not (args.out / "tiny.json").exists():
         measure(ROOT / "models/tiny", args.out / "tiny.json")
-    jobs = []
+    jobs, arms = [], TRIALS if args.trials else CHOSEN
     for arm in args.only:
-        if arm not in TRIALS:
-            sys.exit(f"error: --only {arm}: there is no such arm; there are {', '.join(TRIALS)}")
-    for arm in args.only or (TRIALS if args.trials else CHOSEN):
+        if arm not in arms:
+            sys.exit(f"error: --only {arm}: there is no such arm; there are {', '.join(arms)}")
+    for arm in args.only or arms:
         if args.trials:
             jobs += [(command(arm, setting, 100), trial_name(arm, setting)) for setting in TRIALS[arm][1]]
         else:

@@ -34,12 +34,12 @@ SWITCHES = {  # what makes an arm what it is called; the others have a --method 
 
 def test_all_arms_run_on_the_same_terms():
     """Catches an arm with another task, seed, batch, length, learning rate or number of tokens than the others, or more trials."""
-    assert entropy.TRIALS.keys() == OWN_FLAGS.keys() >= entropy.CHOSEN.keys() == entropy.NAMES.keys()
+    assert entropy.TRIALS.keys() == OWN_FLAGS.keys() >= entropy.NAMES.keys() >= entropy.CHOSEN.keys() >= entropy.GRIDS.keys()
     defaults = {script: vars(tyro.cli(module.Args, args=[])) for script, module in SCRIPTS.items()}
     plain = vars(tyro.cli(siren.Args, args=shlex.split(f"{entropy.COMMON} --lr {entropy.LR} --seed 7")))
     for arm, (_, settings) in entropy.TRIALS.items():
         base = arm.removesuffix("_strong").removesuffix("_one_update")
-        assert len(settings) == 4 or base != arm
+        assert (len(settings) == 4) if arm in entropy.GRIDS else (base != arm)
         for setting in settings:
             script, *flags = shlex.split(entropy.command(arm, setting, 7))
             ours = vars(tyro.cli(SCRIPTS[script].Args, args=flags))
@@ -58,7 +58,7 @@ def test_settings_are_the_best_of_the_trials_that_are_listed():
     for arm, (_, tried) in entropy.TRIALS.items():
         settings = trials.get(arm, {})
         assert settings.keys() == set(tried)
-        if len(settings) == 4:
+        if arm in entropy.GRIDS:
             assert entropy.CHOSEN[arm] == max(settings, key=lambda setting: entropy.score(settings[setting])), arm
         elif arm in entropy.HOLDING[2:]:  # among its own trials and the weaker ones
             tried = settings | trials[arm.removesuffix("_strong")]
@@ -184,9 +184,10 @@ def test_intervals_are_students():
 
 
 def test_unknown_arm_is_refused():
-    """Catches a traceback for a mistyped name."""
-    with pytest.raises(SystemExit, match="error: --only sirn: there is no such arm; there are dr_grpo, siren, "):
-        entropy.main(entropy.Args(only=("sirn",)))
+    """Catches a traceback for a mistyped name, and for an arm that has trials and no reported runs."""
+    for arm in ("sirn", "siren_one_update"):
+        with pytest.raises(SystemExit, match=f"error: --only {arm}: there is no such arm; there are dr_grpo, siren, "):
+            entropy.main(entropy.Args(only=(arm,)))
 
 
 def test_figure_bears_runs_of_unequal_length(logs):
