@@ -59,6 +59,10 @@ class Rollout:
         """[B, G]"""
         return torch.tensor([grade.score for grade in self.grades], dtype=torch.float32).view(len(self.problems), group_size)
 
+    def correct(self, group_size: int) -> list[int]:
+        """Right completions of each prompt, B numbers."""
+        return torch.tensor([grade.correct for grade in self.grades]).view(-1, group_size).sum(dim=1).tolist()
+
     def select(self, groups: list[int]) -> "Rollout":
         """The rollout of these prompts alone."""
         size = len(self.texts) // len(self.problems)
