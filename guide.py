@@ -391,7 +391,7 @@ def main(args: Args, task=None, sampler=None) -> Path:
             break
         # --- 1 sample, with the hint where all are wrong, and again until there are enough groups to learn from  [1], [4]
         started = time.time()
-        sampled, is_guided, kept, rounds, skipped_hints = None, [], [], 0, 0  # kept: groups, as the numbers of their blocks
+        sampled, is_guided, kept, rounds, solved = None, [], [], 0, set()  # kept: groups, as the numbers of their blocks
         while rounds == 0 or (len(kept) < args.prompts_per_step and rounds <= args.max_refills):
             indices = problem_indices(args, step, rounds)
             problems = [task.problem("train", index, args.seed) for index in indices]
@@ -404,11 +404,11 @@ def main(args: Args, task=None, sampler=None) -> Path:
             right = part.correct(G)  # [blocks]
             kept += [tuple(len(is_guided) + block for block in group) for group in groups
                      if group and 0 < sum(right[block] for block in group) < G * len(group)]  # fmt: skip
-            solved |= {index for index, count, with_hint in zip(indices, right, guided_blocks) if count and not with_hint}
+            solved |= {index for index, count, hinted in zip(indices, right, guided_blocks) if count and not hinted}
             sampled, is_guided, rounds = part if sampled is None else sampled + part, is_guided + guided_blocks, rounds + 1
         kept = kept[: args.prompts_per_step]  # [D2]
         rollout = sampled.select([block for group in kept for block in group])
-        guided = torch.tensor([is_guided[block] for group in kept for block in group for _ in range(G)], dtype=torch.bool)[:, None]  # [N, 1]
+        guided = torch.tensor([is_guided[block] for group in kept for block in group], dtype=torch.bool).repeat_interleave(G)[:, None]
         state["tokens"] += sampled.tokens
         started_training = time.time()
 
@@ -459,6 +459,8 @@ def main(args: Args, task=None, sampler=None) -> Path:
         times = {"rollout": started_training - started, "train": started_sync - started_training, "sync": time.time() - started_sync}
         record = runtime.step_record(step, state["tokens"], sampled, G, sums, grad_norms, runtime.learning_rate(args, step), times)
         record |= guide_record(batch, sampled, is_guided, kept, sums)
+        record["guide/first_solved"] = len(solved - set(state["solved"]))
+        state["solved"] = sorted(solved | set(state["solved"]))
         last = step == args.steps or state["tokens"] >= budget
         if step % args.eval_every == 0 or last:
             record |= measure("eval", "dev", args.eval_problems)
