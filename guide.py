@@ -22,22 +22,26 @@ Deviations from the paper and its released code, tagged again where they happen:
      no group has a signal.
 [D4] One update per batch (the default); the code makes two (--minibatches 2).
 [D5] The wording around the hint is ours (--hint-template).
-[D6] The token ratio is biased: the exact correction of a whole completion is the product of its ratios. See `token_ratio_bias`.
+[D6] The paper's ratio is a token's. The exact correction of a completion is the product of its ratios (--correction sequence):
+     centred, unshaped, unclipped and with the constant aggregation, its expected gradient is (G-1)/G times that of the reward
+     without hint, over max_new_tokens. The token ratio's is so for completions of one token only; for longer ones it is biased.
+     Over all completions of a random model (tests/test_guide.py) it lies off by this share of the exact gradient's length: 0.45
+     for 2 tokens, 0.42 for 3; without correction 0.29 and 0.37.
 
     python guide.py                             on the embedded model
+    python guide.py --trigger never             Filter-GRPO: groups without differences dropped, no hints
 
 Letters in shapes: B prompts, G completions of each (a group), N = B*G rows, T completion tokens. Rows are prompt-major:
 rows i*G .. i*G+G-1 belong to prompt i. Masks come from lengths; EOS is inside the mask when the completion ended by itself.
 """
 
-import itertools
 import math
-import re
 import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+from zlib import crc32
 
 import torch
 import tyro
@@ -57,7 +61,7 @@ from rollout import (
     score,
     score_all,
 )
-from tasks import Problem, canonical, load_task
+from tasks import Problem, load_hints, load_task, reveals
 
 DEFAULTS = {  # flags left at None: the embedded model, and real ones (batch, lr and length as in the papers of Dr. GRPO and SIREN)
     "tiny": dict(lr=3e-4, warmup_steps=5, steps=80, prompts_per_step=16, group_size=16, max_new_tokens=160,
@@ -97,18 +101,20 @@ class Args:
     clip_high: float = 0.2
     """the ratio is clipped above at 1 + clip_high"""
     trigger: Literal["all_wrong", "never", "below", "always"] = "all_wrong"
-    """which prompts get a hint: those without a right completion, none (Filter-GRPO), below --trigger-accuracy, or all at once"""
+    """which prompts get a hint: those without a right completion, none (Filter-GRPO), those at or below --trigger-accuracy, or all"""
     trigger_accuracy: float = 0.25
-    """of --trigger below: accuracy of the unguided group under which a hint is shown"""
-    correction: Literal["hinted", "none", "keep_hint"] = "hinted"
-    """pi_old of a guided token: under the prompt with the hint (Guide), or as if the plain prompt had sampled it; keep_hint trains
-    on the prompt with the hint instead of the plain one"""
+    """of --trigger below: the highest accuracy of a group that gets a hint"""
+    correction: Literal["token", "sequence", "none", "keep_hint"] = "token"
+    """of guided completions. token: pi_old is taken under the prompt with the hint (Guide); sequence: and the ratio is the product
+    over the completion; none: pi_old under the plain prompt, as if that had sampled them; keep_hint: train on the prompt with the hint"""
     shaping: Literal["quantile", "clip", "none"] = "quantile"
     """of guided tokens' ratios: ratio / (ratio + gamma), PPO's clip, or as they are"""
     gamma_quantile: float = 0.9
     """gamma is this quantile of the guided ratios"""
     group: Literal["replace", "join"] = "replace"
     """the guided group takes the failed one's place, or both make one group of 2G"""
+    hints: Path | None = None
+    """file of {"prompt": ..., "hint": ...} lines, as hints.py makes it; without one, the hints that the task's problems carry"""
     hint_template: str = "{prompt}\nHint: {hint}"
     """the user turn of a guided prompt"""
     max_refills: int = 10
@@ -206,6 +212,12 @@ def shaping_gamma(ratios: torch.Tensor, quantile: float) -> float:
     return max(1e-4, torch.quantile(ratios, quantile).item())
 
 
+def sequence_denominator(logprobs, old_logprobs, mask) -> torch.Tensor:
+    """[D6] What to subtract from logprobs so that the ratio of every token is that of its whole completion, the product of the
+    tokens' ratios, and its gradient the token's own times it: [N, T] each -> [N, T], without gradient."""
+    return (logprobs - ((logprobs - old_logprobs) * mask).sum(1, keepdim=True)).detach()
+
+
 def truncated_importance(old_logprobs, rollout_logprobs, cap: float) -> torch.Tensor:
     """min(pi_old / sampler, cap) per token [N, T], without gradient: corrects for a sampler that is not quite the policy."""
     return torch.exp(old_logprobs - rollout_logprobs).clamp(max=cap).detach()
@@ -234,28 +246,21 @@ def constant(mask: torch.Tensor, max_new_tokens: int) -> torch.Tensor:
 AGGREGATIONS = {"sequence_mean": sequence_mean, "token_mean": token_mean, "constant": constant}
 
 
-def reveals(hint: str, answer: str) -> bool:
-    """Does a hint give the answer away? Whole numbers and words are compared: 12 is not in "112 apples", but 1,000 is in "1000 m".
-
-    >>> reveals("Start with 112.", "12"), reveals("In the end you have 12.", "12")
-    (False, True)
-    """
-    words = lambda text: [canonical(word) for word in re.findall(r"\d[\d,]*(?:\.\d+)?|[^\W\d_]+|[^\w\s]", text.lower())]  # noqa: E731
-    needle, hay = words(answer), words(hint)
-    return any(hay[i : i + len(needle)] == needle for i in range(len(hay) - len(needle) + 1))
-
-
 # --- the update -----------------------------------------------------------------------------------------------------------
 
 
-def guided_ratios(model, batch: dict, rows: slice, args: Args) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ratios [n, T] of `rows` in one pass without gradient, and the mask of the guided tokens among them. Guided rows alone are run."""
+def guided_ratios(model, batch: dict, rows: slice, args: Args) -> torch.Tensor:
+    """Ratios [n, T] of the guided completions among `rows`, zero elsewhere, from one pass without gradient over those alone."""
     guided = batch["guided"][rows, 0].nonzero().squeeze(1).tolist()
+    old_logprobs, mask = batch["old_logprobs"][rows][guided], batch["completion_mask"][rows][guided]  # [g, T]
     prompt_ids, completion_ids = ([batch[name][rows][i] for i in guided] for name in ("prompt_ids", "completion_ids"))
-    logprobs, _ = score_all(model, prompt_ids, completion_ids, args.temperature, args.micro_batch_tokens)  # [guided rows, T']
+    logprobs, _ = score_all(model, prompt_ids, completion_ids, args.temperature, args.micro_batch_tokens)
+    logprobs = torch.nn.functional.pad(logprobs, (0, mask.shape[1] - logprobs.shape[1]))  # [g, T]
+    if args.correction == "sequence":
+        old_logprobs = sequence_denominator(logprobs, old_logprobs, mask)
     ratios = torch.zeros_like(batch["old_logprobs"][rows])
-    ratios[guided, : logprobs.shape[1]] = torch.exp(logprobs - batch["old_logprobs"][rows][guided, : logprobs.shape[1]])
-    return ratios, batch["loss_mask"][rows] & batch["guided"][rows]
+    ratios[guided] = torch.exp(logprobs - old_logprobs) * mask
+    return ratios
 
 
 def accumulate_gradients(model, batch: dict, rows: slice, args: Args) -> Counter:
@@ -267,12 +272,12 @@ def accumulate_gradients(model, batch: dict, rows: slice, args: Args) -> Counter
     sums = Counter()
     weights = torch.zeros_like(batch["rollout_logprobs"])  # [N, T], made before the split so that it does not depend on it
     weights[rows] = AGGREGATIONS[args.aggregation](batch["loss_mask"][rows], args.max_new_tokens)
-    gamma = None  # [3]
-    if args.shaping == "quantile" and batch["guided"][rows].any():
-        ratios, tokens = guided_ratios(model, batch, rows, args)
-        gamma = shaping_gamma(ratios[tokens], args.gamma_quantile)  # [D1]
-        batch["ratios"][rows] = ratios  # kept for the log
-        sums.update(gamma=gamma, guided_updates=1)
+    gamma, guided_tokens = None, batch["loss_mask"][rows] & batch["guided"][rows]  # [n, T]
+    if guided_tokens.any():
+        batch["ratios"][rows] = guided_ratios(model, batch, rows, args)  # [n, T], kept for the log
+        if args.shaping == "quantile":
+            gamma = shaping_gamma(batch["ratios"][rows][guided_tokens], args.gamma_quantile)  # [3], [D1]
+            sums.update(gamma=gamma, guided_updates=1)
     for part in micro_batches(batch["prompt_ids"], batch["completion_ids"], args.micro_batch_tokens, rows):
         logprobs, entropy = score(model, batch["prompt_ids"][part], batch["completion_ids"][part], args.temperature)  # [n, T']
         width = logprobs.shape[1]
@@ -280,10 +285,13 @@ def accumulate_gradients(model, batch: dict, rows: slice, args: Args) -> Counter
         mask, weight = cut["completion_mask"], weights[part, :width]
         old_logprobs = cut.get("old_logprobs", logprobs.detach())  # with one update per batch pi_old is the current policy
 
-        loss_per_token = clipped_surrogate(logprobs, old_logprobs, cut["advantages"], args.clip_low, args.clip_high)
-        clipped = loss_per_token > -torch.exp(logprobs - old_logprobs) * cut["advantages"]  # the min took the clipped term
+        denominators = old_logprobs
+        if args.correction == "sequence":  # [D6]
+            denominators = torch.where(cut["guided"], sequence_denominator(logprobs, old_logprobs, mask), old_logprobs)
+        loss_per_token = clipped_surrogate(logprobs, denominators, cut["advantages"], args.clip_low, args.clip_high)
+        clipped = loss_per_token > -torch.exp(logprobs - denominators) * cut["advantages"]  # the min took the clipped term
         if args.shaping != "clip":
-            guided_loss = shaped_surrogate(logprobs, old_logprobs, cut["advantages"], gamma)
+            guided_loss = shaped_surrogate(logprobs, denominators, cut["advantages"], gamma)
             loss_per_token, clipped = torch.where(cut["guided"], guided_loss, loss_per_token), clipped & ~cut["guided"]
         if args.importance_cap is not None:
             loss_per_token = loss_per_token * truncated_importance(old_logprobs, cut["rollout_logprobs"], args.importance_cap)
@@ -303,46 +311,64 @@ def problem_indices(args: Args, step: int, round: int) -> list[int]:
     return [index % args.train_size if args.train_size else index for index in range(first, first + args.prompts_per_step)]
 
 
-def hint_of(problem: Problem) -> str | None:
-    """The hint that may be shown: none where the problem has none, or one that gives the answer away."""
-    return None if not problem.hint or reveals(problem.hint, problem.answer) else problem.hint
+def hint_of(problem: Problem, hints: dict[str, str] | None) -> str | None:
+    """The hint that may be shown: none where there is none, or one that gives the answer away."""
+    hint = problem.hint if hints is None else hints.get(problem.prompt.strip())
+    return None if not hint or reveals(hint, problem.answer) else hint
 
 
-def sample_groups(sample, problems: list[Problem], args: Args) -> tuple[Rollout, list[tuple[int, ...]], list[bool]]:
+def check_hints(task, args: Args, hints: dict[str, str] | None) -> None:
+    """Refuse, before anything is written, a template without its places and a task without a hint that may be shown."""
+    try:
+        filled = args.hint_template.format(prompt="the prompt", hint="the hint")
+    except (KeyError, IndexError, ValueError):
+        filled = ""
+    if "the prompt" not in filled or "the hint" not in filled:
+        runtime.fail(f"--hint-template {args.hint_template!r}: must contain {{prompt}} and {{hint}}, and other braces doubled")
+    seen = [task.problem("train", index, args.seed) for index in range(min(1000, args.train_size or 1000))]
+    if args.trigger != "never" and not any(hint_of(problem, hints) for problem in seen):
+        where, given = ("--hints", len(hints)) if hints is not None else ("--task", sum(bool(problem.hint) for problem in seen))
+        why = "all of them contain their answer" if given else "there are none"
+        runtime.fail(f"{where}: no hint may be shown for the first {len(seen)} training problems ({why}); make some with hints.py, "
+                     "or train without them: --trigger never")  # fmt: skip
+
+
+def guided_groups(sample, problems: list[Problem], hints: dict[str, str] | None, args: Args):
     """[1] One round: every problem without its hint, then those that the trigger picks with it.
 
     `sample(places, prompts, first)` samples G completions of each prompt, from the seeds of samples first .. first+G-1 of those
-    problems. Returns what was sampled, in blocks of G rows; for each problem its group, as numbers of blocks; for each block
-    whether the hint was shown.
+    problems. Returns what was sampled, in blocks of G rows; for each block whether the hint was shown; for each problem the
+    blocks of its group; and how many problems went without a hint because there is none that may be shown.
     """
-    places = range(len(problems))
+    places, hint = range(len(problems)), [hint_of(problem, hints) for problem in problems]
+    plain_prompts, groups = [problem.prompt for problem in problems], [(place,) for place in places]
+    hinted_prompts = [args.hint_template.format(prompt=plain, hint=hint) if hint else plain for plain, hint in zip(plain_prompts, hint)]
+    if args.trigger == "always" and args.group == "replace":  # what would be replaced need not be sampled
+        return sample(places, hinted_prompts, 0), [one is not None for one in hint], groups, hint.count(None)
+    plain = sample(places, plain_prompts, 0)
     limit = {"never": -1.0, "all_wrong": 0.0, "below": args.trigger_accuracy, "always": 1.0}[args.trigger]
-    plain = None if args.trigger == "always" else sample(places, [problem.prompt for problem in problems], 0)
-    right = [0] * len(problems) if plain is None else plain.correct(args.group_size)
-    groups = [() if plain is None else (place,) for place in places]
-    chosen = [place for place in places if right[place] / args.group_size <= limit and hint_of(problems[place])]
-    if not chosen:
-        return plain, groups, [False] * len(problems)  # [D3]
-    prompts = [args.hint_template.format(prompt=problems[place].prompt, hint=problems[place].hint) for place in chosen]
-    guided = sample(chosen, prompts, args.group_size)
-    for block, place in enumerate(chosen, start=0 if plain is None else len(problems)):
-        groups[place] = (*groups[place], block) if args.group == "join" else (block,)
-    is_guided = [False] * (0 if plain is None else len(problems)) + [True] * len(chosen)
-    return guided if plain is None else plain + guided, groups, is_guided
+    picked = [place for place, right in enumerate(plain.correct(args.group_size)) if right / args.group_size <= limit]
+    shown = [place for place in picked if hint[place]]  # [D3]
+    if not shown:
+        return plain, [False] * len(problems), groups, len(picked)
+    guided = sample(shown, [hinted_prompts[place] for place in shown], args.group_size)
+    for block, place in enumerate(shown, start=len(problems)):
+        groups[place] = (place, block) if args.group == "join" else (block,)
+    return plain + guided, [False] * len(problems) + [True] * len(shown), groups, len(picked) - len(shown)
 
 
-def guide_record(batch: dict, sampled: Rollout, is_guided: list[bool], kept: list[tuple], sums: Counter) -> dict:
+def guide_record(batch: dict, sampled: Rollout, is_guided: list[bool], kept: list[tuple], sums: Counter, G: int) -> dict:
     """What guide.py logs beside the common metrics; None where a step has no guided group."""
-    right = sampled.correct(len(sampled.texts) // len(sampled.problems))  # [blocks]
-    shown = [count for count, guided in zip(right, is_guided) if guided]
-    ratios = batch["ratios"][batch["loss_mask"] & batch["guided"]]
-    quantile = lambda share: torch.quantile(ratios, share).item() if sums["gamma"] else None  # noqa: E731
-    return {
+    shown = [right for right, guided in zip(sampled.correct(G), is_guided) if guided]
+    record = {
         "guide/frac_guided": sum(any(is_guided[block] for block in group) for group in kept) / max(1, len(kept)),
-        "guide/guided_success": sum(shown) / (len(shown) * len(sampled.texts) / len(sampled.problems)) if shown else None,
-        "guide/gamma": sums["gamma"] / sums["guided_updates"] if sums["gamma"] else None,
-        **{f"guide/ratio_q{share * 100:.0f}": quantile(share) for share in (0.1, 0.5, 0.9)},
+        "guide/guided_success": sum(shown) / (len(shown) * G) if shown else None,
+        "guide/gamma": sums["gamma"] / sums["guided_updates"] if sums["guided_updates"] else None,
     }
+    ratios = batch["ratios"][batch["loss_mask"] & batch["guided"]]
+    for share in (0.1, 0.5, 0.9):
+        record[f"guide/ratio_q{100 * share:.0f}"] = torch.quantile(ratios, share).item() if len(ratios) else None
+    return record
 
 
 # --- the loop -------------------------------------------------------------------------------------------------------------
@@ -363,6 +389,8 @@ def main(args: Args, task=None, sampler=None) -> Path:
     runtime.resolve_defaults(args, model, DEFAULTS)
     runtime.check_args(args)
     runtime.check_task(task, args)
+    hints = None if args.hints is None else runtime.or_fail(load_hints, args.hints)
+    check_hints(task, args, hints)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
     sampler = sampler or make_sampler(args.engine, model, runtime.eos_ids(model, tokenizer))
     run = runtime.Run("guide", args, task.name, model)
@@ -391,21 +419,23 @@ def main(args: Args, task=None, sampler=None) -> Path:
             break
         # --- 1 sample, with the hint where all are wrong, and again until there are enough groups to learn from  [1], [4]
         started = time.time()
-        sampled, is_guided, kept, rounds, solved = None, [], [], 0, set()  # kept: groups, as the numbers of their blocks
+        sampled, is_guided, kept = None, [], []  # everything sampled, in blocks of G rows; groups, as the numbers of their blocks
+        rounds, without_hint, solved = 0, 0, set()
         while rounds == 0 or (len(kept) < args.prompts_per_step and rounds <= args.max_refills):
-            indices = problem_indices(args, step, rounds)
-            problems = [task.problem("train", index, args.seed) for index in indices]
+            problems = [task.problem("train", index, args.seed) for index in problem_indices(args, step, rounds)]
 
-            def sample(places, prompts, first, problems=problems, round=rounds):
+            def sample(places, prompts, first, step=step, round=rounds, problems=problems):
                 seeds = [completion_seed(args.seed, step, place, round, first + i) for place in places for i in range(G)]
                 return sample_rollout(sampler, tokenizer, task, [problems[place] for place in places], prompts, seeds, **sampling)
 
-            part, groups, guided_blocks = sample_groups(sample, problems, args)
+            part, hinted, groups, missing = guided_groups(sample, problems, hints, args)
             right = part.correct(G)  # [blocks]
             kept += [tuple(len(is_guided) + block for block in group) for group in groups
-                     if group and 0 < sum(right[block] for block in group) < G * len(group)]  # fmt: skip
-            solved |= {index for index, count, hinted in zip(indices, right, guided_blocks) if count and not hinted}
-            sampled, is_guided, rounds = part if sampled is None else sampled + part, is_guided + guided_blocks, rounds + 1
+                     if 0 < sum(right[block] for block in group) < G * len(group)]  # fmt: skip
+            solved |= {crc32(problem.prompt.encode()) for problem, count, guided in zip(part.problems, right, hinted)
+                       if count and not guided}  # fmt: skip
+            sampled, is_guided = part if sampled is None else sampled + part, is_guided + hinted
+            rounds, without_hint = rounds + 1, without_hint + missing
         kept = kept[: args.prompts_per_step]  # [D2]
         rollout = sampled.select([block for group in kept for block in group])
         guided = torch.tensor([is_guided[block] for group in kept for block in group], dtype=torch.bool).repeat_interleave(G)[:, None]
@@ -437,11 +467,11 @@ def main(args: Args, task=None, sampler=None) -> Path:
             batch["rollout_logprobs"] = torch.where(batch["guided"], batch["old_logprobs"], batch["rollout_logprobs"])
         batch["ratios"] = torch.zeros_like(batch["rollout_logprobs"])
         sums, grad_norms = Counter(), []
-        first_rows = [0, *itertools.accumulate(G * len(group) for group in kept)]
+        sizes = [G * len(group) for group in kept]  # rows of each group; a joined one has two blocks
         groups_per_update = max(1, math.ceil(len(kept) / args.minibatches))
         for first in list(range(0, len(kept), groups_per_update)) * args.epochs:
             optimizer.zero_grad()
-            rows = slice(first_rows[first], first_rows[min(first + groups_per_update, len(kept))])
+            rows = slice(sum(sizes[:first]), sum(sizes[: first + groups_per_update]))
             update = accumulate_gradients(model, batch, rows, args)
             sums.update(update)
             if math.isfinite(update["total_loss"]):
@@ -458,8 +488,8 @@ def main(args: Args, task=None, sampler=None) -> Path:
         # --- 5 log, evaluate, save
         times = {"rollout": started_training - started, "train": started_sync - started_training, "sync": time.time() - started_sync}
         record = runtime.step_record(step, state["tokens"], sampled, G, sums, grad_norms, runtime.learning_rate(args, step), times)
-        record |= guide_record(batch, sampled, is_guided, kept, sums)
-        record["guide/first_solved"] = len(solved - set(state["solved"]))
+        record |= guide_record(batch, sampled, is_guided, kept, sums, G)
+        record |= {"guide/rounds": rounds, "guide/without_hint": without_hint, "guide/first_solved": len(solved - set(state["solved"]))}
         state["solved"] = sorted(solved | set(state["solved"]))
         last = step == args.steps or state["tokens"] >= budget
         if step % args.eval_every == 0 or last:

@@ -2,7 +2,7 @@ r"""Problems, how they are composed into chains, and how an answer is graded. Tr
 
     chain                        the embedded world: word problems, each one using the answer of the one before (default)
     chain?horizon=5&family=mixed its settings, see `ChainTask`
-    jsonl:PATH                   your own file, one {"prompt": ..., "answer": ..., "hint": optional, "solution": optional} a line
+    jsonl:PATH[?hint=FIELD]      your own file, one {"prompt": ..., "answer": ..., "hint": optional, "solution": optional} a line
     gym:NAME?key=value&...       any reasoning-gym task with its settings and its own scorer
     gsm8k                        openai/gsm8k through the `datasets` library (needs a network)
     math500, aime24, aime25, amc23, olympiadbench, gsm_symbolic, gsm_symbolic_p1, gsm_symbolic_p2, mmlu_pro_math
@@ -35,6 +35,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from fractions import Fraction
 from importlib.metadata import version
+from pathlib import Path
 from urllib.parse import parse_qsl
 
 BOXED_INSTRUCTION = "Put the final answer in \\boxed{}."
@@ -69,6 +70,37 @@ class Grade:
 def with_hint(problem: Problem) -> str:
     """The prompt followed by its guidance, in the one wording that the embedded model has seen."""
     return f"{problem.prompt}\nHint: {problem.hint}"
+
+
+def reveals(hint: str, answer: str) -> bool:
+    """Does a hint give the answer away? Whole numbers and words are compared: 12 is not in "112 apples", but 1,000 is in "1000 m".
+
+    >>> reveals("Start with 112.", "12"), reveals("In the end you have 12.", "12")
+    (False, True)
+    """
+    words = lambda text: [canonical(word) for word in re.findall(r"\d+(?:,\d{3})*(?:\.\d+)?|[^\W\d_]+|[^\w\s]", text.lower())]  # noqa: E731
+    needle, hay = words(answer), words(hint)
+    return any(hay[i : i + len(needle)] == needle for i in range(len(hay) - len(needle) + 1))
+
+
+def load_hints(path: Path) -> dict[str, str]:
+    """{prompt: hint} of a file with one JSON object a line. Raises ValueError with the line and the field."""
+    hints = {}
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"--hints {path}: cannot read the file ({error})") from None
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"--hints {path}, line {number}: not valid JSON ({error})") from None
+            for name in ("prompt", "hint"):
+                if not isinstance(row, dict) or not isinstance(row.get(name), str) or not row[name].strip():
+                    raise ValueError(f"--hints {path}, line {number}: field {name!r} must be a non-empty string")
+            hints[row["prompt"].strip()] = row["hint"].strip()
+    return hints
 
 
 # --- grading ------------------------------------------------------------------------------------------------------------
@@ -545,7 +577,8 @@ def check_answer(answer: str, where: str) -> None:
         raise ValueError(f"{where}: field 'answer' is longer than {MAX_ANSWER_CHARS} characters")
 
 
-def load_jsonl(path: str) -> ListTask:
+def load_jsonl(path: str, hint: str = "hint") -> ListTask:
+    """One problem a line; `hint` names the field that holds the hint."""
     problems = []
     try:
         with open(path, encoding="utf-8-sig") as file:  # with or without a byte order mark
@@ -565,14 +598,16 @@ def load_jsonl(path: str) -> ListTask:
         for name in ("prompt", "answer"):
             if name not in row:
                 raise ValueError(f"{where}: field {name!r} is missing")
-        for name in ("prompt", "answer", "hint", "solution"):
+        for name in ("prompt", "answer", hint, "solution"):
             if name == "answer" and type(row[name]) is int:
                 row[name] = str(row[name])
             if not isinstance(row.get(name, ""), str) or not row.get(name, "x").strip():
                 raise ValueError(f"{where}: field {name!r} must be a non-empty string" + ', e.g. "0.5"' * (name == "answer"))
         check_answer(row["answer"], where)
         prompt = row["prompt"] if "\\boxed" in row["prompt"] else f"{row['prompt']} {BOXED_INSTRUCTION}"
-        problems.append(Problem(prompt, row["answer"].strip(), row.get("hint"), row.get("solution"), source=path))
+        problems.append(Problem(prompt, row["answer"].strip(), row.get(hint), row.get("solution"), source=path))
+    if hint != "hint" and not any(problem.hint for problem in problems):
+        raise ValueError(f"--task jsonl:{path}?hint={hint}: no line has a field {hint!r}")
     return ListTask("jsonl", split_list(problems, path))
 
 
@@ -772,7 +807,8 @@ def _setting(text: str):
 def load_task(spec: str):
     """The task that a --task flag names."""
     if spec.startswith("jsonl:"):
-        return load_jsonl(spec[6:])
+        path, _, hint = spec[6:].partition("?hint=")
+        return load_jsonl(path, hint or "hint")
     name, _, query = spec.partition("?")
     try:
         settings = dict(parse_qsl(query.replace("+", "%2B"), keep_blank_values=True, strict_parsing=bool(query)))
