@@ -325,12 +325,11 @@ def check_hints(task, args: Args, hints: dict[str, str] | None) -> None:
         filled = ""
     if "the prompt" not in filled or "the hint" not in filled:
         runtime.fail(f"--hint-template {args.hint_template!r}: must contain {{prompt}} and {{hint}}, and other braces doubled")
-    seen = [task.problem("train", index, args.seed) for index in range(min(1000, args.train_size or 1000))]
-    if args.trigger != "never" and not any(hint_of(problem, hints) for problem in seen):
-        where, given = ("--hints", len(hints)) if hints is not None else ("--task", sum(bool(problem.hint) for problem in seen))
-        why = "all of them contain their answer" if given else "there are none"
-        runtime.fail(f"{where}: no hint may be shown for the first {len(seen)} training problems ({why}); make some with hints.py, "
-                     "or train without them: --trigger never")  # fmt: skip
+    first = range(min(1000, args.train_size or 1000))
+    if args.trigger != "never" and not any(hint_of(task.problem("train", index, args.seed), hints) for index in first):
+        flag = "--task" if hints is None else f"--hints {args.hints}"
+        runtime.fail(f"{flag}: the first {len(first)} training problems have no hint, or one that contains their answer; make hints with "
+                     "hints.py, or train without them: --trigger never")  # fmt: skip
 
 
 def guided_groups(sample, problems: list[Problem], hints: dict[str, str] | None, args: Args):

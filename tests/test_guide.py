@@ -242,14 +242,6 @@ def test_without_guided_groups_it_is_grpo():
 # --- the loop ---------------------------------------------------------------------------------------------------------------
 
 
-class HintedTask(HashTask):
-    """Right one time in four, so that a third of the groups of four fail; every problem has a hint."""
-
-    def problem(self, split, index, seed):
-        self.asked.append((split, index))
-        return Problem(f"{split} {index} of {seed}?", "0", f"word {index % 7 + 1}")
-
-
 def watch_updates(monkeypatch, look) -> None:
     """Call look(model, batch, rows, args) before every update."""
     original = guide.accumulate_gradients
@@ -281,7 +273,7 @@ def test_which_prompt_each_logprob_is_taken_under(run, toy_model, monkeypatch, c
                     assert torch.allclose(batch[name][i, : len(completion)], expected, atol=1e-5), name
         counts.append(int(batch["guided"].sum()) // 4)
 
-    class Remembering(HintedTask):
+    class Remembering(HashTask):
         def problem(self, split, index, seed):
             problem = super().problem(split, index, seed)
             seen.append([rollout.encode_prompt(tokenizer, text) for text in (problem.prompt, f"{problem.prompt}\nHint: {problem.hint}")])
@@ -296,8 +288,8 @@ def test_which_prompt_each_logprob_is_taken_under(run, toy_model, monkeypatch, c
 def test_without_hints_and_with_mixed_groups_it_is_grpo(run):
     """Catches any other difference from grpo.py, to the last bit over a whole run."""
     flags = dict(group_size=24, prompts_per_step=2, minibatches=2)
-    ours = run(guide, "guide", HintedTask(), trigger="never", **flags)
-    theirs = run(grpo, "grpo", HintedTask(), **flags)
+    ours = run(guide, "guide", HashTask(), trigger="never", **flags)
+    theirs = run(grpo, "grpo", HashTask(), **flags)
     assert column(theirs, "reward/frac_zero_std") == [0.0] * 5, "a group without differences: choose another seed"
     own = [{name: value for name, value in record.items() if not name.startswith("guide/")} for record in records(ours)]
     assert own == records(theirs)
@@ -316,7 +308,6 @@ def test_guided_groups_that_fail_contribute_nothing(run, toy_model, monkeypatch)
 
     monkeypatch.setattr(rollout.HFSampler, "generate", generate)
     task = FunctionTask(lambda completion, problem: 0.0)
-    task.problem = HintedTask().problem
     folder = run(guide, "never right", task, steps=2, max_refills=1)
     assert column(folder, "optim/grad_norm") == [None, None] and column(folder, "guide/frac_guided") == [0.0, 0.0]
     assert column(folder, "guide/guided_success") == [0.0, 0.0] and column(folder, "guide/rounds") == [2, 2]
@@ -324,6 +315,31 @@ def test_guided_groups_that_fail_contribute_nothing(run, toy_model, monkeypatch)
     training = [call for call in calls if call[1] == 4]
     assert len(training) == 8  # two steps, two rounds, without and with hint
     assert column(folder, "rollout/tokens_total")[-1] == sum(tokens for _, _, tokens in training)
+
+
+def test_seeds_and_problems_are_a_function_of_step_prompt_round_and_sample(run, monkeypatch):
+    """Catches a seed shared by two completions, with hint or without, a refill that samples the same again, and surplus groups
+    that are carried over."""
+    calls, original = [], guide.sample_rollout
+
+    def sample(sampler, tokenizer, task, problems, prompts, seeds, **settings):
+        calls.append(([problem.prompt for problem in problems], ["Hint" in prompt for prompt in prompts], seeds))
+        return original(sampler, tokenizer, task, problems, prompts, seeds, **settings)
+
+    monkeypatch.setattr(guide, "sample_rollout", sample)
+    folder = run(guide, "seeds", HashTask(), prompts_per_step=3, seed=7)
+    rounds, met = column(folder, "guide/rounds"), []
+    assert max(rounds) > 1 and sum(not any(hinted) for _, hinted, _ in calls) == sum(rounds)
+    waiting = list(calls)
+    for step, count in enumerate(rounds, start=1):
+        for round in range(count):
+            prompts, _, seeds = waiting.pop(0)
+            met += prompts
+            assert seeds == [rollout.completion_seed(7, step, j, round, i) for j in range(3) for i in range(4)]
+            if waiting and all(waiting[0][1]):
+                failed, _, seeds = waiting.pop(0)
+                assert seeds == [rollout.completion_seed(7, step, prompts.index(p), round, 4 + i) for p in failed for i in range(4)]
+    assert not waiting and len(set(met)) == len(met)
 
 
 def test_scores_never_see_a_hint(run, toy_model, monkeypatch):
@@ -339,7 +355,7 @@ def test_scores_never_see_a_hint(run, toy_model, monkeypatch):
         return result
 
     monkeypatch.setattr(guide, "evaluate", watched)
-    run(guide, "run", HintedTask(), steps=1, trigger="always")
+    run(guide, "run", HashTask(), steps=1, trigger="always")
     assert len(asked) >= 8 and not any("Hint" in prompt for prompt in asked)
 
 
@@ -396,7 +412,7 @@ def test_advantages_are_those_of_the_group(run, monkeypatch, group):
     """Catches a guided group whose rewards are compared with another's, and a joined one that is not compared as one."""
     batches = []
     watch_updates(monkeypatch, lambda model, batch, rows, args: batches.append(batch))
-    folder = run(guide, group, HintedTask(), steps=3, prompts_per_step=4, group=group)
+    folder = run(guide, group, HashTask(), steps=3, prompts_per_step=4, group=group)
     samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
     assert samples and any(batch["guided"].any() for batch in batches)
     for batch in batches:
@@ -425,16 +441,18 @@ def test_what_gives_the_answer_away(hint, answer, shown):
 
 def test_hints_that_cannot_be_used_are_refused_before_anything_is_written(run, tmp_path):
     """Catches a run without a single hint, and a template that does not show it."""
-    with pytest.raises(SystemExit, match="--task: no hint may be shown for the first 1000 training problems .there are none.*hints.py"):
-        run(guide, "none", HashTask())
+    silent = HashTask()
+    silent.problem = lambda split, index, seed: Problem(f"{split} {index}", "0")
+    with pytest.raises(SystemExit, match="--task: the first 1000 training problems have no hint, or one that contains their answer; .*hints.py"):
+        run(guide, "none", silent)
     telling = ListTask("telling", {split: [Problem(f"{split} {i}", "7", "say 7") for i in range(3)] for split in ("train", "dev", "test")})
-    with pytest.raises(SystemExit, match="all of them contain their answer"):
+    with pytest.raises(SystemExit, match="--task: the first 1000 training problems have no hint"):
         run(guide, "telling", telling)
     for template in ("{prompt}", "{hint}", "{prompt} {hint} \\boxed{}", "{prompt} {hints}"):
         with pytest.raises(SystemExit, match="--hint-template .*must contain {prompt} and {hint}, and other braces doubled"):
-            run(guide, "template", HintedTask(), hint_template=template)
+            run(guide, "template", HashTask(), hint_template=template)
     assert not any((tmp_path / name).exists() for name in ("none", "telling", "template"))
-    run(guide, "filter", HashTask(), trigger="never", steps=1)
+    run(guide, "filter", silent, trigger="never", steps=1)
 
 
 @pytest.mark.parametrize("line, said", [

@@ -39,7 +39,7 @@ class HashTask:
 
     def problem(self, split: str, index: int, seed: int) -> Problem:
         self.asked.append((split, index))
-        return Problem(f"{split} {index} of {seed}?", "0")
+        return Problem(f"{split} {index} of {seed}?", "0", f"word {index % 7 + 1}")
 
     def grade(self, completion: str, problem: Problem) -> Grade:
         drawer = hashlib.sha256(completion.encode()).digest()[0] % 4
