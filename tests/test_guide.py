@@ -443,7 +443,7 @@ def test_hints_that_cannot_be_used_are_refused_before_anything_is_written(run, t
     """Catches a run without a single hint, and a template that does not show it."""
     silent = HashTask()
     silent.problem = lambda split, index, seed: Problem(f"{split} {index}", "0")
-    with pytest.raises(SystemExit, match="--task: the first 1000 training problems have no hint, or one that contains their answer; .*hints.py"):
+    with pytest.raises(SystemExit, match="--task: the first 1000 training problems have no hint, or one .*; make hints with hints.py"):
         run(guide, "none", silent)
     telling = ListTask("telling", {split: [Problem(f"{split} {i}", "7", "say 7") for i in range(3)] for split in ("train", "dev", "test")})
     with pytest.raises(SystemExit, match="--task: the first 1000 training problems have no hint"):

@@ -1005,11 +1005,12 @@ VARIANTS = {  # functions that differ from grpo.py's, that are gone, that are ne
         imports_gone=["from tasks import load_task"],
         imports_new=["from zlib import crc32", "from tasks import Problem, load_hints, load_task, reveals"],
         flags_changed=set(), flags_gone={"kl_coef"},
-        flags_new={"trigger", "trigger_accuracy", "correction", "shaping", "gamma_quantile", "group", "hints", "hint_template", "max_refills"},
-        topics=r"""\bkl\b|kl_coef|reference|ref_logprobs|rounds?\b|guide|hint|gamma|state\ =|denominators|kept|sampled|\bpart\b|problems|seeds
-            |correct|runs/grpo|Run\(.grpo|\#\ ---\ 1\ sample|rollout\ =|rollout\.tokens|epochs\ >\ 1|rewards|record|plain_ids|behaviour
-            |ratios|solved|sizes|groups|rows|update\ =|policy_loss|run\.sample\(|prompt_ids|logprobs|shaping|args\.correction|^.\s*$|group|advantages
-            |Returns\ sums"""),
+        flags_new={"trigger", "trigger_accuracy", "correction", "shaping", "gamma_quantile", "group", "hints", "hint_template",
+                   "max_refills"},
+        topics=r"""\bkl\b|kl_coef|reference|ref_logprobs|rounds?\b|guide|hint|gamma|state\ =|denominators|kept|sampled|\bpart\b|problems
+            |seeds|correct|runs/grpo|Run\(.grpo|\#\ ---\ 1\ sample|rollout\ =|rollout\.tokens|epochs\ >\ 1|rewards|record|plain_ids
+            |behaviour|ratios|solved|sizes|groups|rows|update\ =|policy_loss|run\.sample\(|prompt_ids|logprobs|shaping|args\.correction
+            |^.\s*$|group|advantages|Returns\ sums"""),
 }  # fmt: skip
 EACH_VARIANT = pytest.mark.parametrize("script", VARIANTS, ids=[script.__name__ for script in VARIANTS])
 
