@@ -16,6 +16,8 @@ import dapo
 import entropy_baselines
 import eval as evaluation
 import grpo
+import guide
+import hints
 import plot
 import runtime
 import sft
@@ -24,7 +26,8 @@ from benchmarks import against_lighteval, calibration, coverage, entropy, real_m
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
-SCRIPTS = {"grpo.py": grpo.Args, "dapo.py": dapo.Args, "siren.py": siren.Args, "entropy_baselines.py": entropy_baselines.Args,
+SCRIPTS = {"grpo.py": grpo.Args, "dapo.py": dapo.Args, "siren.py": siren.Args, "guide.py": guide.Args, "hints.py": hints.Args,
+           "entropy_baselines.py": entropy_baselines.Args,
            "eval.py": evaluation.Args, "sft.py": sft.Args,
            "benchmarks/reference.py": reference.Args, "benchmarks/real_model.py": real_model.Args,
            "benchmarks/calibration.py": calibration.Args, "benchmarks/coverage.py": coverage.Args,
@@ -122,7 +125,7 @@ def test_glossary_equals_the_keys_that_are_logged(toy_model, tmp_path, monkeypat
     logged = set()
     small = {"model": toy_model, "steps": 1, "prompts_per_step": 2, "group_size": 2, "max_new_tokens": 4, "eval_problems": 2,
              "test_problems": 2, "eval_samples": 2}  # fmt: skip
-    for module, extra in ((grpo, {"kl_coef": 0.1}), (dapo, {"max_refills": 0}), (siren, {}), (entropy_baselines, {})):
+    for module, extra in ((grpo, {"kl_coef": 0.1}), (dapo, {"max_refills": 0}), (siren, {}), (guide, {"max_refills": 0}), (entropy_baselines, {})):
         folder = tmp_path / module.__name__
         module.main(module.Args(out_dir=folder, **small, **extra))
         for line in (folder / "metrics.jsonl").read_text().splitlines():

@@ -10,7 +10,7 @@ import pytest
 import torch
 from toys import column, records
 
-SCRIPTS = ["grpo", "dapo", "siren", "entropy_baselines"]
+SCRIPTS = ["grpo", "dapo", "siren", "guide", "entropy_baselines"]
 POINTS = {  # the last checkpoint, the complete lines of metrics.jsonl and the folders that the kill must have left
     "before the first checkpoint": (None, 1, []),
     "in the middle of a log line": (2, 3, ["best", "last"]),
@@ -60,5 +60,6 @@ def test_resume_rehearsal_has_refills_and_state(killed_runs):
     folder = killed_runs / "dapo" / "uninterrupted"
     assert max(column(folder, "dapo/rounds")) > 1
     assert column(folder, "optim/grad_norm")[-1] > 0
+    assert max(column(killed_runs / "guide" / "uninterrupted", "guide/frac_guided")) > 0
     assert column(killed_runs / "siren" / "uninterrupted", "siren/anchor")[-1] > 0
     assert len(set(column(killed_runs / "entropy_baselines" / "uninterrupted", "baseline/bonus"))) == 5
