@@ -125,7 +125,8 @@ def test_glossary_equals_the_keys_that_are_logged(toy_model, tmp_path, monkeypat
     logged = set()
     small = {"model": toy_model, "steps": 1, "prompts_per_step": 2, "group_size": 2, "max_new_tokens": 4, "eval_problems": 2,
              "test_problems": 2, "eval_samples": 2}  # fmt: skip
-    for module, extra in ((grpo, {"kl_coef": 0.1}), (dapo, {"max_refills": 0}), (siren, {}), (guide, {"max_refills": 0}), (entropy_baselines, {})):
+    refills = {"max_refills": 0}
+    for module, extra in ((grpo, {"kl_coef": 0.1}), (dapo, refills), (siren, {}), (guide, refills), (entropy_baselines, {})):
         folder = tmp_path / module.__name__
         module.main(module.Args(out_dir=folder, **small, **extra))
         for line in (folder / "metrics.jsonl").read_text().splitlines():
