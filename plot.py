@@ -20,6 +20,9 @@ ENTROPY_METHODS = {"dr_grpo": "Dr. GRPO", "siren": "SIREN", "naive_bonus": "naiv
                    "entropy_advantage": "entropy advantage", "high_entropy_tokens": "80/20 tokens", "clip_cov": "Clip-Cov",
                    "kl_cov": "KL-Cov"}  # fmt: skip
 STRONG = {"siren_strong": "SIREN, beta 0.1", "naive_bonus_strong": "naive bonus, 0.03"}  # coefficients that matter, whatever they cost
+HARD_ARMS = {"grpo": "GRPO", "filter": "Filter-GRPO", "guide": "Guide", "no_correction": "Guide, no correction",
+             "keep_hint": "Guide, hint kept", "sequence": "Guide, sequence ratio", "clipped": "Guide, clipped",
+             "always": "Guide, always", "joined": "Guide, joined groups"}  # fmt: skip
 T_975 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}  # Student's t, by seeds
 PANELS = [  # title, metrics drawn in it
     ("reward of the sampled batch", ["reward/mean"]),

@@ -10,7 +10,6 @@ skipped and a broken run resumed, so the same command goes on. Two runs go side 
 """
 
 import json
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +20,10 @@ import tyro
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 import runtime  # noqa: E402
-from benchmarks.reference import run_all  # noqa: E402
+from benchmarks import arms  # noqa: E402
+from benchmarks.arms import cell, run_arms, score, trial_name  # noqa: E402
 from eval import EVAL_SEED, evaluate, maj_at_k  # noqa: E402
-from plot import ENTROPY_METHODS, STRONG, h_over_anchor, mean_and_half_width, read_metrics, scores  # noqa: E402
+from plot import ENTROPY_METHODS, STRONG, h_over_anchor, read_metrics, scores  # noqa: E402
 from rollout import HFSampler  # noqa: E402
 from tasks import load_task  # noqa: E402
 
@@ -81,34 +81,15 @@ DEV = "eval/chain/"
 
 
 @dataclass
-class Args:
-    only: tuple[str, ...] = ()
-    """arms, instead of all"""
-    trials: bool = False
-    """the trials instead of the reported runs"""
-    tables: bool = False
-    """run nothing, show the tables"""
-    measure: tuple[Path, Path] | None = None
-    """a model's folder and a file: write its counts on the test problems there, and stop"""
-    seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
-    """seeds of the reported runs; 100 is the development seed"""
+class Args(arms.Args):
     out: Path = LOGS
     """where the logs are collected"""
-    scratch: Path = ROOT / "runs/scratch"
-    """where the runs themselves live, with their checkpoints"""
-    jobs: int = 2
-    """runs side by side"""
 
 
 def command(arm: str, setting: str, seed: int) -> str:
     """The exact command of a run, all but its --out-dir."""
     lr = "" if "--lr" in setting else f"--lr {LR} "
     return f"{TRIALS[arm][0]} {COMMON} {lr}{setting} --seed {seed}"
-
-
-def measure_run(run: Path, target: Path, **options) -> None:
-    """`measure` the model after its last step, in a process of its own."""
-    subprocess.run([sys.executable, __file__, "--measure", run / "last", target / "test.json"], cwd=ROOT, check=True, **options)
 
 
 def measure(folder: Path, file: Path) -> None:
@@ -126,15 +107,6 @@ def measure(folder: Path, file: Path) -> None:
 
 
 # --- the trials -----------------------------------------------------------------------------------------------------------
-
-
-def trial_name(arm: str, setting: str) -> str:
-    return f"trials/{arm}/" + setting.replace("--", "").replace(" ", "_")
-
-
-def score(trial: dict, metrics: tuple[str, ...] = ("avg@16", "pass@16")) -> float:
-    """What a setting is chosen by: the mean of avg@16 and pass@16 on dev over the last two measurements of the run."""
-    return float(np.mean([trial[name][-2:] for name in metrics]))
 
 
 def held(curves: dict) -> float:
@@ -192,13 +164,6 @@ def rules_table(trials: dict) -> str:
 
 
 # --- the reported runs ----------------------------------------------------------------------------------------------------
-
-
-def cell(values: list[float], signed: bool = False) -> str:
-    mean, half = mean_and_half_width(values)
-    if len(values) == 1:
-        return f"{mean:.3f}"
-    return f"{mean:+.3f} ± {half:.3f}" if signed else f"{mean:.3f} ± {half:.3f}"
 
 
 def read_arms(out: Path) -> dict[str, dict[int, dict]]:
@@ -286,31 +251,13 @@ def main(args: Args) -> None:
     if args.measure:
         return measure(*args.measure)
     if not args.tables:
-        run_arms(args)
+        settings = {arm: tried for arm, (_, tried) in TRIALS.items()}
+        run_arms(args, __file__, settings, CHOSEN, command)
     if args.trials or args.tables:
         trials = collect_trials(args.out)
         print(f"{trials_table(trials)}\n\n{rules_table(trials)}\n")
     if not args.trials:
         print("\n\n".join(report(args.out).values()))
-
-
-def run_arms(args: Args) -> None:
-    if not args.trials and not (args.out / "tiny.json").exists():
-        measure(ROOT / "models/tiny", args.out / "tiny.json")
-    jobs, arms = [], TRIALS if args.trials else CHOSEN
-    for arm in args.only:
-        if arm not in arms:
-            sys.exit(f"error: --only {arm}: there is no such arm; there are {', '.join(arms)}")
-    for arm in args.only or arms:
-        if args.trials:
-            jobs += [(command(arm, setting, 100), trial_name(arm, setting)) for setting in TRIALS[arm][1]]
-        else:
-            jobs += [(command(arm, CHOSEN[arm], seed), f"{arm}/seed{seed}") for seed in args.seeds]
-    if args.trials:
-        run_all(jobs, args)
-    else:
-        jobs.sort(key=lambda job: job[1].split("seed")[1])  # all arms on one seed, then on the next
-        run_all(jobs, args, last_file="test.json", then=measure_run)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import tyro
 import entropy_baselines
 import plot
 import siren
-from benchmarks import entropy
+from benchmarks import arms, entropy
 
 SCRIPTS = {"siren.py": siren, "entropy_baselines.py": entropy_baselines}
 
@@ -155,11 +155,25 @@ def test_an_arm_without_a_finished_run_is_left_out(logs):
 
 
 def test_the_model_after_the_last_step_is_measured(tmp_path, monkeypatch):
-    """Catches counts of the checkpoint that is best on dev, which every arm has picked for itself."""
+    """Catches counts of the checkpoint that is best on dev, which every arm has picked for itself, and a start that is not measured."""
     calls = []
-    monkeypatch.setattr(entropy.subprocess, "run", lambda command, **options: calls.append(command))
-    entropy.measure_run(tmp_path / "run", tmp_path / "target")
-    assert calls[0][-3:] == ["--measure", tmp_path / "run" / "last", tmp_path / "target" / "test.json"]
+    monkeypatch.setattr(arms.subprocess, "run", lambda command, **options: calls.append(command))
+    monkeypatch.setattr(arms, "run_all", lambda jobs, args, last_file, then: then(tmp_path / "run", tmp_path / "target"))
+    arms.run_arms(arms.Args(out=tmp_path), "script.py", {"arm": ["--x 1"]}, {"arm": "--x 1"}, lambda *parts: "")
+    assert calls[0][1:] == ["script.py", "--measure", entropy.ROOT / "models/tiny", tmp_path / "tiny.json"]
+    assert calls[1][1:] == ["script.py", "--measure", tmp_path / "run" / "last", tmp_path / "target" / "test.json"]
+
+
+def test_jobs_of_trials_and_of_reported_runs(tmp_path, monkeypatch):
+    """Catches a development seed among the reported ones, and an arm that is not run with its chosen setting."""
+    asked = []
+    monkeypatch.setattr(arms, "run_all", lambda jobs, args, **options: asked.append(jobs))
+    (tmp_path / "tiny.json").touch()
+    settings, command = {"a": ["--x 1", "--x 2"], "b": ["--y 3"]}, lambda arm, setting, seed: f"{arm} {setting} {seed}"
+    for trials in (True, False):
+        arms.run_arms(arms.Args(out=tmp_path, trials=trials, seeds=(1, 2)), "", settings, {"a": "--x 2", "b": "--y 3"}, command)
+    assert asked[0] == [("a --x 1 100", "trials/a/x_1"), ("a --x 2 100", "trials/a/x_2"), ("b --y 3 100", "trials/b/y_3")]
+    assert asked[1] == [("a --x 2 1", "a/seed1"), ("b --y 3 1", "b/seed1"), ("a --x 2 2", "a/seed2"), ("b --y 3 2", "b/seed2")]
 
 
 def test_counts_are_those_of_the_test_problems(tmp_path, monkeypatch):

@@ -1,0 +1,74 @@
+"""What comparisons of several arms on equal terms have in common: trials on a development seed, then the reported runs on others,
+each followed by counts on the test problems. benchmarks/entropy.py and benchmarks/hard_chains.py are made of it."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.reference import ROOT, run_all
+from plot import mean_and_half_width
+
+DEVELOPMENT_SEED = 100
+
+
+@dataclass
+class Args:
+    only: tuple[str, ...] = ()
+    """arms, instead of all"""
+    trials: bool = False
+    """the trials instead of the reported runs"""
+    tables: bool = False
+    """run nothing, show the tables"""
+    measure: tuple[Path, Path] | None = None
+    """a model's folder and a file: write its counts on the test problems there, and stop"""
+    seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
+    """seeds of the reported runs; 100 is the development seed"""
+    out: Path = ROOT / "runs/reference"
+    """where the logs are collected"""
+    scratch: Path = ROOT / "runs/scratch"
+    """where the runs themselves live, with their checkpoints"""
+    jobs: int = 2
+    """runs side by side"""
+
+
+def trial_name(arm: str, setting: str) -> str:
+    return f"trials/{arm}/" + setting.replace("--", "").replace(" ", "_")
+
+
+def score(trial: dict, metrics: tuple[str, ...] = ("avg@16", "pass@16")) -> float:
+    """What a setting is chosen by: the mean of avg@16 and pass@16 on dev over the last two measurements of the run."""
+    return float(np.mean([trial[name][-2:] for name in metrics]))
+
+
+def cell(values: list[float], signed: bool = False) -> str:
+    """Mean over seeds +- 95% interval."""
+    mean, half = mean_and_half_width(values)
+    if len(values) == 1:
+        return f"{mean:.3f}"
+    return f"{mean:+.3f} ± {half:.3f}" if signed else f"{mean:.3f} ± {half:.3f}"
+
+
+def run_arms(args: Args, file: str, settings: dict[str, list[str]], chosen: dict[str, str], command: Callable) -> None:
+    """Trials: every setting of every arm. Else every arm as it was chosen on each seed, all arms on one seed, then on the next; then
+    `file --measure` counts what the model after its last step does, in a process of its own. `command(arm, setting, seed)`."""
+    known = settings if args.trials else chosen
+    for arm in args.only:
+        if arm not in known:
+            sys.exit(f"error: --only {arm}: there is no such arm; there are {', '.join(known)}")
+    arms = args.only or known
+    if args.trials:
+        run_all([(command(arm, setting, DEVELOPMENT_SEED), trial_name(arm, setting)) for arm in arms for setting in settings[arm]], args)
+        return
+    measure = [sys.executable, file, "--measure"]
+    if not (args.out / "tiny.json").exists():
+        subprocess.run([*measure, ROOT / "models/tiny", args.out / "tiny.json"], cwd=ROOT, check=True)
+
+    def measure_run(run: Path, target: Path, **options) -> None:
+        subprocess.run([*measure, run / "last", target / "test.json"], cwd=ROOT, check=True, **options)
+
+    jobs = [(command(arm, chosen[arm], seed), f"{arm}/seed{seed}") for seed in args.seeds for arm in arms]
+    run_all(jobs, args, last_file="test.json", then=measure_run)

@@ -1,0 +1,148 @@
+"""The experiment behind the README's section on Guide: chains of six steps, of which the starting model solves next to none.
+
+    python benchmarks/hard_chains.py --trials               the trials on development seed 100
+    python benchmarks/hard_chains.py                        the reported runs: every arm on seeds 1 to 5
+    python benchmarks/hard_chains.py --only guide grpo      some arms
+    python benchmarks/hard_chains.py --tables               the tables again, from the committed logs
+
+Every arm has the same starting model, problems in the same order, sampling seeds and number of sampled tokens, those with a hint
+included. What is finished is skipped and a broken run resumed, so the same command goes on. Two runs go side by side, one thread
+each.
+"""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tyro
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+import runtime  # noqa: E402
+from benchmarks import arms  # noqa: E402
+from benchmarks.arms import cell, run_arms, score, trial_name  # noqa: E402
+from eval import decompose, evaluate  # noqa: E402
+from plot import HARD_ARMS, read_metrics, scores  # noqa: E402
+from rollout import HFSampler  # noqa: E402
+from tasks import load_task  # noqa: E402
+
+LOGS = ROOT / "runs/reference/hard_chains"
+TASKS = {"hard": "chain?horizon=6", "easy": "chain?horizon=1-3"}
+COMMON = (f"--task {TASKS['hard']} --prompts-per-step 8 --group-size 16 --max-new-tokens 128 --steps 10000 --token-budget 600000 "
+          "--eval-every 5 --eval-problems 64 --test-problems 8 --save-every 1000")  # fmt: skip
+LRS = ["--lr 1e-4", "--lr 3e-4", "--lr 1e-3"]
+SETTINGS = ["--lr 1e-4", "--lr 3e-4", "--lr 1e-3"]  # that every arm may choose from
+ARMS = {
+    "grpo": "grpo.py", "filter": "guide.py --trigger never", "guide": "guide.py", "no_correction": "guide.py --correction none",
+    "keep_hint": "guide.py --correction keep_hint", "sequence": "guide.py --correction sequence", "clipped": "guide.py --shaping clip",
+    "always": "guide.py --trigger always", "joined": "guide.py --group join",
+}  # fmt: skip
+
+CHOSEN: dict[str, str] = {}  # the best of each arm's trials, see `score`; filled in when they are done
+DEV = "eval/chain/"
+
+
+@dataclass
+class Args(arms.Args):
+    out: Path = LOGS
+    """where the logs are collected"""
+
+
+def command(arm: str, setting: str, seed: int) -> str:
+    """The exact command of a run, all but its --out-dir."""
+    return f"{ARMS[arm]} {COMMON} {setting} --seed {seed}"
+
+
+def measure(folder: Path, file: Path) -> None:
+    """16 samples of each of 200 test problems of both tasks, without hints, with the same random numbers for every model."""
+    model, tokenizer = runtime.load_model(str(folder))
+    sampler, result = HFSampler(model, runtime.eos_ids(model, tokenizer)), {}
+    for name, task in TASKS.items():
+        _, rows = evaluate(sampler, tokenizer, load_task(task), "test", 200, 16, 128, 1.0)
+        result[name] = {what: [row[what] for row in rows] for what in ("correct", "parsed")}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    runtime.write_text(file, json.dumps(result) + "\n")
+
+
+def collect_trials(out: Path) -> dict:
+    """trials.json: {arm: {setting: dev scores in their order, share of guided groups, tokens}}."""
+    file = out / "trials.json"
+    trials = json.loads(file.read_text()) if file.exists() else {}
+    for arm in ARMS:
+        for setting in SETTINGS:
+            folder = out / trial_name(arm, setting)
+            if (folder / "metrics.jsonl").exists():
+                curves = read_metrics(folder)
+                trial = {name: [value for _, value in scores(curves[DEV + name])] for name in ("avg@16", "pass@16")}
+                trial["steps"] = max(curves["policy/entropy"])
+                trial["guided"] = round(float(np.mean(list(curves.get("guide/frac_guided", {0: 0.0}).values()))), 3)
+                trials.setdefault(arm, {})[setting] = trial
+    file.write_text(json.dumps(trials, indent=1) + "\n")
+    return trials
+
+
+def trials_table(trials: dict) -> str:
+    """Every setting that was tried; the one of the reported runs in bold."""
+    lines = ["| arm | setting | steps | dev avg@16 | pass@16 | groups guided | score |", "|---|---|---|---|---|---|---|"]
+    for arm in HARD_ARMS:
+        for setting, trial in trials.get(arm, {}).items():
+            cells = [" ".join(f"{value:.3f}" for value in trial[name][-4:]) for name in ("avg@16", "pass@16")]
+            shown = f"**{score(trial):.3f}**" if setting == CHOSEN.get(arm) else f"{score(trial):.3f}"
+            lines.append(f"| {HARD_ARMS[arm]} | `{setting}` | {trial['steps']} | {' | '.join(cells)} | {trial['guided']:.2f} | {shown} |")
+    return "\n".join(lines)
+
+
+def test_scores(out: Path, arm: str, task: str) -> dict[str, dict[str, float]]:
+    """{seed: {metric: value}} of the model after its last step on 200 test problems, and where its gain comes from."""
+    rows = lambda file: [{"n": 16, "correct": count} for count in json.loads(file.read_text())[task]["correct"]]  # noqa: E731
+    before, found = rows(out / "tiny.json"), {}
+    for file in sorted((out / arm).glob("seed*/test.json")) if arm in ARMS else [out / "tiny.json"]:
+        right = np.array([row["correct"] for row in rows(file)])
+        parts = decompose(before, rows(file), 16).mean(axis=0)
+        found[file.parent.name] = {
+            "avg@16": right.mean() / 16, "pass@16": (right > 0).mean(), **dict(zip(("distilled", "gained", "forgotten"), parts)),
+            "unparsed": 1 - np.mean(json.loads(file.read_text())[task]["parsed"]) / 16,
+        }  # fmt: skip
+    return found
+
+
+def scores_table(out: Path, shown: list[str], task: str) -> str:
+    """Held-out scores without hints, and Guide's difference, paired by seed: mean over seeds +- 95% interval."""
+    compared = ("pass@16", "gained", "forgotten")
+    lines = ["| " + f"{task}: `{TASKS[task]}` | seeds | avg@16 | pass@16 | self-distillation | capability gain | forgetting | unparsed "
+             "| Guide minus it: pass@16 | capability gain | forgetting |", "|---" * 11 + "|"]  # fmt: skip
+    guide = test_scores(out, "guide", task)
+    for arm in ["before", *shown]:
+        own = test_scores(out, arm, task)
+        cells = [cell([score[name] for score in own.values()]) for name in ("avg@16", "pass@16", "distilled", "gained", "forgotten")]
+        cells = [str(len(own)), *cells, f"{np.mean([score['unparsed'] for score in own.values()]):.3f}"]
+        if arm == "before":
+            cells[3:6] = [""] * 3
+        for name in compared:
+            differences = [guide[seed][name] - own[seed][name] for seed in sorted(own.keys() & guide.keys())]
+            cells.append("" if arm in ("guide", "before") else cell(differences, signed=True))
+        lines.append(" | ".join([f"| {HARD_ARMS.get(arm, arm)}", *cells]) + " |")
+    return "\n".join(lines)
+
+
+def report(out: Path) -> dict[str, str]:
+    """Every table of the reported runs."""
+    found = [arm for arm in HARD_ARMS if list((out / arm).glob("seed*/test.json"))]
+    return {task: scores_table(out, found, task) for task in TASKS}
+
+
+def main(args: Args) -> None:
+    if args.measure:
+        return measure(*args.measure)
+    if not args.tables:
+        run_arms(args, __file__, {arm: SETTINGS for arm in ARMS}, CHOSEN, command)
+    if args.trials or args.tables:
+        print(trials_table(collect_trials(args.out)) + "\n")
+    if not args.trials:
+        print("\n\n".join(report(args.out).values()))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__))
