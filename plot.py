@@ -159,6 +159,28 @@ def plot_entropy_methods() -> Path:
     return finish(figure, axes, REFERENCE / "entropy.png")
 
 
+def plot_hard_chains() -> Path:
+    """Solved share of chains of six steps over sampled tokens, those with a hint included: the arms of benchmarks/hard_chains.py. Arms
+    score dev at different numbers of tokens, so curves are interpolated."""
+    figure, axes = plt.subplots(1, 2, figsize=(13, 4.5), layout="constrained")
+    for number, (name, label) in enumerate(HARD_ARMS.items()):
+        seeds = [read_metrics(path.parent) for path in sorted(REFERENCE.glob(f"hard_chains/{name}/seed*/metrics.jsonl"))]
+        if not seeds:
+            continue
+        tokens = [{0: 0.0} | curves["rollout/tokens_total"] for curves in seeds]
+        grid = np.linspace(0, min(max(each.values()) for each in tokens), 13)
+        style = dict(label=label, color=f"C{number}", linewidth=2.5 if name == "guide" else 1.2)
+        for axis, metric in zip(axes, ("eval/chain/pass@16", "eval/chain/avg@16")):
+            values = []
+            for each, curves in zip(tokens, seeds):
+                steps = sorted(curves[metric])
+                values.append(np.interp(grid, [each[step] for step in steps], [curves[metric][step] for step in steps]))
+            draw_band(axis, grid / 1e3, values, **style)
+    axes[0].set(title="dev pass@16, chain of 6 steps, no hint", ylim=(0, 1))
+    axes[1].set(title="dev avg@16", ylim=(0, None))
+    return finish(figure, axes, REFERENCE / "hard_chains.png")
+
+
 def finish(figure, axes, path: Path) -> Path:
     """What the figures over sampled tokens have in common."""
     for axis in axes:
@@ -188,6 +210,7 @@ def main(runs: tyro.conf.Positional[tuple[Path, ...]] = ()) -> None:
     if not runs:
         print(plot_reference())
         print(plot_entropy_methods())
+        print(plot_hard_chains())
         for variant, seeds in reference_runs().items():
             print(f"{variant}: {reference_row(seeds)}")
 
