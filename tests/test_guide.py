@@ -24,10 +24,10 @@ from tasks import ListTask, Problem, load_hints, load_task, reveals
 SETTINGS = {
     "Guide": {},
     "clipped": dict(shaping="clip"),
-    "as it is": dict(shaping="none"),
+    "as_it_is": dict(shaping="none"),
     "sequence": dict(correction="sequence", shaping="none", aggregation="constant"),
-    "sequence, shaped": dict(correction="sequence", gamma_quantile=0.5),
-    "token mean, cap": dict(aggregation="token_mean", importance_cap=1.1),
+    "sequence_shaped": dict(correction="sequence", gamma_quantile=0.5),
+    "token_mean_and_cap": dict(aggregation="token_mean", importance_cap=1.1),
 }
 SETTING = pytest.mark.parametrize("setting", SETTINGS)
 
