@@ -82,28 +82,47 @@ def test_the_gpu_command_is_planned():
     assert args.lr == 1e-6 and args.max_new_tokens == 512 and args.activation_checkpointing
 
 
-def test_the_large_command_of_siren_is_that_of_the_authors_script():
-    """A command that is called that of the authors' script and is not: 128 prompts x 8 in 16 updates, 3072 tokens, and so on."""
-    flags = next(flags for script, flags in commands(README) if script == "siren.py" and "Qwen/Qwen2.5-Math-7B" in flags)
-    args = tyro.cli(siren.Args, args=flags)
+def resolved_for_7b(module, flags: list[str]):
+    """The script's flags, with the defaults of a model of that size."""
+    args = tyro.cli(module.Args, args=flags)
     args.test_problems = args.eval_problems = 1
 
     class Model:
         def num_parameters(self):
             return 7_600_000_000
 
-    runtime.resolve_defaults(args, Model(), siren.DEFAULTS)
+    runtime.resolve_defaults(args, Model(), module.DEFAULTS)
     runtime.check_args(args)
+    return args
+
+
+def test_the_large_command_of_siren_is_that_of_the_authors_script():
+    """A command that is called that of the authors' script and is not: 128 prompts x 8 in 16 updates, 3072 tokens, and so on."""
+    flags = next(flags for script, flags in commands(README) if script == "siren.py" and "Qwen/Qwen2.5-Math-7B" in flags)
     papers = dict(prompts_per_step=128, group_size=8, minibatches=16, epochs=1, max_new_tokens=3072, temperature=1.0, lr=1e-6,
                   warmup_steps=5, weight_decay=0.1, max_grad_norm=1.0, clip_low=0.2, clip_high=0.2, beta=0.005, nucleus_p=0.8, tau=0.8,
                   nucleus_rule="official", anchor=True, eval_every=10, eval_samples=16, save_every=10)  # fmt: skip
+=======
+                  anchor=True)  # fmt: skip
+    args = resolved_for_7b(siren, flags)
     assert {name: getattr(args, name) for name in papers} == papers
 
 
-@pytest.mark.parametrize("script", ["grpo", "dapo", "siren", "entropy_baselines"])
+def test_the_large_command_of_guide_is_that_of_the_authors_script():
+    """A command that is called that of the authors' script and is not: 128 prompts x 8 in 2 updates, 3072 tokens, and so on."""
+    flags = next(flags for script, flags in commands(README) if script == "guide.py" and "Qwen/Qwen2.5-Math-7B" in flags)
+    papers = dict(prompts_per_step=128, group_size=8, minibatches=2, epochs=1, max_new_tokens=3072, temperature=1.0, lr=1e-6,
+                  warmup_steps=0, max_grad_norm=1.0, clip_low=0.2, clip_high=0.2, advantage="std",
+                  aggregation="sequence_mean", trigger="all_wrong", correction="token", shaping="quantile", gamma_quantile=0.9,
+                  group="replace")  # fmt: skip
+    args = resolved_for_7b(guide, flags)
+    assert {name: getattr(args, name) for name in papers} == papers
+
+
+@pytest.mark.parametrize("script", ["grpo", "dapo", "siren", "guide", "entropy_baselines"])
 def test_help_shows_every_flag_with_its_text(script):
     """A flag without a docstring."""
-    module = {"grpo": grpo, "dapo": dapo, "siren": siren, "entropy_baselines": entropy_baselines}[script]
+    module = {"grpo": grpo, "dapo": dapo, "siren": siren, "guide": guide, "entropy_baselines": entropy_baselines}[script]
     source = (ROOT / f"{script}.py").read_text()
     block = source[source.index("class Args:") : source.index("# --- the mathematics")]
     assert len(re.findall(r'^    """', block, flags=re.M)) == len(module.Args.__dataclass_fields__)
