@@ -1,0 +1,76 @@
+"""The experiment of benchmarks/hard_chains.py: same terms for all arms, and tables that say what the logs say."""
+
+import json
+import shlex
+
+import pytest
+import tyro
+
+import grpo
+import guide
+from benchmarks import hard_chains
+from plot import HARD_ARMS
+
+SCRIPTS = {"grpo.py": grpo, "guide.py": guide}
+SWITCHES = {  # what makes an arm what it is called
+    "grpo": {}, "guide": {}, "filter": {"trigger": "never"}, "no_correction": {"correction": "none"},
+    "keep_hint": {"correction": "keep_hint"}, "sequence": {"correction": "sequence"}, "clipped": {"shaping": "clip"},
+    "always": {"trigger": "always"}, "joined": {"group": "join"},
+}  # fmt: skip
+
+
+def test_all_arms_run_on_the_same_terms():
+    """Catches an arm with another task, seed, batch, length or number of tokens than the others, or another switch than its name's."""
+    assert hard_chains.ARMS.keys() == HARD_ARMS.keys() == SWITCHES.keys()
+    for arm, switches in SWITCHES.items():
+        for setting in hard_chains.SETTINGS:
+            script, *flags = shlex.split(hard_chains.command(arm, setting, 7))
+            ours = vars(tyro.cli(SCRIPTS[script].Args, args=flags))
+            common = vars(tyro.cli(SCRIPTS[script].Args, args=shlex.split(f"{hard_chains.COMMON} {setting} --seed 7")))
+            assert ours == common | switches and (script == "grpo.py") == (arm == "grpo"), arm
+
+
+@pytest.fixture
+def logs(tmp_path):
+    """Two arms of two seeds, and the starting model; 100 problems each of which 16 samples were drawn."""
+    counts = {"guide/seed1": [16] * 40 + [8] * 20 + [0] * 40, "guide/seed2": [16] * 40 + [0] * 60, "grpo/seed1": [16] * 20 + [0] * 80,
+              "grpo/seed2": [16] * 20 + [0] * 80}  # fmt: skip
+    for name, right in counts.items():
+        (tmp_path / name).mkdir(parents=True)
+        part = {"correct": right, "parsed": [12] * 100}
+        (tmp_path / name / "test.json").write_text(json.dumps({"hard": part, "easy": part}))
+    part = {"correct": [8] * 10 + [0] * 90, "parsed": [16] * 100}
+    (tmp_path / "tiny.json").write_text(json.dumps({"hard": part, "easy": part}))
+    return tmp_path
+
+
+def test_scores_table_by_hand(logs):
+    """Catches differences that are not paired by seed or have the wrong sign, and gains that are taken for one another."""
+    table = hard_chains.scores_table(logs, ["grpo", "guide"], "hard").splitlines()
+    assert table[2] == "| before | 1 | 0.050 | 0.100 |  |  |  | 0.000 |  |  |  |"
+    # of the first ten half were right before: .05 of self-distillation; of the others ten are gained. Guide's gain: .4 and .3; pass .6, .4
+    assert table[3].startswith("| GRPO | 2 | 0.200 ± 0.000 | 0.200 ± 0.000 | 0.050 ± 0.000 | 0.100 ± 0.000 | 0.000 ± 0.000 | 0.250 |")
+    assert table[3].endswith("| +0.300 ± 1.271 | +0.250 ± 0.635 | +0.000 ± 0.000 |")
+    assert table[4].startswith("| Guide | 2 | 0.450 ± 0.635 | 0.500 ± 1.271 | 0.050 ± 0.000 | 0.350 ± 0.635 |")
+
+
+def test_an_arm_without_a_finished_run_is_left_out(logs):
+    """Catches tables that break while runs are going on."""
+    for seed in (1, 2):
+        (logs / f"grpo/seed{seed}/test.json").unlink()
+    assert all("| Guide |" in table and "| GRPO |" not in table for table in hard_chains.report(logs).values())
+
+
+def test_counts_are_those_of_the_test_problems_without_hints(tmp_path, monkeypatch):
+    """Catches another split, number of problems or samples, and a length at which chains of six steps are cut."""
+    asked = []
+
+    def evaluate(sampler, tokenizer, task, split, problems, samples, max_new_tokens, temperature):
+        asked.append((task.low, task.high, split, problems, samples, max_new_tokens, temperature))
+        return {}, [{"correct": 9, "parsed": 16}]
+
+    monkeypatch.setattr(hard_chains, "evaluate", evaluate)
+    hard_chains.measure(hard_chains.ROOT / "models/tiny", tmp_path / "some" / "test.json")
+    assert asked == [(6, 6, "test", 200, 16, 128, 1.0), (1, 3, "test", 200, 16, 128, 1.0)]
+    counts = {"correct": [9], "parsed": [16]}
+    assert json.loads((tmp_path / "some" / "test.json").read_text()) == {"hard": counts, "easy": counts}
