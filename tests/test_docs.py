@@ -102,8 +102,6 @@ def test_the_large_command_of_siren_is_that_of_the_authors_script():
     papers = dict(prompts_per_step=128, group_size=8, minibatches=16, epochs=1, max_new_tokens=3072, temperature=1.0, lr=1e-6,
                   warmup_steps=5, weight_decay=0.1, max_grad_norm=1.0, clip_low=0.2, clip_high=0.2, beta=0.005, nucleus_p=0.8, tau=0.8,
                   nucleus_rule="official", anchor=True, eval_every=10, eval_samples=16, save_every=10)  # fmt: skip
-=======
-                  anchor=True)  # fmt: skip
     args = resolved_for_7b(siren, flags)
     assert {name: getattr(args, name) for name in papers} == papers
 
