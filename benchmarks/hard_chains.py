@@ -1,4 +1,4 @@
-"""The experiment behind the README's section on Guide: chains of six steps, of which the starting model solves next to none.
+"""The experiment behind the README's section on Guide: chains of seven steps, of which the starting model solves next to none.
 
     python benchmarks/hard_chains.py --trials               the trials on development seed 100
     python benchmarks/hard_chains.py                        the reported runs: every arm on seeds 1 to 5
@@ -29,15 +29,14 @@ from rollout import HFSampler  # noqa: E402
 from tasks import load_task  # noqa: E402
 
 LOGS = ROOT / "runs/reference/hard_chains"
-TASKS = {"hard": "chain?horizon=6", "easy": "chain?horizon=1-3"}
-COMMON = (f"--task {TASKS['hard']} --prompts-per-step 8 --group-size 16 --max-new-tokens 128 --steps 10000 --token-budget 600000 "
-          "--eval-every 5 --eval-problems 64 --test-problems 8 --save-every 1000")  # fmt: skip
-LRS = ["--lr 1e-4", "--lr 3e-4", "--lr 1e-3"]
+TASKS = {"hard": "chain?horizon=7", "easy": "chain?horizon=1-3"}
+COMMON = (f"--task {TASKS['hard']} --prompts-per-step 8 --group-size 16 --minibatches 4 --max-new-tokens 128 --steps 10000 "
+          "--token-budget 400000 --eval-problems 64 --test-problems 8 --save-every 1000")  # fmt: skip
+REFILLS = "--max-refills 2"  # of guide.py: with its default, the arm without hints would spend all its tokens on three steps
 SETTINGS = ["--lr 1e-4", "--lr 3e-4", "--lr 1e-3"]  # that every arm may choose from
 ARMS = {
-    "grpo": "grpo.py", "filter": "guide.py --trigger never", "guide": "guide.py", "no_correction": "guide.py --correction none",
-    "keep_hint": "guide.py --correction keep_hint", "sequence": "guide.py --correction sequence", "clipped": "guide.py --shaping clip",
-    "always": "guide.py --trigger always", "joined": "guide.py --group join",
+    "grpo": "", "filter": "--trigger never", "guide": "", "no_correction": "--correction none", "keep_hint": "--correction keep_hint",
+    "sequence": "--correction sequence", "clipped": "--shaping clip", "always": "--trigger always", "joined": "--group join",
 }  # fmt: skip
 
 CHOSEN: dict[str, str] = {}  # the best of each arm's trials, see `score`; filled in when they are done
@@ -52,7 +51,8 @@ class Args(arms.Args):
 
 def command(arm: str, setting: str, seed: int) -> str:
     """The exact command of a run, all but its --out-dir."""
-    return f"{ARMS[arm]} {COMMON} {setting} --seed {seed}"
+    script = "grpo.py --eval-every 12" if arm == "grpo" else f"guide.py --eval-every 3 {REFILLS}"  # a score every 100,000 tokens or so
+    return " ".join(f"{script} {ARMS[arm]} {COMMON} {setting} --seed {seed}".split())
 
 
 def measure(folder: Path, file: Path) -> None:

@@ -26,7 +26,8 @@ def test_all_arms_run_on_the_same_terms():
         for setting in hard_chains.SETTINGS:
             script, *flags = shlex.split(hard_chains.command(arm, setting, 7))
             ours = vars(tyro.cli(SCRIPTS[script].Args, args=flags))
-            common = vars(tyro.cli(SCRIPTS[script].Args, args=shlex.split(f"{hard_chains.COMMON} {setting} --seed 7")))
+            every = ["--eval-every", "12"] if arm == "grpo" else ["--eval-every", "3", *shlex.split(hard_chains.REFILLS)]
+            common = vars(tyro.cli(SCRIPTS[script].Args, args=[*shlex.split(f"{hard_chains.COMMON} {setting} --seed 7"), *every]))
             assert ours == common | switches and (script == "grpo.py") == (arm == "grpo"), arm
 
 
