@@ -34,7 +34,7 @@ TASKS = {"hard": "chain?horizon=4&family=reversed", "easy": "chain?horizon=1-3"}
 COMMON = (f"--task {TASKS['hard']} --prompts-per-step 8 --group-size 16 --minibatches 4 --max-new-tokens 128 --steps 10000 "
           "--token-budget 400000 --eval-problems 64 --test-problems 8 --save-every 1000")  # fmt: skip
 REFILLS = "--max-refills 2"  # of guide.py: with its default, the arm without hints would spend all its tokens on three steps
-SETTINGS = ["--lr 1e-4", "--lr 3e-4", "--lr 1e-3"]  # that every arm may choose from
+SETTINGS = ["--lr 3e-5", "--lr 1e-4", "--lr 3e-4"]  # that every arm may choose from
 ARMS = {
     "grpo": "", "filter": "--trigger never", "guide": "", "no_correction": "--correction none", "keep_hint": "--correction keep_hint",
     "sequence": "--correction sequence", "clipped": "--shaping clip", "always": "--trigger always", "joined": "--group join",
