@@ -160,7 +160,7 @@ def plot_entropy_methods() -> Path:
 
 
 def plot_hard_chains() -> Path:
-    """Solved share of chains of six steps over sampled tokens, those with a hint included: the arms of benchmarks/hard_chains.py. Arms
+    """Solved share of the hard chains over sampled tokens, those with a hint included: the arms of benchmarks/hard_chains.py. Arms
     score dev at different numbers of tokens, so curves are interpolated."""
     figure, axes = plt.subplots(1, 2, figsize=(13, 4.5), layout="constrained")
     for number, (name, label) in enumerate(HARD_ARMS.items()):
@@ -176,8 +176,8 @@ def plot_hard_chains() -> Path:
                 steps = sorted(curves[metric])
                 values.append(np.interp(grid, [each[step] for step in steps], [curves[metric][step] for step in steps]))
             draw_band(axis, grid / 1e3, values, **style)
-    axes[0].set(title="dev pass@16, chain of 6 steps, no hint", ylim=(0, 1))
-    axes[1].set(title="dev avg@16", ylim=(0, None))
+    axes[0].set(title="dev pass@16, without hints", ylim=(0, 1))
+    axes[1].set(title="dev avg@16, without hints", ylim=(0, None))
     return finish(figure, axes, REFERENCE / "hard_chains.png")
 
 

@@ -8,7 +8,7 @@ import tyro
 
 import grpo
 import guide
-from benchmarks import hard_chains
+from benchmarks import arms, hard_chains
 from plot import HARD_ARMS
 
 SCRIPTS = {"grpo.py": grpo, "guide.py": guide}
@@ -63,15 +63,44 @@ def test_an_arm_without_a_finished_run_is_left_out(logs):
 
 
 def test_counts_are_those_of_the_test_problems_without_hints(tmp_path, monkeypatch):
-    """Catches another split, number of problems or samples, and a length at which chains of six steps are cut."""
+    """Catches another split, number of problems or samples, and easy problems that are hard."""
     asked = []
 
     def evaluate(sampler, tokenizer, task, split, problems, samples, max_new_tokens, temperature):
-        asked.append((task.low, task.high, split, problems, samples, max_new_tokens, temperature))
+        asked.append((task.low, task.high, task.family, split, problems, samples, max_new_tokens, temperature))
         return {}, [{"correct": 9, "parsed": 16}]
 
     monkeypatch.setattr(hard_chains, "evaluate", evaluate)
     hard_chains.measure(hard_chains.ROOT / "models/tiny", tmp_path / "some" / "test.json")
-    assert asked == [(6, 6, "test", 200, 16, 128, 1.0), (1, 3, "test", 200, 16, 128, 1.0)]
+    assert asked == [(4, 4, "reversed", "test", 200, 16, 128, 1.0), (1, 3, "plain", "test", 200, 16, 128, 1.0)]
     counts = {"correct": [9], "parsed": [16]}
     assert json.loads((tmp_path / "some" / "test.json").read_text()) == {"hard": counts, "easy": counts}
+
+
+def test_settings_are_the_best_of_the_trials_that_are_listed():
+    """Catches a setting that was picked otherwise than by the rule, for one arm alone, and a table that is not that of trials.json."""
+    trials = json.loads((hard_chains.LOGS / "trials.json").read_text())
+    assert trials.keys() == hard_chains.ARMS.keys() == hard_chains.CHOSEN.keys()
+    for arm, settings in trials.items():
+        assert settings.keys() == set(hard_chains.SETTINGS)
+        assert hard_chains.CHOSEN[arm] == max(settings, key=lambda setting: arms.score(settings[setting])), arm
+    assert hard_chains.trials_table(trials) in (hard_chains.ROOT / "benchmarks/trials.md").read_text()
+
+
+def test_reported_runs_were_made_with_the_chosen_settings():
+    """Catches an arm without its five seeds, and logs of another setting, script or seed than the one beside them."""
+    for arm, setting in hard_chains.CHOSEN.items():
+        for seed in range(1, 6):
+            script, *flags = shlex.split(hard_chains.command(arm, setting, seed))
+            config = json.loads((hard_chains.LOGS / arm / f"seed{seed}" / "config.json").read_text())
+            wanted = vars(tyro.cli(SCRIPTS[script].Args, args=flags))
+            assert f"{config['script']}.py" == script and config["flags"]["seed"] == seed
+            for name, value in wanted.items():
+                if name not in ("out_dir", "resume") and value is not None:
+                    assert config["flags"][name] == value, (arm, seed, name)
+
+
+def test_the_readme_shows_the_comparison():
+    """Catches a table that the committed logs do not give."""
+    readme = (hard_chains.ROOT / "README.md").read_text()
+    assert all(table in readme for table in hard_chains.report(hard_chains.LOGS).values())
