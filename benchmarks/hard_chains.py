@@ -1,5 +1,5 @@
-"""The experiment behind the README's section on Guide: chains of four steps, one of which says "more" where
-one has to subtract. The starting model solves next to none of them.
+"""The experiment behind the README's section on Guide: chains of seven steps, of which the starting model
+solves next to none.
 
     python benchmarks/hard_chains.py --trials               the trials on development seed 100
     python benchmarks/hard_chains.py                        the reported runs: every arm on seeds 1 to 5
@@ -30,9 +30,9 @@ from rollout import HFSampler  # noqa: E402
 from tasks import load_task  # noqa: E402
 
 LOGS = ROOT / "runs/reference/hard_chains"
-TASKS = {"hard": "chain?horizon=4&family=reversed", "easy": "chain?horizon=1-3"}
+TASKS = {"hard": "chain?horizon=7", "easy": "chain?horizon=1-3"}
 COMMON = (f"--task {TASKS['hard']} --prompts-per-step 8 --group-size 16 --minibatches 4 --max-new-tokens 128 --steps 10000 "
-          "--token-budget 400000 --eval-problems 64 --test-problems 8 --save-every 1000")  # fmt: skip
+          "--token-budget 600000 --eval-problems 64 --test-problems 8 --save-every 1000")  # fmt: skip
 REFILLS = "--max-refills 2"  # of guide.py: with its default, the arm without hints would spend all its tokens on five steps
 SETTINGS = ["--lr 3e-5", "--lr 1e-4", "--lr 3e-4"]  # that every arm may choose from
 ARMS = {

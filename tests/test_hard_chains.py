@@ -72,7 +72,7 @@ def test_counts_are_those_of_the_test_problems_without_hints(tmp_path, monkeypat
 
     monkeypatch.setattr(hard_chains, "evaluate", evaluate)
     hard_chains.measure(hard_chains.ROOT / "models/tiny", tmp_path / "some" / "test.json")
-    assert asked == [(4, 4, "reversed", "test", 200, 16, 128, 1.0), (1, 3, "plain", "test", 200, 16, 128, 1.0)]
+    assert asked == [(7, 7, "plain", "test", 200, 16, 128, 1.0), (1, 3, "plain", "test", 200, 16, 128, 1.0)]
     counts = {"correct": [9], "parsed": [16]}
     assert json.loads((tmp_path / "some" / "test.json").read_text()) == {"hard": counts, "easy": counts}
 
