@@ -212,10 +212,10 @@ def shaping_gamma(ratios: torch.Tensor, quantile: float) -> float:
     return max(1e-4, torch.quantile(ratios, quantile).item())
 
 
-def sequence_denominator(logprobs, old_logprobs, mask) -> torch.Tensor:
+def sequence_denominator(logprobs, old_logprobs) -> torch.Tensor:
     """[D6] What to subtract from logprobs so that the ratio of every token is that of its whole completion, the product of the
-    tokens' ratios, and its gradient the token's own times it: [N, T] each -> [N, T], without gradient."""
-    return (logprobs - ((logprobs - old_logprobs) * mask).sum(1, keepdim=True)).detach()
+    tokens' ratios, and its gradient the token's own times it: [N, T] each, zero in the padding -> [N, T], without gradient."""
+    return (logprobs - (logprobs - old_logprobs).sum(1, keepdim=True)).detach()
 
 
 def truncated_importance(old_logprobs, rollout_logprobs, cap: float) -> torch.Tensor:
@@ -257,7 +257,7 @@ def guided_ratios(model, batch: dict, rows: slice, args: Args) -> torch.Tensor:
     logprobs, _ = score_all(model, prompt_ids, completion_ids, args.temperature, args.micro_batch_tokens)
     logprobs = torch.nn.functional.pad(logprobs, (0, mask.shape[1] - logprobs.shape[1]))  # [g, T]
     if args.correction == "sequence":
-        old_logprobs = sequence_denominator(logprobs, old_logprobs, mask)
+        old_logprobs = sequence_denominator(logprobs, old_logprobs)
     ratios = torch.zeros_like(batch["old_logprobs"][rows])
     ratios[guided] = torch.exp(logprobs - old_logprobs) * mask
     return ratios
@@ -287,7 +287,7 @@ def accumulate_gradients(model, batch: dict, rows: slice, args: Args) -> Counter
 
         denominators = old_logprobs
         if args.correction == "sequence":  # [D6]
-            denominators = torch.where(cut["guided"], sequence_denominator(logprobs, old_logprobs, mask), old_logprobs)
+            denominators = torch.where(cut["guided"], sequence_denominator(logprobs, old_logprobs), old_logprobs)
         loss_per_token = clipped_surrogate(logprobs, denominators, cut["advantages"], args.clip_low, args.clip_high)
         clipped = loss_per_token > -torch.exp(logprobs - denominators) * cut["advantages"]  # the min took the clipped term
         if args.shaping != "clip":
