@@ -317,17 +317,26 @@ def test_guided_groups_that_fail_contribute_nothing(run, toy_model, monkeypatch)
     assert column(folder, "rollout/tokens_total")[-1] == sum(tokens for _, _, tokens in training)
 
 
+def test_groups_that_are_all_right_contribute_nothing(run):
+    """Catches a group that is kept although nothing tells its completions apart."""
+    folder = run(guide, "always right", FunctionTask(lambda completion, problem: 1.0), steps=2, max_refills=1)
+    assert column(folder, "optim/grad_norm") == [None, None] and column(folder, "guide/guided_success") == [None, None]
+    assert column(folder, "guide/rounds") == [2, 2]
+
+
 def test_seeds_and_problems_are_a_function_of_step_prompt_round_and_sample(run, monkeypatch):
     """Catches a seed shared by two completions, with hint or without, a refill that samples the same again, and surplus groups
     that are carried over."""
-    calls, original = [], guide.sample_rollout
+    calls, trained, original = [], [], guide.sample_rollout
 
     def sample(sampler, tokenizer, task, problems, prompts, seeds, **settings):
         calls.append(([problem.prompt for problem in problems], ["Hint" in prompt for prompt in prompts], seeds))
         return original(sampler, tokenizer, task, problems, prompts, seeds, **settings)
 
     monkeypatch.setattr(guide, "sample_rollout", sample)
+    watch_updates(monkeypatch, lambda model, batch, rows, args: trained.append(len(batch["prompt_ids"])))
     folder = run(guide, "seeds", HashTask(), prompts_per_step=3, seed=7)
+    assert set(trained) == {12}
     rounds, met = column(folder, "guide/rounds"), []
     assert max(rounds) > 1 and sum(not any(hinted) for _, hinted, _ in calls) == sum(rounds)
     waiting = list(calls)
