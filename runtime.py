@@ -521,6 +521,9 @@ def check_args(args) -> None:
             fail(f"--{name.replace('_', '-')} {getattr(args, name):g}: must be above 0 and at most 1")
     if not 0 <= getattr(args, "tau", 0.0) < 1:
         fail(f"--tau {args.tau:g}: must be at least 0 and below 1; no token is above the highest of its completion")
+    for name in ("gamma_quantile", "trigger_accuracy"):
+        if not 0 <= getattr(args, name, 0.0) <= 1:
+            fail(f"--{name.replace('_', '-')} {getattr(args, name):g}: must be within 0 to 1")
     if args.engine == "vllm":
         fail("--engine vllm: pushing trained weights into vLLM is not part of this version (eval.py can sample with it); use --engine hf")
     if not 0 <= args.seed < EVAL_SEED:
