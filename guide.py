@@ -459,7 +459,7 @@ def main(args: Args, task=None, sampler=None) -> Path:
         # --- 3 update
         for group in optimizer.param_groups:
             group["lr"] = runtime.learning_rate(args, step)
-        if args.minibatches * args.epochs > 1 or guided.any():  # [2]
+        if kept and (args.minibatches * args.epochs > 1 or guided.any()):  # [2]
             behaviour_ids = plain_ids if args.correction == "none" else rollout.prompt_ids
             batch["old_logprobs"], _ = score_all(model, behaviour_ids, rollout.completion_ids, args.temperature, args.micro_batch_tokens)
         if args.correction == "none" and guided.any():  # as if the plain prompt had sampled them

@@ -308,7 +308,7 @@ def test_guided_groups_that_fail_contribute_nothing(run, toy_model, monkeypatch)
 
     monkeypatch.setattr(rollout.HFSampler, "generate", generate)
     task = FunctionTask(lambda completion, problem: 0.0)
-    folder = run(guide, "never right", task, steps=2, max_refills=1)
+    folder = run(guide, "never right", task, steps=2, max_refills=1, minibatches=2)
     assert column(folder, "optim/grad_norm") == [None, None] and column(folder, "guide/frac_guided") == [0.0, 0.0]
     assert column(folder, "guide/guided_success") == [0.0, 0.0] and column(folder, "guide/rounds") == [2, 2]
     assert (folder / "last" / "model.safetensors").read_bytes() == (folder / "best" / "model.safetensors").read_bytes()
@@ -319,7 +319,7 @@ def test_guided_groups_that_fail_contribute_nothing(run, toy_model, monkeypatch)
 
 def test_groups_that_are_all_right_contribute_nothing(run):
     """Catches a group that is kept although nothing tells its completions apart."""
-    folder = run(guide, "always right", FunctionTask(lambda completion, problem: 1.0), steps=2, max_refills=1)
+    folder = run(guide, "always right", FunctionTask(lambda completion, problem: 1.0), steps=2, max_refills=1, epochs=2)
     assert column(folder, "optim/grad_norm") == [None, None] and column(folder, "guide/guided_success") == [None, None]
     assert column(folder, "guide/rounds") == [2, 2]
 
