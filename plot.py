@@ -21,8 +21,8 @@ ENTROPY_METHODS = {"dr_grpo": "Dr. GRPO", "siren": "SIREN", "naive_bonus": "naiv
                    "kl_cov": "KL-Cov"}  # fmt: skip
 STRONG = {"siren_strong": "SIREN, beta 0.1", "naive_bonus_strong": "naive bonus, 0.03"}  # coefficients that matter, whatever they cost
 HARD_ARMS = {"grpo": "GRPO", "filter": "Filter-GRPO", "guide": "Guide", "no_correction": "Guide, no correction",
-             "keep_hint": "Guide, hint kept", "sequence": "Guide, sequence ratio", "clipped": "Guide, clipped",
              "always": "Guide, always", "joined": "Guide, joined groups"}  # fmt: skip
+NEAR_ARMS = {"grpo_near": "GRPO", "guide_near": "Guide", "no_correction_near": "Guide, no correction"}
 T_975 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}  # Student's t, by seeds
 PANELS = [  # title, metrics drawn in it
     ("reward of the sampled batch", ["reward/mean"]),
@@ -160,24 +160,25 @@ def plot_entropy_methods() -> Path:
 
 
 def plot_hard_chains() -> Path:
-    """Solved share of the hard chains over sampled tokens, those with a hint included: the arms of benchmarks/hard_chains.py. Arms
-    score dev at different numbers of tokens, so curves are interpolated."""
-    figure, axes = plt.subplots(1, 2, figsize=(13, 4.5), layout="constrained")
-    for number, (name, label) in enumerate(HARD_ARMS.items()):
-        seeds = [read_metrics(path.parent) for path in sorted(REFERENCE.glob(f"hard_chains/{name}/seed*/metrics.jsonl"))]
-        if not seeds:
-            continue
-        tokens = [{0: 0.0} | curves["rollout/tokens_total"] for curves in seeds]
-        grid = np.linspace(0, min(max(each.values()) for each in tokens), 13)
-        style = dict(label=label, color=f"C{number}", linewidth=2.5 if name == "guide" else 1.2)
-        for axis, metric in zip(axes, ("eval/chain/pass@16", "eval/chain/avg@16")):
+    """Solved share of the problems of benchmarks/hard_chains.py over sampled tokens, those with a hint included. Arms score dev at
+    different numbers of tokens, so curves are interpolated."""
+    figure, axes = plt.subplots(1, 3, figsize=(17, 4.5), layout="constrained")
+    panels = [(HARD_ARMS, "pass@16", "dev pass@16, chains of 7"), (HARD_ARMS, "avg@16", "dev avg@16, chains of 7"),
+              (NEAR_ARMS, "pass@16", "dev pass@16, chains of 4 with a rare reading")]  # fmt: skip
+    for axis, (arms, metric, title) in zip(axes, panels):
+        for name, label in arms.items():
+            seeds = [read_metrics(path.parent) for path in sorted(REFERENCE.glob(f"hard_chains/{name}/seed*/metrics.jsonl"))]
+            if not seeds:
+                continue
+            tokens = [{0: 0.0} | curves["rollout/tokens_total"] for curves in seeds]
+            grid = np.linspace(0, min(max(each.values()) for each in tokens), 13)
             values = []
             for each, curves in zip(tokens, seeds):
-                steps = sorted(curves[metric])
-                values.append(np.interp(grid, [each[step] for step in steps], [curves[metric][step] for step in steps]))
-            draw_band(axis, grid / 1e3, values, **style)
-    axes[0].set(title="dev pass@16, without hints", ylim=(0, 1))
-    axes[1].set(title="dev avg@16, without hints", ylim=(0, None))
+                steps = sorted(curves[f"eval/chain/{metric}"])
+                values.append(np.interp(grid, [each[step] for step in steps], [curves[f"eval/chain/{metric}"][step] for step in steps]))
+            color = f"C{list(HARD_ARMS.values()).index(label)}"
+            draw_band(axis, grid / 1e3, values, label=label, color=color, linewidth=2.5 if label == "Guide" else 1.2)
+        axis.set(title=title, ylim=(0, None))
     return finish(figure, axes, REFERENCE / "hard_chains.png")
 
 

@@ -1,5 +1,5 @@
-"""The experiment behind the README's section on Guide: chains of seven steps, of which the starting model
-solves next to none.
+"""The experiment behind the README's section on Guide, on problems that the starting model hardly ever solves: chains of seven
+steps, and chains of four steps one of which says "more" where one has to subtract (the arms with "near" in their name).
 
     python benchmarks/hard_chains.py --trials               the trials on development seed 100
     python benchmarks/hard_chains.py                        the reported runs: every arm on seeds 1 to 5
@@ -25,20 +25,23 @@ import runtime  # noqa: E402
 from benchmarks import arms  # noqa: E402
 from benchmarks.arms import cell, run_arms, score, trial_name  # noqa: E402
 from eval import decompose, evaluate  # noqa: E402
-from plot import HARD_ARMS, read_metrics, scores  # noqa: E402
+from plot import HARD_ARMS, NEAR_ARMS, read_metrics, scores  # noqa: E402
 from rollout import HFSampler  # noqa: E402
 from tasks import load_task  # noqa: E402
 
 LOGS = ROOT / "runs/reference/hard_chains"
-TASKS = {"hard": "chain?horizon=7", "easy": "chain?horizon=1-3"}
+TASKS = {"hard": "chain?horizon=7", "near": "chain?horizon=4&family=reversed", "easy": "chain?horizon=1-3"}
+PROBLEMS = {"hard": 200, "near": 100, "easy": 100}  # measured after the last step
 COMMON = (f"--task {TASKS['hard']} --prompts-per-step 8 --group-size 16 --minibatches 4 --max-new-tokens 128 --steps 10000 "
           "--token-budget 600000 --eval-problems 64 --test-problems 8 --save-every 1000")  # fmt: skip
+NEAR = COMMON.replace(TASKS["hard"], TASKS["near"]).replace("600000", "400000")
 REFILLS = "--max-refills 2"  # of guide.py: with its default, the arm without hints would spend all its tokens on five steps
 SETTINGS = ["--lr 3e-5", "--lr 1e-4", "--lr 3e-4"]  # that every arm may choose from
 ARMS = {
-    "grpo": "", "filter": "--trigger never", "guide": "", "no_correction": "--correction none", "keep_hint": "--correction keep_hint",
-    "sequence": "--correction sequence", "clipped": "--shaping clip", "always": "--trigger always", "joined": "--group join",
+    "grpo": "", "filter": "--trigger never", "guide": "", "no_correction": "--correction none", "always": "--trigger always",
+    "joined": "--group join", "grpo_near": "", "guide_near": "", "no_correction_near": "--correction none",
 }  # fmt: skip
+LABELS = HARD_ARMS | {arm: f"{label} (chains of 4)" for arm, label in NEAR_ARMS.items()}
 
 CHOSEN: dict[str, str] = {}  # the best of each arm's trials, see `score`; filled in when they are done
 DEV = "eval/chain/"
@@ -52,16 +55,16 @@ class Args(arms.Args):
 
 def command(arm: str, setting: str, seed: int) -> str:
     """The exact command of a run, all but its --out-dir."""
-    script = "grpo.py --eval-every 12" if arm == "grpo" else f"guide.py --eval-every 3 {REFILLS}"  # a score every 100,000 tokens or so
-    return " ".join(f"{script} {ARMS[arm]} {COMMON} {setting} --seed {seed}".split())
+    script = "grpo.py --eval-every 12" if arm.startswith("grpo") else f"guide.py --eval-every 3 {REFILLS}"  # a score every 100,000 tokens
+    return " ".join(f"{script} {ARMS[arm]} {NEAR if arm.endswith('_near') else COMMON} {setting} --seed {seed}".split())
 
 
 def measure(folder: Path, file: Path) -> None:
-    """16 samples of each of 200 test problems of both tasks, without hints, with the same random numbers for every model."""
+    """16 samples of each of the test problems of all tasks, without hints, with the same random numbers for every model."""
     model, tokenizer = runtime.load_model(str(folder))
     sampler, result = HFSampler(model, runtime.eos_ids(model, tokenizer)), {}
     for name, task in TASKS.items():
-        _, rows = evaluate(sampler, tokenizer, load_task(task), "test", 200, 16, 128, 1.0)
+        _, rows = evaluate(sampler, tokenizer, load_task(task), "test", PROBLEMS[name], 16, 128, 1.0)
         result[name] = {what: [row[what] for row in rows] for what in ("correct", "parsed")}
     file.parent.mkdir(parents=True, exist_ok=True)
     runtime.write_text(file, json.dumps(result) + "\n")
@@ -87,16 +90,16 @@ def collect_trials(out: Path) -> dict:
 def trials_table(trials: dict) -> str:
     """Every setting that was tried; the one of the reported runs in bold."""
     lines = ["| arm | setting | steps | dev avg@16 | pass@16 | groups guided | score |", "|---|---|---|---|---|---|---|"]
-    for arm in HARD_ARMS:
+    for arm in LABELS:
         for setting, trial in trials.get(arm, {}).items():
             cells = [" ".join(f"{value:.3f}" for value in trial[name][-4:]) for name in ("avg@16", "pass@16")]
             shown = f"**{score(trial):.3f}**" if setting == CHOSEN.get(arm) else f"{score(trial):.3f}"
-            lines.append(f"| {HARD_ARMS[arm]} | `{setting}` | {trial['steps']} | {' | '.join(cells)} | {trial['guided']:.2f} | {shown} |")
+            lines.append(f"| {LABELS[arm]} | `{setting}` | {trial['steps']} | {' | '.join(cells)} | {trial['guided']:.2f} | {shown} |")
     return "\n".join(lines)
 
 
 def test_scores(out: Path, arm: str, task: str) -> dict[str, dict[str, float]]:
-    """{seed: {metric: value}} of the model after its last step on 200 test problems, and where its gain comes from."""
+    """{seed: {metric: value}} of the model after its last step on the test problems, and where its gain comes from."""
     rows = lambda file: [{"n": 16, "correct": count} for count in json.loads(file.read_text())[task]["correct"]]  # noqa: E731
     before, found = rows(out / "tiny.json"), {}
     for file in sorted((out / arm).glob("seed*/test.json")) if arm in ARMS else [out / "tiny.json"]:
@@ -114,7 +117,7 @@ def scores_table(out: Path, shown: list[str], task: str) -> str:
     compared = ("pass@16", "gained", "forgotten")
     lines = ["| " + f"{task}: `{TASKS[task]}` | seeds | avg@16 | pass@16 | self-distillation | capability gain | forgetting | unparsed "
              "| Guide minus it: pass@16 | capability gain | forgetting |", "|---" * 11 + "|"]  # fmt: skip
-    guide = test_scores(out, "guide", task)
+    guide = test_scores(out, "guide_near" if task == "near" else "guide", task)
     for arm in ["before", *shown]:
         own = test_scores(out, arm, task)
         cells = [cell([score[name] for score in own.values()]) for name in ("avg@16", "pass@16", "distilled", "gained", "forgotten")]
@@ -123,15 +126,15 @@ def scores_table(out: Path, shown: list[str], task: str) -> str:
             cells[3:6] = [""] * 3
         for name in compared:
             differences = [guide[seed][name] - own[seed][name] for seed in sorted(own.keys() & guide.keys())]
-            cells.append("" if arm in ("guide", "before") else cell(differences, signed=True))
-        lines.append(" | ".join([f"| {HARD_ARMS.get(arm, arm)}", *cells]) + " |")
+            cells.append("" if arm in ("guide", "guide_near", "before") else cell(differences, signed=True))
+        lines.append(" | ".join([f"| {(HARD_ARMS | NEAR_ARMS).get(arm, arm)}", *cells]) + " |")
     return "\n".join(lines)
 
 
 def report(out: Path) -> dict[str, str]:
     """Every table of the reported runs."""
-    found = [arm for arm in HARD_ARMS if list((out / arm).glob("seed*/test.json"))]
-    return {task: scores_table(out, found, task) for task in TASKS}
+    found = lambda arms: [arm for arm in arms if list((out / arm).glob("seed*/test.json"))]  # noqa: E731
+    return {task: scores_table(out, found(NEAR_ARMS if task == "near" else HARD_ARMS), task) for task in TASKS}
 
 
 def main(args: Args) -> None:

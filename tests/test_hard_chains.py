@@ -9,27 +9,28 @@ import tyro
 import grpo
 import guide
 from benchmarks import arms, hard_chains
-from plot import HARD_ARMS
+from plot import HARD_ARMS, NEAR_ARMS
 
 measured = pytest.mark.skipif(not hard_chains.CHOSEN, reason="the trials are not finished")
 SCRIPTS = {"grpo.py": grpo, "guide.py": guide}
 SWITCHES = {  # what makes an arm what it is called
     "grpo": {}, "guide": {}, "filter": {"trigger": "never"}, "no_correction": {"correction": "none"},
-    "keep_hint": {"correction": "keep_hint"}, "sequence": {"correction": "sequence"}, "clipped": {"shaping": "clip"},
-    "always": {"trigger": "always"}, "joined": {"group": "join"},
+    "always": {"trigger": "always"}, "joined": {"group": "join"}, "grpo_near": {}, "guide_near": {},
+    "no_correction_near": {"correction": "none"},
 }  # fmt: skip
 
 
 def test_all_arms_run_on_the_same_terms():
     """Catches an arm with another task, seed, batch, length or number of tokens than the others, or another switch than its name's."""
-    assert hard_chains.ARMS.keys() == HARD_ARMS.keys() == SWITCHES.keys()
+    assert hard_chains.ARMS.keys() == (HARD_ARMS | NEAR_ARMS).keys() == SWITCHES.keys()
     for arm, switches in SWITCHES.items():
         for setting in hard_chains.SETTINGS:
             script, *flags = shlex.split(hard_chains.command(arm, setting, 7))
             ours = vars(tyro.cli(SCRIPTS[script].Args, args=flags))
-            every = ["--eval-every", "12"] if arm == "grpo" else ["--eval-every", "3", *shlex.split(hard_chains.REFILLS)]
+            every = ["--eval-every", "12"] if script == "grpo.py" else ["--eval-every", "3", *shlex.split(hard_chains.REFILLS)]
             common = vars(tyro.cli(SCRIPTS[script].Args, args=[*shlex.split(f"{hard_chains.COMMON} {setting} --seed 7"), *every]))
-            assert ours == common | switches and (script == "grpo.py") == (arm == "grpo"), arm
+            near = {"task": "chain?horizon=4&family=reversed", "token_budget": 400_000} if arm in NEAR_ARMS else {}
+            assert ours == common | switches | near and (script == "grpo.py") == arm.startswith("grpo"), arm
 
 
 @pytest.fixture
@@ -40,9 +41,9 @@ def logs(tmp_path):
     for name, right in counts.items():
         (tmp_path / name).mkdir(parents=True)
         part = {"correct": right, "parsed": [12] * 100}
-        (tmp_path / name / "test.json").write_text(json.dumps({"hard": part, "easy": part}))
+        (tmp_path / name / "test.json").write_text(json.dumps({"hard": part, "near": part, "easy": part}))
     part = {"correct": [8] * 10 + [0] * 90, "parsed": [16] * 100}
-    (tmp_path / "tiny.json").write_text(json.dumps({"hard": part, "easy": part}))
+    (tmp_path / "tiny.json").write_text(json.dumps({"hard": part, "near": part, "easy": part}))
     return tmp_path
 
 
@@ -60,7 +61,9 @@ def test_an_arm_without_a_finished_run_is_left_out(logs):
     """Catches tables that break while runs are going on."""
     for seed in (1, 2):
         (logs / f"grpo/seed{seed}/test.json").unlink()
-    assert all("| Guide |" in table and "| GRPO |" not in table for table in hard_chains.report(logs).values())
+    report = hard_chains.report(logs)
+    assert all("| Guide |" in report[task] and "| GRPO |" not in report[task] for task in ("hard", "easy"))
+    assert "| before |" in report["near"] and "Guide |" not in report["near"].splitlines()[-1]
 
 
 def test_counts_are_those_of_the_test_problems_without_hints(tmp_path, monkeypatch):
@@ -73,9 +76,10 @@ def test_counts_are_those_of_the_test_problems_without_hints(tmp_path, monkeypat
 
     monkeypatch.setattr(hard_chains, "evaluate", evaluate)
     hard_chains.measure(hard_chains.ROOT / "models/tiny", tmp_path / "some" / "test.json")
-    assert asked == [(7, 7, "plain", "test", 200, 16, 128, 1.0), (1, 3, "plain", "test", 200, 16, 128, 1.0)]
+    assert asked == [(7, 7, "plain", "test", 200, 16, 128, 1.0), (4, 4, "reversed", "test", 100, 16, 128, 1.0),
+                     (1, 3, "plain", "test", 100, 16, 128, 1.0)]  # fmt: skip
     counts = {"correct": [9], "parsed": [16]}
-    assert json.loads((tmp_path / "some" / "test.json").read_text()) == {"hard": counts, "easy": counts}
+    assert json.loads((tmp_path / "some" / "test.json").read_text()) == {"hard": counts, "near": counts, "easy": counts}
 
 
 @measured
