@@ -53,10 +53,15 @@ class Args(arms.Args):
     """where the logs are collected"""
 
 
+def every(arm: str) -> int:
+    """Steps between two dev scores, some 100,000 tokens: a step of guide.py samples about four times as many as one of grpo.py."""
+    return 12 if arm.startswith("grpo") else 3
+
+
 def command(arm: str, setting: str, seed: int) -> str:
     """The exact command of a run, all but its --out-dir."""
-    script = "grpo.py --eval-every 12" if arm.startswith("grpo") else f"guide.py --eval-every 3 {REFILLS}"  # a score every 100,000 tokens
-    return " ".join(f"{script} {ARMS[arm]} {NEAR if arm.endswith('_near') else COMMON} {setting} --seed {seed}".split())
+    script = "grpo.py" if arm.startswith("grpo") else f"guide.py {REFILLS}"
+    return " ".join(f"{script} --eval-every {every(arm)} {ARMS[arm]} {NEAR if arm.endswith('_near') else COMMON} {setting} --seed {seed}".split())
 
 
 def measure(folder: Path, file: Path) -> None:
@@ -79,7 +84,7 @@ def collect_trials(out: Path) -> dict:
             folder = out / trial_name(arm, setting)
             if (folder / "metrics.jsonl").exists():
                 curves = read_metrics(folder)
-                trial = {name: [value for _, value in scores(curves[DEV + name])] for name in ("avg@16", "pass@16")}
+                trial = {name: [value for _, value in scores(curves[DEV + name], every(arm))] for name in ("avg@16", "pass@16")}
                 trial["steps"] = max(curves["policy/entropy"])
                 trial["guided"] = round(float(np.mean(list(curves.get("guide/frac_guided", {0: 0.0}).values()))), 3)
                 trials.setdefault(arm, {})[setting] = trial

@@ -57,6 +57,18 @@ def test_scores_table_by_hand(logs):
     assert table[4].startswith("| Guide | 2 | 0.450 ± 0.635 | 0.500 ± 1.271 | 0.050 ± 0.000 | 0.350 ± 0.635 |")
 
 
+def test_trials_are_scored_to_their_end(tmp_path):
+    """Catches a regular score that is taken for a closing one and left out, and a closing score that counts twice."""
+    for arm, steps in (("guide", [0, 3, 6, 9]), ("grpo", [0, 12, 24, 25])):
+        folder = tmp_path / "trials" / arm / "lr_1e-4"
+        folder.mkdir(parents=True)
+        rows = [{"step": step, "policy/entropy": 1.0, **{f"eval/chain/{name}@16": step / 100 for name in ("avg", "pass")}} for step in steps]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    trials = hard_chains.collect_trials(tmp_path)
+    assert trials["guide"]["--lr 1e-4"]["avg@16"] == [0.0, 0.03, 0.06, 0.09]
+    assert trials["grpo"]["--lr 1e-4"]["pass@16"] == [0.0, 0.12, 0.24] and trials["grpo"]["--lr 1e-4"]["steps"] == 25
+
+
 def test_an_arm_without_a_finished_run_is_left_out(logs):
     """Catches tables that break while runs are going on."""
     for seed in (1, 2):
