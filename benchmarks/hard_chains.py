@@ -61,7 +61,8 @@ def every(arm: str) -> int:
 def command(arm: str, setting: str, seed: int) -> str:
     """The exact command of a run, all but its --out-dir."""
     script = "grpo.py" if arm.startswith("grpo") else f"guide.py {REFILLS}"
-    return " ".join(f"{script} --eval-every {every(arm)} {ARMS[arm]} {NEAR if arm.endswith('_near') else COMMON} {setting} --seed {seed}".split())
+    common = NEAR if arm.endswith("_near") else COMMON
+    return " ".join(f"{script} --eval-every {every(arm)} {ARMS[arm]} {common} {setting} --seed {seed}".split())
 
 
 def measure(folder: Path, file: Path) -> None:

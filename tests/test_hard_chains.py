@@ -62,7 +62,7 @@ def test_trials_are_scored_to_their_end(tmp_path):
     for arm, steps in (("guide", [0, 3, 6, 9]), ("grpo", [0, 12, 24, 25])):
         folder = tmp_path / "trials" / arm / "lr_1e-4"
         folder.mkdir(parents=True)
-        rows = [{"step": step, "policy/entropy": 1.0, **{f"eval/chain/{name}@16": step / 100 for name in ("avg", "pass")}} for step in steps]
+        rows = [{"step": step, "policy/entropy": 1.0, "eval/chain/avg@16": step / 100, "eval/chain/pass@16": step / 100} for step in steps]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     trials = hard_chains.collect_trials(tmp_path)
     assert trials["guide"]["--lr 1e-4"]["avg@16"] == [0.0, 0.03, 0.06, 0.09]
