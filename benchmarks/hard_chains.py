@@ -32,15 +32,20 @@ from tasks import load_task  # noqa: E402
 LOGS = ROOT / "runs/reference/hard_chains"
 TASKS = {"hard": "chain?horizon=7", "near": "chain?horizon=4&family=reversed", "easy": "chain?horizon=1-3"}
 PROBLEMS = {"hard": 200, "near": 100, "easy": 100}  # measured after the last step
-COMMON = (f"--task {TASKS['hard']} --prompts-per-step 8 --group-size 16 --minibatches 4 --max-new-tokens 128 --steps 10000 "
-          "--token-budget 600000 --eval-problems 64 --test-problems 8 --save-every 1000")  # fmt: skip
-NEAR = COMMON.replace(TASKS["hard"], TASKS["near"]).replace("600000", "400000")
+BATCH = ("--prompts-per-step 8 --group-size 16 --minibatches 4 --max-new-tokens 128 --steps 10000 --eval-problems 64 --test-problems 8 "
+         "--save-every 1000")  # fmt: skip
+TERMS = {
+    "hard": f"--task {TASKS['hard']} --token-budget 600000 {BATCH}",
+    "near": f"--task {TASKS['near']} --token-budget 400000 {BATCH}",
+}
 REFILLS = "--max-refills 2"  # of guide.py: with its default, the arm without hints would spend all its tokens on five steps
 SETTINGS = ["--lr 3e-5", "--lr 1e-4", "--lr 3e-4"]  # that every arm may choose from
 ARMS = {
-    "grpo": "", "filter": "--trigger never", "guide": "", "no_correction": "--correction none", "always": "--trigger always",
-    "joined": "--group join", "grpo_near": "", "guide_near": "", "no_correction_near": "--correction none",
+    "grpo": "grpo.py", "filter": "guide.py --trigger never", "guide": "guide.py", "no_correction": "guide.py --correction none",
+    "always": "guide.py --trigger always", "joined": "guide.py --group join", "grpo_near": "grpo.py", "guide_near": "guide.py",
+    "no_correction_near": "guide.py --correction none",
 }  # fmt: skip
+SHOWN = {"hard": HARD_ARMS, "near": NEAR_ARMS, "easy": HARD_ARMS}  # whose models each table shows
 LABELS = HARD_ARMS | {arm: f"{label} (chains of 4)" for arm, label in NEAR_ARMS.items()}
 
 CHOSEN: dict[str, str] = {}  # the best of each arm's trials, see `score`; filled in when they are done
@@ -55,14 +60,14 @@ class Args(arms.Args):
 
 def every(arm: str) -> int:
     """Steps between two dev scores, some 100,000 tokens: a step of guide.py samples about four times as many as one of grpo.py."""
-    return 12 if arm.startswith("grpo") else 3
+    return 12 if ARMS[arm] == "grpo.py" else 3
 
 
 def command(arm: str, setting: str, seed: int) -> str:
     """The exact command of a run, all but its --out-dir."""
-    script = "grpo.py" if arm.startswith("grpo") else f"guide.py {REFILLS}"
-    common = NEAR if arm.endswith("_near") else COMMON
-    return " ".join(f"{script} --eval-every {every(arm)} {ARMS[arm]} {common} {setting} --seed {seed}".split())
+    refills = "" if ARMS[arm] == "grpo.py" else f" {REFILLS}"
+    terms = TERMS["near" if arm in NEAR_ARMS else "hard"]
+    return f"{ARMS[arm]}{refills} --eval-every {every(arm)} {terms} {setting} --seed {seed}"
 
 
 def measure(folder: Path, file: Path) -> None:
@@ -77,7 +82,7 @@ def measure(folder: Path, file: Path) -> None:
 
 
 def collect_trials(out: Path) -> dict:
-    """trials.json: {arm: {setting: dev scores in their order, share of guided groups, tokens}}."""
+    """trials.json: {arm: {setting: dev scores in their order, steps, share of guided groups}}."""
     file = out / "trials.json"
     trials = json.loads(file.read_text()) if file.exists() else {}
     for arm in ARMS:
@@ -123,7 +128,8 @@ def scores_table(out: Path, shown: list[str], task: str) -> str:
     compared = ("pass@16", "gained", "forgotten")
     lines = ["| " + f"{task}: `{TASKS[task]}` | seeds | avg@16 | pass@16 | self-distillation | capability gain | forgetting | unparsed "
              "| Guide minus it: pass@16 | capability gain | forgetting |", "|---" * 11 + "|"]  # fmt: skip
-    guide = test_scores(out, "guide_near" if task == "near" else "guide", task)
+    compared_with = next(arm for arm, label in SHOWN[task].items() if label == "Guide")
+    guide = test_scores(out, compared_with, task)
     for arm in ["before", *shown]:
         own = test_scores(out, arm, task)
         cells = [cell([score[name] for score in own.values()]) for name in ("avg@16", "pass@16", "distilled", "gained", "forgotten")]
@@ -132,15 +138,15 @@ def scores_table(out: Path, shown: list[str], task: str) -> str:
             cells[3:6] = [""] * 3
         for name in compared:
             differences = [guide[seed][name] - own[seed][name] for seed in sorted(own.keys() & guide.keys())]
-            cells.append("" if arm in ("guide", "guide_near", "before") else cell(differences, signed=True))
-        lines.append(" | ".join([f"| {(HARD_ARMS | NEAR_ARMS).get(arm, arm)}", *cells]) + " |")
+            cells.append("" if arm in (compared_with, "before") else cell(differences, signed=True))
+        lines.append(" | ".join([f"| {SHOWN[task].get(arm, arm)}", *cells]) + " |")
     return "\n".join(lines)
 
 
 def report(out: Path) -> dict[str, str]:
     """Every table of the reported runs."""
-    found = lambda arms: [arm for arm in arms if list((out / arm).glob("seed*/test.json"))]  # noqa: E731
-    return {task: scores_table(out, found(NEAR_ARMS if task == "near" else HARD_ARMS), task) for task in TASKS}
+    found = {task: [arm for arm in shown if list((out / arm).glob("seed*/test.json"))] for task, shown in SHOWN.items()}
+    return {task: scores_table(out, found[task], task) for task in TASKS}
 
 
 def main(args: Args) -> None:

@@ -6,6 +6,7 @@ import shlex
 import pytest
 import scipy.stats
 import tyro
+from committed_runs import check_reported_runs
 
 import entropy_baselines
 import plot
@@ -217,15 +218,7 @@ def test_a_trial_is_scored_by_its_last_two_scores():
 
 def test_reported_runs_were_made_with_the_chosen_settings():
     """Catches an arm without its five seeds, and logs of another setting, script or seed than the one beside them."""
-    for arm in entropy.CHOSEN:
-        for seed in range(1, 6):
-            script, *flags = shlex.split(entropy.command(arm, entropy.CHOSEN[arm], seed))
-            config = json.loads((entropy.LOGS / arm / f"seed{seed}" / "config.json").read_text())
-            wanted = vars(tyro.cli(SCRIPTS[script].Args, args=flags))
-            assert config["script"] == SCRIPTS[script].__name__ and config["flags"]["seed"] == seed
-            for name, value in wanted.items():
-                if name not in ("out_dir", "resume") and value is not None:
-                    assert config["flags"][name] == value, (arm, seed, name)
+    check_reported_runs(entropy.LOGS, entropy.CHOSEN, entropy.command, SCRIPTS)
 
 
 def test_the_readme_shows_the_comparison():

@@ -5,6 +5,7 @@ import shlex
 
 import pytest
 import tyro
+from committed_runs import check_reported_runs
 
 import grpo
 import guide
@@ -28,7 +29,7 @@ def test_all_arms_run_on_the_same_terms():
             script, *flags = shlex.split(hard_chains.command(arm, setting, 7))
             ours = vars(tyro.cli(SCRIPTS[script].Args, args=flags))
             every = ["--eval-every", "12"] if script == "grpo.py" else ["--eval-every", "3", *shlex.split(hard_chains.REFILLS)]
-            common = vars(tyro.cli(SCRIPTS[script].Args, args=[*shlex.split(f"{hard_chains.COMMON} {setting} --seed 7"), *every]))
+            common = vars(tyro.cli(SCRIPTS[script].Args, args=[*shlex.split(f"{hard_chains.TERMS['hard']} {setting} --seed 7"), *every]))
             near = {"task": "chain?horizon=4&family=reversed", "token_budget": 400_000} if arm in NEAR_ARMS else {}
             assert ours == common | switches | near and (script == "grpo.py") == arm.startswith("grpo"), arm
 
@@ -108,15 +109,7 @@ def test_settings_are_the_best_of_the_trials_that_are_listed():
 @measured
 def test_reported_runs_were_made_with_the_chosen_settings():
     """Catches an arm without its five seeds, and logs of another setting, script or seed than the one beside them."""
-    for arm, setting in hard_chains.CHOSEN.items():
-        for seed in range(1, 6):
-            script, *flags = shlex.split(hard_chains.command(arm, setting, seed))
-            config = json.loads((hard_chains.LOGS / arm / f"seed{seed}" / "config.json").read_text())
-            wanted = vars(tyro.cli(SCRIPTS[script].Args, args=flags))
-            assert f"{config['script']}.py" == script and config["flags"]["seed"] == seed
-            for name, value in wanted.items():
-                if name not in ("out_dir", "resume") and value is not None:
-                    assert config["flags"][name] == value, (arm, seed, name)
+    check_reported_runs(hard_chains.LOGS, hard_chains.CHOSEN, hard_chains.command, SCRIPTS)
 
 
 @measured

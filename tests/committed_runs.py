@@ -1,0 +1,21 @@
+"""What tests of the committed comparisons have in common."""
+
+import json
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import tyro
+
+
+def check_reported_runs(logs: Path, chosen: dict[str, str], command: Callable[[str, str, int], str], scripts: dict) -> None:
+    """Every arm has its five seeds, and each log is of the script, setting and seed that `command` gives."""
+    for arm, setting in chosen.items():
+        for seed in range(1, 6):
+            script, *flags = shlex.split(command(arm, setting, seed))
+            config = json.loads((logs / arm / f"seed{seed}" / "config.json").read_text())
+            wanted = vars(tyro.cli(scripts[script].Args, args=flags))
+            assert config["script"] == scripts[script].__name__ and config["flags"]["seed"] == seed, (arm, seed)
+            for name, value in wanted.items():
+                if name not in ("out_dir", "resume") and value is not None:
+                    assert config["flags"][name] == value, (arm, seed, name)
