@@ -2,9 +2,11 @@ r"""Problems, how they are composed into chains, and how an answer is graded. Tr
 
     chain                        the embedded world: word problems, each one using the answer of the one before (default)
     chain?horizon=5&family=mixed its settings, see `ChainTask`
-    jsonl:PATH[?hint=FIELD]      your own file, one {"prompt": ..., "answer": ..., "hint": optional, "solution": optional} a line
+    jsonl:PATH[?hint=FIELD]      your own file, one {"prompt": ..., "answer": ..., "hint", "solution", "horizon": optional} a line
     gym:NAME?key=value&...       any reasoning-gym task with its settings and its own scorer
     gsm8k                        openai/gsm8k through the `datasets` library (needs a network)
+    gsm8k?horizon=2-4, jsonl:PATH?horizon=3, gym:NAME?key=value&horizon=3
+                                 their problems chained by h1's rule, see `ComposedTask`; compose.py writes them to a file
     math500, aime24, aime25, amc23, olympiadbench, gsm_symbolic, gsm_symbolic_p1, gsm_symbolic_p2, mmlu_pro_math
                                  benchmarks, in the same way, for eval.py: they have the split "test" alone
 
@@ -13,16 +15,22 @@ A task is any object with a `name` and two methods:
     problem(split, index, seed) -> Problem      a pure function; split is "train", "dev" or "test", and they share no problem
     grade(completion, problem)  -> Grade        correct when the score is 1
 
+One whose problems have a horizon also gives a task of the same problems at another one (h1_curriculum.py asks for it):
+
+    at_horizon(horizon)         -> task
+
 Answers are asked for in \boxed{}; the last box counts. Two plain integers are compared here, anything else by math-verify
 in worker processes with a wall-clock limit, so a completion can be wrong but can never stop or stall a run.
 """
 
 import ast
 import atexit
+import copy
 import functools
 import hashlib
 import itertools
 import json
+import math
 import operator
 import queue
 import random
@@ -30,9 +38,10 @@ import re
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from importlib.metadata import version
 from pathlib import Path
@@ -53,8 +62,8 @@ class Problem:
     solution: str | None = None  # worked, ends in \boxed{answer}
     horizon: int = 1  # explicit number of dependent steps
     source: str = ""
-    template: str | None = None  # the prompt's sentence with {x} for one of its numbers: can be chained by `compose`
-    program: str | None = None  # the answer as arithmetic in x, e.g. "x+5"
+    template: str | None = None  # the prompt with {x} for one of its numbers: can be chained by `compose`
+    program: str | None = None  # the answer as arithmetic in x, e.g. "x+5"; without one, a chain keeps the number and the answer
 
 
 @dataclass(frozen=True)
@@ -302,16 +311,30 @@ def _parse_program(program: str) -> ast.Expression:
     return ast.parse(program, mode="eval")
 
 
-def choose_chain(problems: list[Problem], horizon: int, rng: random.Random, limit: int | None = 999) -> list[Problem] | None:
-    """Pick `horizon` of the problems in an order that can be chained: every answer is fed to the next problem, is new, and
-    (with a limit) is an integer from 2 to it. None when the pool runs dry."""
+def number(text: str) -> Fraction | None:
+    """The number that `text` plainly is, as a whole number, a decimal or a fraction, else None.
+
+    >>> number("1,000"), number("2.50"), number("-14951/125"), number("12 eggs")
+    (Fraction(1000, 1), Fraction(5, 2), Fraction(-14951, 125), None)
+    """
+    if plain_integer(text) is not None:
+        return Fraction(plain_integer(text))
+    text = text.strip().strip("$").strip()
+    return Fraction(text) if re.fullmatch(r"-?[0-9]{1,20}(\.[0-9]{1,20}|/[1-9][0-9]{0,19})", text) else None
+
+
+def choose_chain(problems: list[Problem], horizon: int, rng: random.Random, limit: float | None = 999,
+                 first: Problem | None = None) -> list[Problem] | None:  # fmt: skip
+    """Pick `horizon` of the problems in an order that can be chained, starting with `first` if there is one: every answer is fed to
+    the next problem, is new, and (with a limit, which may be math.inf) is an integer from 2 to it. None when the pool runs dry."""
     pool = rng.sample(problems, len(problems))
-    chain, values = [], []
+    chain = [first] if first else []
+    values = chain_values(chain)
     while len(chain) < horizon:
         for candidate in pool:
-            value = run_program(candidate.program, values[-1]) if chain else Fraction(candidate.answer)
-            fits = limit is None or (value.denominator == 1 and 2 <= value <= limit)
-            if fits and value not in values:
+            value = step_value(candidate, values[-1] if chain else None)
+            fits = value is not None and (limit is None or (value.denominator == 1 and 2 <= value <= limit))
+            if fits and value not in values and (candidate.template or not chain):
                 break
         else:
             return None
@@ -321,14 +344,29 @@ def choose_chain(problems: list[Problem], horizon: int, rng: random.Random, limi
     return chain
 
 
-def compose(problems: list[Problem], horizon: int, rng: random.Random, style: str = "short", limit: int | None = 999) -> Problem:
+def step_value(step: Problem, x: Fraction | None) -> Fraction | None:
+    """A step's answer when it receives x: by its program; without one, or without x, its own. None: not a number, or division by 0."""
+    if x is None or step.program is None:
+        return number(step.answer)
+    try:
+        return run_program(step.program, x)
+    except ZeroDivisionError:
+        return None
+
+
+def compose(problems: list[Problem], horizon: int, rng: random.Random, style: str = "short", limit: float | None = 999) -> Problem:
     """Chain `horizon` one-step problems by h1's rule: the answer of one replaces a number of the next (arXiv 2510.07312).
 
-    `problems` need a `template` and a `program`. style "short" is the embedded world's terse wording (A: ... B: ... A ...),
-    "h1" has the paper's 2*horizon - 1 numbered steps: solve, substitute, solve, substitute, ...
+    `problems` need a `template`. Where there is a `program` the step's answer is computed anew from the number it receives; where
+    there is none, the offset to the number that stood there is written out, "(U+7)", and the answer stays true (R-HORIZON, arXiv
+    2510.08189). style "short" is the embedded world's terse wording (A: ... B: ... A ...), "h1" has the paper's 2*horizon - 1
+    numbered steps: solve, substitute, solve, substitute, ...; one problem alone stays as it is.
     """
-    if not 1 <= horizon <= len(LETTERS):
-        raise ValueError(f"horizon {horizon} is not within 1 to {len(LETTERS)}")
+    longest = {"short": len(LETTERS), "h1": len(PLACEHOLDERS) + 1}.get(style)
+    if longest is None:
+        raise ValueError(f"style {style!r} is not one of short, h1")
+    if not 1 <= horizon <= longest:
+        raise ValueError(f"horizon {horizon} is not within 1 to {longest}")
     chain = choose_chain(problems, horizon, rng, limit)
     if chain is None:
         raise ValueError(f"cannot chain {horizon} of these {len(problems)} problems; give more problems or a larger limit")
@@ -336,40 +374,52 @@ def compose(problems: list[Problem], horizon: int, rng: random.Random, style: st
 
 
 def chain_values(chain: list[Problem]) -> list[Fraction]:
-    """The answer of every step when each program receives the answer before it."""
-    values = [Fraction(chain[0].answer)]
-    for step in chain[1:]:
-        values.append(run_program(step.program, values[-1]))
+    """The answer of every step when each receives the answer before it."""
+    values = []
+    for step in chain:
+        values.append(step_value(step, values[-1] if values else None))
     return values
 
 
 def write_chain(chain: list[Problem], style: str) -> Problem:
     """Word a chain whose steps are already chosen."""
-    letters, values = LETTERS[: len(chain)], chain_values(chain)
-    texts = [chain[0].prompt] + [step.template.replace("{x}", letter) for step, letter in zip(chain[1:], letters)]
+    if style == "h1" and len(chain) == 1 and "\\boxed" in chain[0].prompt:
+        return chain[0]
+    values = chain_values(chain)
+    letters = LETTERS if style == "short" else PLACEHOLDERS
+    texts = [chain[0].prompt] + [_substituted(*step) for step in zip(chain[1:], letters, values)]
+    texts = [text.removesuffix(BOXED_INSTRUCTION).rstrip() for text in texts]
     if style == "short":
-        prompt = " ".join(f"{letter}: {text}" for letter, text in zip(letters, texts))
-        prompt += f" Give {letters[-1]} in \\boxed{{}}."
-    elif style == "h1":
-        steps = [f"Step 1: Solve this problem step by step.\n\n{texts[0]}"]
+        names = [f"{letter}=" for letter in letters[: len(chain)]]
+        prompt = " ".join(f"{letter}: {text}" for letter, text in zip(letters, texts)) + f" Give {letters[len(chain) - 1]} in \\boxed{{}}."
+    else:
+        names = [f"Step {2 * i + 1}: " for i in range(len(chain))]
+        steps = [texts[0] if len(chain) == 1 else f"Step 1: Solve this problem step by step.\n\n{texts[0]}"]
         for i, (letter, text) in enumerate(zip(letters, texts[1:]), start=1):
             steps.append(f"Step {2 * i}: Put the final answer of Step {2 * i - 1} in place of {letter} in this problem and "
                          f"write the problem out with that number.\n\n{text}")  # fmt: skip
             steps.append(f"Step {2 * i + 1}: Solve the problem from Step {2 * i} step by step.")
         prompt = "\n\n".join(steps) + f" {BOXED_INSTRUCTION}"
-    else:
-        raise ValueError(f"style {style!r} is not one of short, h1")
 
-    inputs = [start_number(chain[0]), *values[:-1]]
-    lines = [f"{letter}={_fill(step.program, x)}={value}" for letter, step, x, value in zip(letters, chain, inputs, values)]
-    hint = hint_text(chain, lines[: hinted_steps(len(chain))])
+    inputs = [start_number(chain[0]) if chain[0].program else None, *values[:-1]]
+    works = [f"{_fill(step.program, x)}=" if step.program else "" for step, x in zip(chain, inputs)]
+    lines = [f"{name}{work}{value}" for name, work, value in zip(names, works, values)]
+    hint = hint_text(chain, lines[: hinted_steps(len(chain))], letters)
     solution = "\n".join([*lines, f"\\boxed{{{values[-1]}}}"])
     sources = {step.source for step in chain}
     source = "chain/reversed" if "chain/reversed" in sources else chain[0].source
     return Problem(prompt, str(values[-1]), hint, solution, len(chain), source)
 
 
+def _substituted(step: Problem, letter: str, value: Fraction) -> str:
+    """A step with a letter for its number; where it has no program, with what is missing from `value` to the number."""
+    head, tail = step.template.split("{x}", 1)
+    offset = 0 if step.program else number(start_number(step)) - value
+    return head + (f"({letter}{'+' if offset > 0 else '-'}{abs(offset)})" if offset else letter) + tail
+
+
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWYZ"
+PLACEHOLDERS = "UVWXYZ" + "BCDEFGHJKLMNOPQRST"  # of style "h1": the paper's six, then ours; A and I are words
 _VERBS = {"+": "add", "-": "subtract", "*": "multiply", "/": "halve"}
 
 
@@ -378,9 +428,10 @@ def hinted_steps(horizon: int) -> int:
     return 3 * horizon // 4
 
 
-def hint_text(chain: list[Problem], lines: list[str]) -> str:
+def hint_text(chain: list[Problem], lines: list[str], letters: str = LETTERS) -> str:
     """Guidance for a chain: its first lines, worked, and the operation that comes next."""
-    plan = _plan(chain[len(lines)].program, LETTERS[len(lines) - 1] if lines else start_number(chain[0]))
+    step = chain[len(lines)]
+    plan = _plan(step.program, letters[len(lines) - 1] if lines else start_number(step)) if step.program else "solve the next problem"
     return ", ".join([*lines, f"then {plan}." if lines else f"{plan}."])
 
 
@@ -398,6 +449,64 @@ def start_number(problem: Problem) -> str:
     """The number of `prompt` that `template` replaces by {x}."""
     head, tail = problem.template.split("{x}", 1)
     return problem.prompt[len(head) : len(problem.prompt) - len(tail)]
+
+
+_NUMBER = re.compile(r"(?<![\w.,/^])(\d{1,3}(?:,\d{3})+|\d+)(\.\d+)?(?![\w/^]|[.,]\d)")  # one that stands alone in a text
+_UNSAID = {0, 1, 2, 3, 4, 7, 10, 12, 24, 30, 31, 52, 60, 100, 365, 1000}  # halves, dozens, days, percent: in a solution without being given
+
+
+def templates(prompt: str) -> Iterator[tuple[str, str]]:
+    """Every number of a prompt that occurs there once, is 2 or more and could be replaced: (number, the prompt with {x} for it)."""
+    if "{x}" not in prompt and not re.search(rf"\b[{PLACEHOLDERS}]\b", prompt):
+        values = [number(match[0]) for match in _NUMBER.finditer(prompt)]
+        for match, value in zip(_NUMBER.finditer(prompt), values):
+            if values.count(value) == 1 and value >= 2:
+                yield match[0], prompt[: match.start()] + "{x}" + prompt[match.end() :]
+
+
+def chainable(problem: Problem) -> Problem | None:
+    """The problem with a template, its own or one for the first number that can be replaced. None: it has none, or its answer is not
+    a whole number from 2."""
+    answer = number(problem.answer)
+    if answer is None or answer.denominator != 1 or answer < 2:
+        return None
+    if problem.template:
+        return problem
+    _, template = next(templates(problem.prompt), (None, None))
+    return replace(problem, template=template) if template else None
+
+
+def calculator_program(prompt: str, worked: str, answer: str) -> tuple[str, str] | None:
+    """(template, program) of a GSM8K problem from the calculator notes of its solution, <<48/2=24>>: the last note, with the notes
+    whose results it uses written in, and x for a number of the prompt. None where no such program can be trusted: it must give
+    the answer, and no number may have two origins (given and computed, or computed and unsaid, like the 7 of a week).
+
+    >>> calculator_program("Ann sold 46 cups, then half as many. Together?", "Half: <<46/2=23>>23, all: <<46+23=69>>69", "69")
+    ('Ann sold {x} cups, then half as many. Together?', 'x+(x/2)')
+    """
+    given = {number(match[0]) for match in _NUMBER.finditer(prompt)}
+    notes = [re.sub(r"[\s$,]", "", note).split("=") for note in re.findall(r"<<([^<>]*)>>", worked)]
+    if not notes or any(len(note) != 2 or number(note[1]) is None for note in notes):
+        return None
+    for shown, template in templates(prompt):
+        start, results = number(shown), {}
+
+        def origin(match, start=start, results=results):
+            value = Fraction(match[0])
+            if value in results:
+                return "?" if value in given | _UNSAID else f"({results[value]})"
+            return "x" if value == start else match[0]
+
+        for work, result in notes:
+            work = re.sub(r"([0-9.]+)%", r"(\1/100)", work)
+            results[number(result)] = re.sub(r"\d+(\.\d+)?|\.\d+", origin, work)
+        program = results[number(notes[-1][1])]
+        try:
+            if start not in _UNSAID and "x" in program and run_program(program, start) == number(answer):
+                return template, program
+        except (ValueError, SyntaxError, ZeroDivisionError):
+            pass  # a note that is no plain arithmetic
+    return None
 
 
 # --- the embedded world -------------------------------------------------------------------------------------------------
@@ -435,6 +544,15 @@ def _one_step(rng: random.Random, reversed_reading: bool) -> Problem:
                    source="chain/reversed" if reversed_reading else "chain")  # fmt: skip
 
 
+def horizons(text: str, task: str, longest: int) -> tuple[int, int]:
+    """The setting horizon=2-4 as (2, 4), horizon=3 as (3, 3)."""
+    low, _, high = text.partition("-")
+    low, high = _whole(low, "horizon"), _whole(high or low, "horizon")
+    if not 1 <= low <= high <= longest:
+        raise ValueError(f"--task {task}: horizon={text} is not within 1 to {longest}")
+    return low, high
+
+
 @dataclass
 class ChainTask:
     """The embedded world: GSM8K-like steps chained by h1's rule, integer answers from 2 to 999.
@@ -453,10 +571,7 @@ class ChainTask:
     grader = "plain integers"
 
     def __post_init__(self):
-        low, _, high = str(self.horizon).partition("-")
-        self.low, self.high = _whole(low, "horizon"), _whole(high or low, "horizon")
-        if not 1 <= self.low <= self.high <= self.max_horizon:
-            raise ValueError(f"--task chain: horizon={self.horizon} is not within 1 to {self.max_horizon}")
+        self.low, self.high = horizons(str(self.horizon), "chain", self.max_horizon)
         if self.family not in ("plain", "reversed", "mixed"):
             raise ValueError(f"--task chain: family={self.family} is not one of plain, reversed, mixed")
         if self.style not in ("short", "h1"):
@@ -485,6 +600,9 @@ class ChainTask:
 
     def problem(self, split: str, index: int, seed: int) -> Problem:
         return write_chain(self.chain(split, index, seed), self.style)
+
+    def at_horizon(self, horizon: int) -> "ChainTask":
+        return replace(self, horizon=str(horizon))
 
     def grade(self, completion: str, problem: Problem) -> Grade:
         parsed = last_boxed(completion)
@@ -533,6 +651,14 @@ class ListTask:
     def same_answer(self, first: str, second: str) -> bool:
         return same_answer(first, second)
 
+    def at_horizon(self, horizon: int) -> "ListTask":
+        """Those of its problems that have this horizon: a file that compose.py wrote."""
+        chosen = {split: [problem for problem in members if problem.horizon == horizon] for split, members in self.problems.items()}
+        if not any(chosen.values()):
+            found = sorted({problem.horizon for problem in self.members("all")})
+            raise ValueError(f"--task {self.name}: has no problem of horizon {horizon}, only of {', '.join(map(str, found))}")
+        return replace(self, problems=chosen)
+
 
 class ChoiceTask(ListTask):
     """Multiple choice: the box holds the letter of an option."""
@@ -552,11 +678,13 @@ class ChoiceTask(ListTask):
 
 
 def split_list(problems: list[Problem], where: str) -> dict[str, list[Problem]]:
-    """Every tenth problem is dev, the one after it test, the others train; identical prompts stay on one side."""
+    """Every tenth problem of a horizon is dev, the one after it test, the others train; identical prompts stay on one side."""
     splits = {"train": [], "dev": [], "test": []}
-    side = {}
+    side, counts = {}, Counter()
     for problem in problems:
-        side.setdefault(problem.prompt, {8: "dev", 9: "test"}.get(len(side) % 10, "train"))
+        if problem.prompt not in side:
+            side[problem.prompt] = {8: "dev", 9: "test"}.get(counts[problem.horizon] % 10, "train")
+            counts[problem.horizon] += 1
         splits[side[problem.prompt]].append(problem)
     if not problems:
         raise ValueError(f"{where}: holds no problem")
@@ -604,8 +732,11 @@ def load_jsonl(path: str, hint: str = "hint") -> ListTask:
             if not isinstance(row.get(name, ""), str) or not row.get(name, "x").strip():
                 raise ValueError(f"{where}: field {name!r} must be a non-empty string" + ', e.g. "0.5"' * (name == "answer"))
         check_answer(row["answer"], where)
+        horizon = row.get("horizon", 1)
+        if type(horizon) is not int or horizon < 1:
+            raise ValueError(f"{where}: field 'horizon' must be a whole number from 1")
         prompt = row["prompt"] if "\\boxed" in row["prompt"] else f"{row['prompt']} {BOXED_INSTRUCTION}"
-        problems.append(Problem(prompt, row["answer"].strip(), row.get(hint), row.get("solution"), source=path))
+        problems.append(Problem(prompt, row["answer"].strip(), row.get(hint), row.get("solution"), horizon, path))
     if hint != "hint" and not any(problem.hint for problem in problems):
         raise ValueError(f"--task jsonl:{path}?hint={hint}: no line has a field {hint!r}")
     return ListTask("jsonl", split_list(problems, path))
@@ -616,9 +747,10 @@ def gsm8k_problem(question: str, answer: str, where: str) -> Problem:
     worked, marker, final = answer.rpartition("####")
     if not marker or plain_integer(final) is None:
         raise ValueError(f"{where}: field 'answer' does not end in '#### <integer>'")
+    prompt, final = f"{question.strip()} {BOXED_INSTRUCTION}", str(plain_integer(final))
     solution = re.sub(r"<<[^>]*>>", "", worked).strip()
-    final = str(plain_integer(final))
-    return Problem(f"{question.strip()} {BOXED_INSTRUCTION}", final, None, f"{solution}\n\\boxed{{{final}}}", source="gsm8k")
+    template, program = calculator_program(prompt, worked, final) or (None, None)
+    return Problem(prompt, final, None, f"{solution}\n\\boxed{{{final}}}", source="gsm8k", template=template, program=program)
 
 
 def load_rows(task: str, path: str, config: str | None, split: str, rows: int, columns: str) -> list[dict]:
@@ -782,6 +914,60 @@ class GymTask:
         return float(self.dataset(seed).score_answer(answer, entry))
 
 
+class ComposedTask:
+    """The problems of another task, chained by h1's rule in style "h1" (`compose`), all answers whole numbers from 2.
+
+    Every problem of a split starts one chain an epoch, its further steps are drawn from the same split. Problems that cannot be
+    chained are left out and counted on the screen: see `chainable`.
+    """
+
+    grader = "math-verify"
+    max_horizon = len(PLACEHOLDERS) + 1
+
+    def __init__(self, base: "ListTask | GymTask", horizon: str):
+        self.base, self.name = base, base.name
+        self.low, self.high = horizons(horizon, base.name, self.max_horizon)
+        self.pools = {}
+        if isinstance(base, ListTask):
+            self.pools = {split: [step for problem in members if (step := chainable(problem))] for split, members in base.problems.items()}
+            kept, whole = sum(map(len, self.pools.values())), sum(map(len, base.problems.values()))
+            programs = sum(step.program is not None for steps in self.pools.values() for step in steps)
+            print(f"{self.name}: {kept} of {whole} problems can be chained, {programs} of them by a program, the others by an offset")
+
+    def steps(self, split: str, index: int, seed: int) -> tuple[Problem, list[Problem]]:
+        """The first step of a chain, and problems to draw the others from."""
+        if not self.pools:
+            width = 4 * self.max_horizon  # problems of a gym task belong to one chain only
+            found = (self.base.problem(split, index * width + i, seed) for i in range(width))
+            first, *others = [step for problem in found if (step := chainable(problem))] or [None]
+            return first, others
+        self.base.members(split)  # refuses a split that it does not have
+        pool = replace(self.base, problems=self.pools)
+        first = pool.problem(split, index, seed)
+        return first, [step for step in pool.members(split) if step.prompt != first.prompt]
+
+    def problem(self, split: str, index: int, seed: int) -> Problem:
+        first, others = self.steps(split, index, seed)
+        rng = random.Random(f"{seed}/{split}/{index}/chain")
+        horizon = rng.randint(self.low, self.high)
+        chain = first and choose_chain(others, horizon, rng, math.inf, first)
+        if not chain:
+            raise ValueError(f"--task {self.name}: cannot chain {horizon} of its problems in {split}; it needs more with whole numbers in "
+                             "question and answer, or a shorter horizon")  # fmt: skip
+        return write_chain(chain, "h1")
+
+    def grade(self, completion: str, problem: Problem) -> Grade:
+        return grade_boxed(completion, problem)
+
+    def same_answer(self, first: str, second: str) -> bool:
+        return same_answer(first, second)
+
+    def at_horizon(self, horizon: int) -> "ComposedTask":
+        other = copy.copy(self)
+        other.low, other.high = horizons(str(horizon), self.name, self.max_horizon)
+        return other
+
+
 def _optional(module: str, what: str, package: str | None = None):
     """Import an optional package or say how to get it."""
     try:
@@ -806,26 +992,33 @@ def _setting(text: str):
 
 def load_task(spec: str):
     """The task that a --task flag names."""
-    if spec.startswith("jsonl:"):
-        path, _, hint = spec[6:].partition("?hint=")
-        return load_jsonl(path, hint or "hint")
-    name, _, query = spec.partition("?")
+    pattern = r"(jsonl:.*?)(?:\?((?:hint|horizon)=.*))?" if spec.startswith("jsonl:") else r"([^?]*)\??(.*)"  # a path may have a "?"
+    name, query = re.fullmatch(pattern, spec, re.S).groups(default="")
     try:
         settings = dict(parse_qsl(query.replace("+", "%2B"), keep_blank_values=True, strict_parsing=bool(query)))
     except ValueError as error:
         raise ValueError(f"--task {spec}: settings are written NAME?key=value&key=value ({error})") from None
     if name == "chain":
-        unknown = set(settings) - {"horizon", "family", "style"}
-        if unknown:
-            raise ValueError(f"--task chain: unknown setting {sorted(unknown)[0]!r}; known are horizon, family, style")
+        check_settings(spec, settings, "horizon", "family", "style")
         return ChainTask(**settings)
+    horizon = settings.pop("horizon", None)
     if name.startswith("gym:"):
-        return GymTask(spec, name[4:], {key: _setting(value) for key, value in settings.items()})
-    if spec == "gsm8k":
-        return load_gsm8k()
-    if spec in BENCHMARKS:
-        return load_benchmark(spec)
-    raise ValueError(f"--task {spec}: unknown; use chain, jsonl:PATH, gym:NAME?key=value, gsm8k, {', '.join(BENCHMARKS)}")
+        task = GymTask(spec, name[4:], {key: _setting(value) for key, value in settings.items()})
+    elif name.startswith("jsonl:"):
+        check_settings(spec, settings, "hint", "horizon")
+        task = load_jsonl(name[6:], settings.get("hint", "hint"))
+    elif name == "gsm8k" or name in BENCHMARKS:
+        check_settings(spec, settings, "horizon")
+        task = load_gsm8k() if name == "gsm8k" else load_benchmark(name)
+    else:
+        raise ValueError(f"--task {spec}: unknown; use chain, jsonl:PATH, gym:NAME?key=value, gsm8k, {', '.join(BENCHMARKS)}")
+    return task if horizon is None else ComposedTask(task, horizon)
+
+
+def check_settings(spec: str, settings: dict[str, str], *known: str) -> None:
+    for name in settings:
+        if name not in known:
+            raise ValueError(f"--task {spec}: unknown setting {name!r}; known are {', '.join(known)}")
 
 
 if __name__ == "__main__" and sys.argv[1:] == ["--grading-worker"]:

@@ -17,6 +17,7 @@ from queue import Queue
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import given, settings as example_settings, strategies as st
 
 import tasks
 from tasks import (
@@ -767,7 +768,7 @@ def test_compose_hand_written_problems():
         used = sorted((p for p in pool if p.template.split("{x}")[1] in problem.prompt),
                       key=lambda p: problem.prompt.index(p.template.split("{x}")[1]))  # fmt: skip
         value = float(used[0].answer)
-        for step, letter in zip(used[1:], "ABC"):
+        for step, letter in zip(used[1:], "UVW"):
             value = eval(step.program, {"x": value})
             assert step.template.replace("{x}", letter) in problem.prompt
         assert used[0].prompt in problem.prompt and len(used) == 4
@@ -798,17 +799,165 @@ def test_compose_refuses_what_it_cannot_write():
 
 def test_h1_style_has_the_papers_steps():
     """2 * horizon - 1 numbered steps, each letter named and present in its problem, the same answer as the terse wording."""
-    for horizon in (1, 2, 5, 10):
+    for horizon in (2, 5, 10):
         for index in range(5):
             short = ChainTask(horizon=str(horizon)).problem("train", index, 0)
             long = ChainTask(horizon=str(horizon), style="h1").problem("train", index, 0)
             assert re.findall(r"^Step (\d+): ", long.prompt, re.M) == [str(n) for n in range(1, 2 * horizon)]
             parts = re.split(r"^Step \d+: ", long.prompt, flags=re.M)[1:]
-            for letter, part in zip("ABCDEFGHI", parts[1::2]):
+            for letter, part in zip("UVWXYZBCD", parts[1::2]):
                 instruction, text = part.strip().split("\n\n")
                 assert f"in place of {letter} in this problem" in instruction and re.search(rf"\b{letter} \w+", text)
-            assert (long.answer, long.hint, long.solution) == (short.answer, short.hint, short.solution)
+            assert long.answer == short.answer and check_solution(long) == check_solution(short)
+            assert long.hint.split(", then ")[1] == short.hint.split(", then ")[1] and long.hint.startswith("Step 1: ")
             assert long.prompt.endswith("Put the final answer in \\boxed{}.")
+
+
+def test_a_chain_of_one_step_is_the_plain_problem():
+    """Catches "Step 1" around a single problem, and a hint or a worked solution that is lost."""
+    plain = Problem(f"How many? {tasks.BOXED_INSTRUCTION}", "7", "count", "1+6=7\n\\boxed{7}", template="How {x}")
+    assert compose([plain], 1, random.Random(0), "h1") == plain
+    step = ChainTask(horizon="1").chain("train", 0, 0)[0]
+    assert ChainTask(horizon="1", style="h1").problem("train", 0, 0).prompt == f"{step.prompt} {tasks.BOXED_INSTRUCTION}"
+
+
+WORDS = st.text("abcdefgh ,.?", min_size=1).map(lambda text: f"a {text} b")
+
+
+@st.composite
+def step_problems(draw):
+    """A one-step problem with a program, or without one."""
+    head, tail, start, k = draw(WORDS), draw(WORDS), draw(st.integers(2, 10**6)), draw(st.integers(1, 99))
+    template = f"{head} {{x}} {tail}"
+    program = draw(st.sampled_from([None, f"x+{k}", f"x*{k}", f"(x-{k})/3", f"{k}-x*0.5"]))
+    answer = str(run_program(program, start) if program else k)
+    return Problem(template.replace("{x}", str(start)), answer, template=template, program=program)
+
+
+@example_settings(max_examples=200, deadline=None)
+@given(st.lists(step_problems(), min_size=1, max_size=25))
+def test_any_chain_can_be_carried_out_as_it_is_written(steps):
+    """2h-1 steps, each placeholder once in its problem's text; reading the prompt and doing what it says gives the gold answer."""
+    problem = tasks.write_chain(steps, "h1")
+    if len(steps) == 1:
+        assert problem.prompt == f"{steps[0].prompt.rstrip()} {tasks.BOXED_INSTRUCTION}"
+        return
+    parts = re.split(r"(?:^|\n\n)Step (\d+): ", problem.prompt)[1:]
+    assert parts[0::2] == [str(n) for n in range(1, 2 * len(steps))]
+    value = Fraction(steps[0].answer)
+    for step, part, letter in zip(steps[1:], parts[3::4], "UVWXYZBCDEFGHJKLMNOPQRST"):
+        text = part.split("\n\n", 1)[1]
+        shown = re.search(rf"\({letter}([+-][0-9/]+)\)|\b{letter}\b", text)
+        assert len(re.findall(rf"\b{letter}\b", text)) == 1 and f"in place of {letter} in" in part
+        received = value + Fraction(shown[1] or 0)
+        head, tail = step.template.split("{x}")
+        assert (text[: shown.start()], text[shown.end() :].rstrip()) == (head, tail.rstrip())
+        if step.program is None:
+            assert received == int(re.search(r" (\d+) ", step.prompt)[1])  # the number that stood there
+        value = run_program(step.program, received) if step.program else Fraction(step.answer)
+    assert value == Fraction(problem.answer) and problem.solution.endswith(box(str(value)))
+
+
+def test_number():
+    """Catches a year, a unit or a formula taken for a number, and a decimal that is rounded."""
+    assert [tasks.number(text) for text in ("12", "-3", "1,000", "0.1", "-1/3", " $2.50 ")] == [
+        12, -3, 1000, Fraction(1, 10), Fraction(-1, 3), Fraction(5, 2)]  # fmt: skip
+    assert [tasks.number(text) for text in ("", "x", "1e3", "1/0", "2 eggs", "1.2.3", "\\frac12", "٣")] == [None] * 8
+
+
+def test_templates():
+    """Catches a number that occurs twice, a part of a decimal, a word or a power, and a letter that the text already has."""
+    found = lambda prompt: [shown for shown, _ in tasks.templates(prompt)]  # noqa: E731
+    assert found("She has 5 hats, 1,200 pins and 2.5 m; 5 more, 3rd, x^2, 7/8, A4, 10% of $30.") == ["1,200", "2.5", "10", "30"]
+    assert found("There are 0 or 1 of 2.") == ["2"] and found("Bus X has 12 seats.") == found("{x} of 12") == []
+    assert dict(tasks.templates("I had 12 of 20."))["12"] == "I had {x} of 20."
+
+
+@pytest.mark.parametrize("prompt, worked, answer, expected", [
+    ("46 cups, half as many more.", "<<46/2=23>>23 <<46+23=69>>69", "69", ("{x} cups, half as many more.", "x+(x/2)")),
+    ("$150 less 20%, twice.", "<<150*20%=30>> <<150-30=120>> <<120*2=240>>", "240", None),  # is 30 given a month's days or computed?
+    ("$150 less 30%, twice.", "<<150*30%=45>> <<150-45=105>> <<105*2=210>>", "210", ("${x} less 30%, twice.", "(x-(x*(30/100)))*2")),
+    ("$1,500 in 6 parts.", "<<1500/6=$250>>", "250", ("${x} in 6 parts.", "x/6")),
+    ("9 and 9 and 14.", "<<9+9=18>> <<18+14=32>>", "32", ("9 and 9 and {x}.", "(9+9)+x")),
+    ("5 rows of 8, 40 more.", "<<5*8=40>> <<40+40=80>>", "80", None),  # two origins of 40
+    ("7 a day for 2 weeks.", "<<7*14=98>>", "98", None),  # 7 may be a week
+    ("11 a day, 5 days.", "<<11*5=55>>", "56", None),  # does not give the answer
+    ("11 or so.", "<<round(11.2)=11>>", "11", None), ("11 or so.", "eleven", "11", None), ("11 or so.", "<<11>>", "11", None),
+])  # fmt: skip
+def test_calculator_program(prompt, worked, answer, expected):
+    """Catches a program that is not the solution's, and one that cannot be trusted for another number."""
+    assert tasks.calculator_program(prompt, worked, answer) == expected
+
+
+# --- problems of other tasks, chained ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def questions(tmp_path):
+    """A file of 60 sums, 20 of them without a whole number to replace or to hand on."""
+    rows = [{"prompt": f"What is {n} and {n + 7}?", "answer": str(2 * n + 7), "solution": "add"} for n in range(10, 50)]
+    rows += [{"prompt": f"Half of {2 * n + 1}?", "answer": f"{n}.5"} for n in range(10, 20)]
+    rows += [{"prompt": f"Which letter? {'z' * n}", "answer": str(n + 2)} for n in range(10)]
+    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path / "sums.jsonl"
+
+
+def test_composed_list(questions, capsys):
+    """Catches steps from another split, a first step that comes twice, a problem that is no pure function, and a silent loss."""
+    spec = f"jsonl:{questions}?horizon=2-4"
+    task, plain = load_task(spec), load_task(f"jsonl:{questions}")
+    assert capsys.readouterr().out == "jsonl: 40 of 60 problems can be chained, 0 of them by a program, the others by an offset\n"
+    for split, sums in (("train", 32), ("dev", 4), ("test", 4)):
+        answers = {match[1]: p.answer for p in plain.members(split) if (match := re.search(r"What is \d+ and (\d+)", p.prompt))}
+        firsts = set()
+        for index in range(sums):
+            problem = task.problem(split, index, 3)
+            assert problem == load_task(spec).problem(split, index, 3) and 2 <= problem.horizon <= 4
+            second_numbers = re.findall(r"What is (?:\d+|\([U-Z][+-]\d+\)|[U-Z]) and (\d+)\?", problem.prompt)
+            assert len(set(second_numbers)) == problem.horizon and answers[second_numbers[-1]] == problem.answer
+            assert set(second_numbers) <= answers.keys() and problem.prompt.count("\\boxed") == 1
+            assert task.grade(box(problem.answer), problem).correct and not task.grade(box("1"), problem).correct
+            firsts.add(second_numbers[0])
+        assert len(answers) == len(firsts) == sums
+    assert task.problem("train", 0, 3) != task.problem("train", 0, 4)
+    assert "has no split 'sft'" in message(task.problem, "sft", 0, 0)
+
+
+def test_composed_list_at_another_horizon(questions):
+    """Catches a horizon that changes the task it came from, a horizon of 1 that is not the plain problem, and a pool run dry."""
+    task = load_task(f"jsonl:{questions}?horizon=2")
+    assert [task.at_horizon(h).problem("dev", 0, 0).horizon for h in (1, 3, 2)] == [1, 3, 2] and (task.low, task.high) == (2, 2)
+    assert task.at_horizon(1).problem("dev", 0, 0).prompt == load_task(f"jsonl:{questions}").problem("dev", 0, 0).prompt
+    assert "horizon=26 is not within 1 to 25" in message(task.at_horizon, 26)
+    assert "cannot chain 5 of its problems in test" in message(task.at_horizon(5).problem, "test", 0, 0)
+
+
+def test_composed_gym():
+    """Catches an item whose answer is no number, a step of another split, and a label that the offset does not keep."""
+    task = load_task("gym:basic_arithmetic?min_terms=2&max_terms=2&min_digits=2&max_digits=2&horizon=2")
+    for split in ("train", "test"):
+        problem = task.problem(split, 0, 1)
+        assert problem == task.problem(split, 0, 1) != task.problem(split, 1, 1) and problem.horizon == 2
+        assert task.grade(box(problem.answer), problem).correct and "(U" in problem.prompt
+
+
+def test_list_with_horizons(tmp_path):
+    """Catches the field horizon ignored, accepted in any form, and a missing horizon that gives an empty task."""
+    rows = [{"prompt": f"{h} {n}?", "answer": "1", "horizon": h} for n in range(10) for h in (1, 2)]
+    (tmp_path / "both.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = load_task(f"jsonl:{tmp_path / 'both.jsonl'}")
+    assert {task.at_horizon(2).problem(split, 0, 0).horizon for split in ("train", "dev", "test")} == {2}
+    assert message(task.at_horizon, 3) == "--task jsonl: has no problem of horizon 3, only of 1, 2"
+    for wrong in ("2", 0, 1.5, True):
+        (tmp_path / "wrong.jsonl").write_text(json.dumps({"prompt": "p", "answer": "1", "horizon": wrong}))
+        assert "line 1: field 'horizon' must be a whole number from 1" in message(load_task, f"jsonl:{tmp_path / 'wrong.jsonl'}")
+
+
+def test_chain_at_another_horizon():
+    """Catches a family or a style that is lost on the way."""
+    task = ChainTask(horizon="2-6", family="mixed", style="h1").at_horizon(3)
+    assert (task.low, task.high, task.family, task.style) == (3, 3, "mixed", "h1")
+    assert "horizon=11 is not within 1 to 10" in message(task.at_horizon, 11)
 
 
 # --- the embedded world ---------------------------------------------------------------------------------------------------
@@ -845,7 +994,7 @@ def check_solution(problem: Problem) -> list[Fraction]:
     *lines, boxed = problem.solution.split("\n")
     values = []
     for line in lines:
-        _, work, result = line.split("=")
+        work, result = re.fullmatch(r"(?:[A-Z]=|Step \d+: )(.*)=(.*)", line).groups()
         value = eval(re.sub(r"(\d+(\.\d+)?)", r"Fraction('\1')", work), {"Fraction": Fraction})
         assert value == Fraction(result), line
         values.append(value)
@@ -958,6 +1107,8 @@ def test_chain_solution_earns_the_reward():
     ("chain?horizon", "settings are written NAME?key=value&key=value"),
     ("chain?family=foo", "family=foo is not one of plain, reversed, mixed"),
     ("chain?style=foo", "style=foo is not one of short, h1"),
+    ("gsm8k?x=1", "--task gsm8k?x=1: unknown setting 'x'; known are horizon"),
+    ("math500?hint=plan", "unknown setting 'hint'; known are horizon"),
     ("chain?name=foo", "unknown setting 'name'; known are horizon, family, style"),
     ("chain?horizon=3&colour=red", "unknown setting 'colour'"),
 ])  # fmt: skip
@@ -972,7 +1123,7 @@ def test_chain_unknown_split():
     assert "split 'valid' is not one of sft, train, dev, test" in message(CHAIN.problem, "valid", 0, 0)
 
 
-@pytest.mark.parametrize("spec", ["", "chains", "gsm8k?x=1", "gym", "math", "jsonl"])
+@pytest.mark.parametrize("spec", ["", "chains", "gym", "math", "jsonl", "math?horizon=2"])
 def test_unknown_task(spec):
     """The flag, what was given and what there is are named."""
     assert message(load_task, spec).startswith(f"--task {spec}: unknown; use chain, jsonl:PATH, gym:NAME?key=value, gsm8k, math500")
