@@ -268,7 +268,7 @@ class Run:
         self.started, self.first_step, self.lines = time.time(), 0, 0
         self.config = {
             "script": script,
-            "flags": {name: str(value) if isinstance(value, Path) else value for name, value in asdict(args).items()},
+            "flags": json.loads(json.dumps(asdict(args), default=str)),  # a path as text, a tuple as a list: as it is read back
             "parameters": model.num_parameters(),
             "model_hash": model_hash(model),
             "git_commit": git_commit(),

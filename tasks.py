@@ -656,7 +656,8 @@ class ListTask:
         chosen = {split: [problem for problem in members if problem.horizon == horizon] for split, members in self.problems.items()}
         if not any(chosen.values()):
             found = sorted({problem.horizon for problem in self.members("all")})
-            raise ValueError(f"--task {self.name}: has no problem of horizon {horizon}, only of {', '.join(map(str, found))}")
+            raise ValueError(f"--task {self.name}: has no problem of horizon {horizon}, only of {', '.join(map(str, found))}; "
+                             "horizon=1 in --task chains them")  # fmt: skip
         return replace(self, problems=chosen)
 
 

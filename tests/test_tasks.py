@@ -947,7 +947,7 @@ def test_list_with_horizons(tmp_path):
     (tmp_path / "both.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     task = load_task(f"jsonl:{tmp_path / 'both.jsonl'}")
     assert {task.at_horizon(2).problem(split, 0, 0).horizon for split in ("train", "dev", "test")} == {2}
-    assert message(task.at_horizon, 3) == "--task jsonl: has no problem of horizon 3, only of 1, 2"
+    assert message(task.at_horizon, 3) == "--task jsonl: has no problem of horizon 3, only of 1, 2; horizon=1 in --task chains them"
     for wrong in ("2", 0, 1.5, True):
         (tmp_path / "wrong.jsonl").write_text(json.dumps({"prompt": "p", "answer": "1", "horizon": wrong}))
         assert "line 1: field 'horizon' must be a whole number from 1" in message(load_task, f"jsonl:{tmp_path / 'wrong.jsonl'}")
