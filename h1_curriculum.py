@@ -232,7 +232,7 @@ def completion_budget(args: Args, horizon: int) -> int:
 
 
 def format_terms(completion: str, parsed: str | None) -> float:
-    """[D1] The paper's terms for the format, with a box for its tags, 0 to 2: a number in the box, one box only, the box last with
+    r"""[D1] The paper's terms for the format, with a box for its tags, 0 to 2: a number in the box, one box only, the box last with
     work before it (0.5 each), and 0.5 less 0.001 for every character after it.
 
     >>> format_terms("1+1=2\n\\boxed{2}", "2"), format_terms("\\boxed{a}, so", "a"), format_terms("2", None)
@@ -486,7 +486,7 @@ def main(args: Args, task=None, sampler=None) -> Path:
         run.sample(step, rollout, advantages)
         state["step"] = step
         stage_over = stage_is_over(args, state, record.get(f"eval/{task.name}-h{state['stage']}/avg@{args.eval_samples}"))
-        if stage_over and not last:  # [2]
+        if stage_over:  # [2]
             runtime.load_weights(args.out_dir / "stage", model)
             optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
             sampler.load_weights(model)

@@ -22,6 +22,7 @@ import dapo  # noqa: E402
 import entropy_baselines  # noqa: E402
 import grpo  # noqa: E402
 import guide  # noqa: E402
+import h1_curriculum  # noqa: E402
 import plot  # noqa: E402
 import runtime  # noqa: E402
 import siren  # noqa: E402
@@ -134,7 +135,8 @@ def main(toy_model: str, out: Path) -> None:
     children = []
     adaptive = {"method": "adaptive_bonus", "bonus": 0.1, "bonus_rate": 1e-3, "target_share": 1.1}
     scripts = ((grpo, {}), (dapo, {"max_refills": 3, "overlong_buffer": 4}), (siren, {"beta": 1.0}),
-               (guide, {"max_refills": 2}), (entropy_baselines, adaptive))  # fmt: skip
+               (guide, {"max_refills": 2}), (entropy_baselines, adaptive),
+               (h1_curriculum, {"max_horizon": 3, "steps_per_stage": 2}))  # fmt: skip
     for script, extra in scripts:
         children.append(os.fork())
         if children[-1] == 0:

@@ -12,11 +12,13 @@ import pytest
 import test_mutations
 import tyro
 
+import compose
 import dapo
 import entropy_baselines
 import eval as evaluation
 import grpo
 import guide
+import h1_curriculum
 import hints
 import plot
 import runtime
@@ -27,6 +29,7 @@ from benchmarks import against_lighteval, calibration, coverage, entropy, real_m
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 SCRIPTS = {"grpo.py": grpo.Args, "dapo.py": dapo.Args, "siren.py": siren.Args, "guide.py": guide.Args, "hints.py": hints.Args,
+           "h1_curriculum.py": h1_curriculum.Args, "compose.py": compose.Args,
            "entropy_baselines.py": entropy_baselines.Args,
            "eval.py": evaluation.Args, "sft.py": sft.Args,
            "benchmarks/reference.py": reference.Args, "benchmarks/real_model.py": real_model.Args,
@@ -117,10 +120,11 @@ def test_the_large_command_of_guide_is_that_of_the_authors_script():
     assert {name: getattr(args, name) for name in papers} == papers
 
 
-@pytest.mark.parametrize("script", ["grpo", "dapo", "siren", "guide", "entropy_baselines"])
+@pytest.mark.parametrize("script", ["grpo", "dapo", "siren", "guide", "entropy_baselines", "h1_curriculum"])
 def test_help_shows_every_flag_with_its_text(script):
     """A flag without a docstring."""
-    module = {"grpo": grpo, "dapo": dapo, "siren": siren, "guide": guide, "entropy_baselines": entropy_baselines}[script]
+    module = {"grpo": grpo, "dapo": dapo, "siren": siren, "guide": guide, "entropy_baselines": entropy_baselines,
+              "h1_curriculum": h1_curriculum}  # fmt: skip[script]
     source = (ROOT / f"{script}.py").read_text()
     block = source[source.index("class Args:") : source.index("# --- the mathematics")]
     assert len(re.findall(r'^    """', block, flags=re.M)) == len(module.Args.__dataclass_fields__)
@@ -143,7 +147,8 @@ def test_glossary_equals_the_keys_that_are_logged(toy_model, tmp_path, monkeypat
     small = {"model": toy_model, "steps": 1, "prompts_per_step": 2, "group_size": 2, "max_new_tokens": 4, "eval_problems": 2,
              "test_problems": 2, "eval_samples": 2}  # fmt: skip
     refills = {"max_refills": 0}
-    for module, extra in ((grpo, {"kl_coef": 0.1}), (dapo, refills), (siren, {}), (guide, refills), (entropy_baselines, {})):
+    for module, extra in ((grpo, {"kl_coef": 0.1}), (dapo, refills), (siren, {}), (guide, refills), (entropy_baselines, {}),
+                          (h1_curriculum, {"schedule": "adarft"})):  # fmt: skip
         folder = tmp_path / module.__name__
         module.main(module.Args(out_dir=folder, **small, **extra))
         for line in (folder / "metrics.jsonl").read_text().splitlines():

@@ -30,6 +30,7 @@ import entropy_baselines
 import eval as evaluation
 import grpo
 import guide
+import h1_curriculum
 import plot
 import rollout
 import runtime
@@ -40,10 +41,10 @@ from tasks import Grade, ListTask, Problem, load_task
 
 TINY = Path(__file__).resolve().parent.parent / "models" / "tiny"
 real_plot_run = plot.plot_run
-SCRIPTS = [grpo, dapo, siren, guide, entropy_baselines]
+SCRIPTS = [grpo, dapo, siren, guide, entropy_baselines, h1_curriculum]
 each_script = pytest.mark.parametrize("script", SCRIPTS, ids=[script.__name__ for script in SCRIPTS])
 each_algorithm = pytest.mark.parametrize("script", SCRIPTS[:3], ids=[script.__name__ for script in SCRIPTS[:3]])
-each_and_guide = pytest.mark.parametrize("script", SCRIPTS[:4], ids=[script.__name__ for script in SCRIPTS[:4]])
+each_loop = pytest.mark.parametrize("script", LOOPS := [*SCRIPTS[:4], h1_curriculum], ids=[script.__name__ for script in LOOPS])
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +61,8 @@ def run(toy_model, tmp_path):
     """run(script, name, task=..., sampler=..., **flags) -> the output folder of a quick run."""
 
     def function(script, name="run", task=None, sampler=None, **changes) -> Path:
-        script.main(script.Args(**quick_flags(toy_model, tmp_path / name, **changes)), task=task or HashTask(), sampler=sampler)
+        stages = dict(max_horizon=2, steps_per_stage=2) if script is h1_curriculum else {}
+        script.main(script.Args(**quick_flags(toy_model, tmp_path / name, **(stages | changes))), task=task or HashTask(), sampler=sampler)
         return tmp_path / name
 
     return function
@@ -148,7 +150,8 @@ SIREN_KEYS = {"siren/entropy", "siren/anchor", "siren/nucleus_entropy", "siren/f
 GUIDE_KEYS = {f"guide/{name}" for name in ("frac_guided", "guided_success", "gamma", "ratio_q10", "ratio_q50", "ratio_q90", "rounds",
                                            "without_hint", "first_solved")}  # fmt: skip
 OWN_KEYS = {grpo: set(), dapo: DAPO_KEYS, siren: SIREN_KEYS, guide: GUIDE_KEYS,
-            entropy_baselines: {"baseline/entropy", "baseline/bonus", "baseline/frac_touched"}}  # fmt: skip
+            entropy_baselines: {"baseline/entropy", "baseline/bonus", "baseline/frac_touched"},
+            h1_curriculum: {f"h1/{name}" for name in ("horizon", "stage", "stage_tokens", "reward_1", "reward_2")}}  # fmt: skip
 
 
 @each_script
@@ -158,22 +161,27 @@ def test_output_folder(run, script, monkeypatch, capsys):
         monkeypatch.setattr(plot, "plot_run", real_plot_run)
     folder = run(script)
     files = {"config.json", "metrics.jsonl", "samples.jsonl", "last", "best", "final", ".lock"}
+    files |= {"stage"} if script is h1_curriculum else set()
     assert {path.name for path in folder.iterdir()} == files | ({"curves.png"} if script is grpo else set())
     assert script is not grpo or (folder / "curves.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
     config = json.loads((folder / "config.json").read_text())
     assert config.keys() == {"script", "flags", "parameters", "model_hash", "git_commit", "device", "versions"}
     assert config["flags"].keys() == {field.name for field in fields(script.Args)}
-    may_be_none = {"task", "system_prompt", "token_budget", "importance_cap", "train_size"} | ({"hints"} if script is guide else set())
+    may_be_none = {"task", "system_prompt", "token_budget", "importance_cap", "train_size"}
+    may_be_none |= {guide: {"hints"}, h1_curriculum: {"advance_at"}}.get(script, set())
     assert {name for name, value in config["flags"].items() if value is None} == may_be_none  # all others are resolved
     assert config["script"] == script.__name__ and config["versions"]["torch"] == torch.__version__
 
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     dev, test = ({f"{prefix}/hash/{score}" for score in SCORES} for prefix in ("eval", "test"))
+    if script is h1_curriculum:
+        dev, test = (keys | {f"{prefix}/hash-h{h}/avg@2" for h in (1, 2)} for prefix, keys in (("eval", dev), ("test", test)))
     expected = [{"step"} | dev | test] + [STEP_KEYS | OWN_KEYS[script] | (dev if step in (2, 4, 5) else set()) for step in range(1, 6)]
     assert [line.keys() for line in lines] == [*expected, {"step"} | test]
     assert column(folder, "rollout/tokens_total") == sorted(set(column(folder, "rollout/tokens_total")))
-    assert column(folder, "optim/lr") == [0.0005, 0.001, 0.001, 0.001, 0.001]  # two steps of warm-up
+    second = 0.0005 if script is h1_curriculum else 0.001  # a new stage warms up anew
+    assert column(folder, "optim/lr") == [0.0005, 0.001, second, 0.001, 0.001]  # two steps of warm-up
 
     samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
     assert [row["step"] for row in samples] == [step for step in range(1, 6) for _ in range(4)]
@@ -542,6 +550,7 @@ def test_non_finite_update_is_skipped_and_the_next_made(run, monkeypatch, around
     """Catches NaN written into the weights, a skip that is not counted, and one that takes its neighbours along."""
     poison(monkeypatch, script, {3}, where)
     flags = {"max_refills": 0, "dynamic_sampling": False} if script is dapo else {}
+    flags |= {"steps_per_stage": 4} if script is h1_curriculum else {}  # one optimizer to the end
     folder = run(script, minibatches=2, steps=4, task=FunctionTask(lambda text, problem: len(text) % 2), **flags)
     changed = [any(not torch.equal(before, after) for before, after in zip(*pair)) for pair in around_updates]
     assert changed == [True, True, False, True, True, True, True, True]
@@ -587,7 +596,7 @@ class OwnWeights(rollout.HFSampler):
         return super().generate(prompt_ids, n, max_new_tokens, temperature * self.temperature_factor, seeds, top_p)
 
 
-@each_and_guide
+@each_loop
 def test_sampler_with_weights_of_its_own(run, toy_model, script):
     """Catches weights pushed too late (also for the scores before the first step), or not at all, or not at the end."""
     ours, theirs = run(script, "own", sampler=OwnWeights(toy_model)), run(script, "shared")
@@ -727,7 +736,7 @@ def test_kl_to_the_starting_model(run):
     assert not equal_weights(free / "last", folder / "last")
 
 
-@each_and_guide
+@each_loop
 def test_mask_truncated_leaves_out_truncated_completions_only(run, toy_model, words, monkeypatch, script):
     """Catches a mask that is inverted, that counts masked tokens in the denominator, or that gives NaN with nothing left."""
     tokenizer, encode = words
@@ -1014,6 +1023,18 @@ VARIANTS = {  # functions that differ from grpo.py's, that are gone, that are ne
             |seeds|correct|runs/grpo|Run\(.grpo|\#\ ---\ 1\ sample|rollout\ =|rollout\.tokens|epochs\ >\ 1|rewards|record|plain_ids
             |behaviour|ratios|solved|sizes|groups|rows|update\ =|policy_loss|run\.sample\(|prompt_ids|logprobs|shaping|args\.correction
             |^.\s*$|group|advantages|Returns\ sums"""),
+    h1_curriculum: dict(
+        changed={"group_advantages", "accumulate_gradients", "main"}, gone={"k3", "sequence_mean", "token_mean"},
+        new={"draw_horizons", "one_horizon", "time_used", "e2h_cosine", "e2h_gaussian", "adarft_target", "stage_is_over",
+             "completion_budget", "format_terms", "task_of_scores", "check_schedule", "h1_record"},
+        imports_gone=["from tasks import load_task"],
+        imports_new=["import random", "import re", "from tasks import Problem, load_task, number"],
+        flags_changed=set(), flags_gone={"advantage", "aggregation", "kl_coef"},
+        flags_new={"schedule", "max_horizon", "steps_per_stage", "advance_at", "completion_budgets", "format_reward"},
+        topics=r"""\bkl\b|kl_coef|reference|ref_logprobs|AGGREGATIONS|constant\(|args\.advantage|advantages|runs/|Run\(|h1_|horizon|stage
+            |schedule|longest|several\ updates|scoring|policy_loss|Returns\ sums|state\ =|rollout\ =|sampling\ =|\*\*sampling
+            |scores|temperature|rows|rates|target|best|\#\ ---\ 1\ sample|problems|task_of|format|credited|lr|"rollout_logprobs":
+            |^\+\ +sampler\.load_weights|save_every|eval_every|record\ ="""),
 }  # fmt: skip
 EACH_VARIANT = pytest.mark.parametrize("script", VARIANTS, ids=[script.__name__ for script in VARIANTS])
 
@@ -1054,7 +1075,7 @@ def test_changed_blocks_differ_in_the_algorithm_only(script, name):
     assert not strange, strange
 
 
-@pytest.mark.parametrize("script", ["grpo", "dapo", "siren", "guide", "entropy_baselines"])
+@pytest.mark.parametrize("script", ["grpo", "dapo", "siren", "guide", "entropy_baselines", "h1_curriculum"])
 def test_scripts_stay_readable(script):
     """Catches a function that no longer fits a screen, and a loop that nobody reads to its end."""
     tree = ast.parse((Path(__file__).resolve().parents[1] / f"{script}.py").read_text())

@@ -10,7 +10,7 @@ import pytest
 import torch
 from toys import column, records
 
-SCRIPTS = ["grpo", "dapo", "siren", "guide", "entropy_baselines"]
+SCRIPTS = ["grpo", "dapo", "siren", "guide", "entropy_baselines", "h1_curriculum"]
 POINTS = {  # the last checkpoint, the complete lines of metrics.jsonl and the folders that the kill must have left
     "before the first checkpoint": (None, 1, []),
     "in the middle of a log line": (2, 3, ["best", "last"]),
@@ -40,6 +40,8 @@ def test_killed_and_resumed_run_equals_the_uninterrupted_one(killed_runs, script
     assert report["uninterrupted"] == 0 and report[point]["killed"] == -signal.SIGKILL and report[point]["resumed"] == 0
     checkpoint, log_lines, folders = POINTS[point]
     between = report[point]["between"]
+    if script == "h1_curriculum" and folders:  # it also keeps the best checkpoint of the stage
+        folders = sorted([*folders, "stage"])
     assert between == {"checkpoint": checkpoint, "log_lines": log_lines, "half_line": "log line" in point, "folders": folders}
 
     ours, whole = killed_runs / script / point, killed_runs / script / "uninterrupted"
@@ -52,7 +54,8 @@ def test_killed_and_resumed_run_equals_the_uninterrupted_one(killed_runs, script
     optimizers = [torch.load(path / "last" / "optimizer.pt")["state"] for path in (ours, whole)]
     for ours_of_one, whole_of_one in zip(optimizers[0].values(), optimizers[1].values(), strict=True):
         assert all(torch.equal(ours_of_one[name], whole_of_one[name]) for name in ("step", "exp_avg", "exp_avg_sq"))
-    assert {path.name for path in ours.iterdir() if path.is_dir()} == {"last", "best", "final"}  # nothing half-written stays
+    stage = {"stage"} if script == "h1_curriculum" else set()
+    assert {path.name for path in ours.iterdir() if path.is_dir()} == {"last", "best", "final"} | stage  # nothing half-written stays
 
 
 def test_resume_rehearsal_has_refills_and_state(killed_runs):
@@ -62,4 +65,5 @@ def test_resume_rehearsal_has_refills_and_state(killed_runs):
     assert column(folder, "optim/grad_norm")[-1] > 0
     assert max(column(killed_runs / "guide" / "uninterrupted", "guide/frac_guided")) > 0
     assert column(killed_runs / "siren" / "uninterrupted", "siren/anchor")[-1] > 0
+    assert column(killed_runs / "h1_curriculum" / "uninterrupted", "h1/stage") == [1, 1, 2, 2, 3]
     assert len(set(column(killed_runs / "entropy_baselines" / "uninterrupted", "baseline/bonus"))) == 5

@@ -1,5 +1,6 @@
 """A toy world for tests of the real loop: a random model of two layers, tasks it can solve now and then, a quick run's flags."""
 
+import copy
 import hashlib
 import itertools
 import json
@@ -35,11 +36,17 @@ class HashTask:
     name = "hash"
 
     def __init__(self):
-        self.asked = []  # (split, index) of every problem
+        self.asked, self.horizon = [], 1  # (split, index) of every problem
 
     def problem(self, split: str, index: int, seed: int) -> Problem:
         self.asked.append((split, index))
-        return Problem(f"{split} {index} of {seed}?", "0", f"word {index % 7 + 1}")
+        longer = f", {self.horizon} steps" * (self.horizon > 1)
+        return Problem(f"{split} {index} of {seed}{longer}?", "0", f"word {index % 7 + 1}", horizon=self.horizon)
+
+    def at_horizon(self, horizon: int) -> "HashTask":
+        other = copy.copy(self)
+        other.horizon = horizon
+        return other
 
     def grade(self, completion: str, problem: Problem) -> Grade:
         drawer = hashlib.sha256(completion.encode()).digest()[0] % 4
