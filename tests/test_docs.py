@@ -24,6 +24,7 @@ import plot
 import runtime
 import sft
 import siren
+import tasks
 from benchmarks import against_lighteval, calibration, coverage, entropy, real_model, reference, siren_smollm2, smollm2
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -120,6 +121,16 @@ def test_the_large_command_of_guide_is_that_of_the_authors_script():
     assert {name: getattr(args, name) for name in papers} == papers
 
 
+def test_the_large_command_of_h1_is_the_papers_setting():
+    """A command that is called the paper's and is not: five stages of 200 steps, 16 completions, the budgets of each stage."""
+    flags = next(flags for script, flags in commands(README) if script == "h1_curriculum.py" and "Qwen/Qwen2.5-3B-Instruct" in flags)
+    papers = dict(schedule="curriculum", max_horizon=5, steps=1000, steps_per_stage=200, group_size=16, eval_every=50, save_every=50,
+                  completion_budgets=(768, 1024, 1280, 1536, 1536), max_new_tokens=1536, format_reward=True, advance_at=None)  # fmt: skip
+    args = resolved_for_7b(h1_curriculum, flags)
+    h1_curriculum.check_schedule(args, tasks.ChainTask())
+    assert {name: getattr(args, name) for name in papers} == papers
+
+
 @pytest.mark.parametrize("script", ["grpo", "dapo", "siren", "guide", "entropy_baselines", "h1_curriculum"])
 def test_help_shows_every_flag_with_its_text(script):
     """A flag without a docstring."""
@@ -136,7 +147,7 @@ def glossary() -> set[str]:
 
 
 def general(name: str) -> str:
-    name = re.sub(r"^(eval|test)/[^/]+/", r"\1/<task>/", name)
+    name = re.sub(r"^(eval|test)/[^/]+/", r"\1/<task>/", re.sub(r"^h1/reward_\d+$", "h1/reward_<h>", name))
     return "test/<task>/..." if name.startswith("test/") else re.sub(r"@\d+$", "@<k>", name)
 
 

@@ -193,6 +193,14 @@ def test_next_stage_starts_from_the_best_checkpoint_of_the_stage(run, monkeypatc
     assert torch.equal(after[5], after[3]) and not torch.equal(after[5], after[0])
 
 
+def test_every_edge_is_a_checkpoint(run, monkeypatch):
+    """Catches a run killed after an edge that goes back into a stage whose best checkpoint the next one has overwritten."""
+    saved, save_checkpoint = [], runtime.save_checkpoint
+    monkeypatch.setattr(runtime, "save_checkpoint", lambda *args: (saved.append(dict(args[-1])), save_checkpoint(*args)))
+    run(max_horizon=3, steps_per_stage=2, steps=6, save_every=100)
+    assert [(state["step"], state["stage"], state["stage_step"]) for state in saved] == [(2, 2, 0), (4, 3, 0), (6, 3, 2)]
+
+
 @pytest.mark.parametrize("stop_at", [2, 3, 4])
 def test_stopped_inside_a_stage_and_at_its_edge(run, stop_at, monkeypatch):
     """Catches a resume that forgets how far the stage is, its best score, its tokens, or AdaRFT's target. A stage ends after step 3."""
