@@ -135,7 +135,7 @@ def test_the_large_command_of_h1_is_the_papers_setting():
 def test_help_shows_every_flag_with_its_text(script):
     """A flag without a docstring."""
     module = {"grpo": grpo, "dapo": dapo, "siren": siren, "guide": guide, "entropy_baselines": entropy_baselines,
-              "h1_curriculum": h1_curriculum}  # fmt: skip[script]
+              "h1_curriculum": h1_curriculum}[script]  # fmt: skip
     source = (ROOT / f"{script}.py").read_text()
     block = source[source.index("class Args:") : source.index("# --- the mathematics")]
     assert len(re.findall(r'^    """', block, flags=re.M)) == len(module.Args.__dataclass_fields__)
