@@ -48,7 +48,10 @@ ARMS = {
 SHOWN = {"hard": HARD_ARMS, "near": NEAR_ARMS, "easy": HARD_ARMS}  # whose models each table shows
 LABELS = HARD_ARMS | {arm: f"{label} (chains of 4)" for arm, label in NEAR_ARMS.items()}
 
-CHOSEN: dict[str, str] = {}  # the best of each arm's trials, see `score`; filled in when they are done
+CHOSEN = {  # the best of each arm's trials, see `score`
+    "grpo": "--lr 1e-4", "filter": "--lr 3e-5", "guide": "--lr 1e-4", "no_correction": "--lr 3e-4", "always": "--lr 1e-4",
+    "joined": "--lr 1e-4", "grpo_near": "--lr 1e-4", "guide_near": "--lr 1e-4", "no_correction_near": "--lr 1e-4",
+}  # fmt: skip
 DEV = "eval/chain/"
 
 
