@@ -23,6 +23,8 @@ STRONG = {"siren_strong": "SIREN, beta 0.1", "naive_bonus_strong": "naive bonus,
 HARD_ARMS = {"grpo": "GRPO", "filter": "Filter-GRPO", "guide": "Guide", "no_correction": "Guide, no correction",
              "always": "Guide, always", "joined": "Guide, joined groups"}  # fmt: skip
 NEAR_ARMS = {"grpo_near": "GRPO", "guide_near": "Guide", "no_correction_near": "Guide, no correction"}
+SCHEDULES = {"only_short": "only short", "only_long": "only long", "uniform_mix": "uniform mix", "curriculum": "curriculum",
+             "adarft": "AdaRFT", "e2h_cosine": "E2H, cosine", "e2h_gaussian": "E2H, Gaussian"}  # fmt: skip
 T_975 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}  # Student's t, by seeds
 PANELS = [  # title, metrics drawn in it
     ("reward of the sampled batch", ["reward/mean"]),
@@ -170,22 +172,50 @@ def plot_hard_chains() -> Path:
             seeds = [read_metrics(path.parent) for path in sorted(REFERENCE.glob(f"hard_chains/{name}/seed*/metrics.jsonl"))]
             if not seeds:
                 continue
-            tokens = [{0: 0.0} | curves["rollout/tokens_total"] for curves in seeds]
-            grid = np.linspace(0, min(max(each.values()) for each in tokens), 13)
-            values = []
-            for each, curves in zip(tokens, seeds):
-                steps = sorted(curves[f"eval/chain/{metric}"])
-                values.append(np.interp(grid, [each[step] for step in steps], [curves[f"eval/chain/{metric}"][step] for step in steps]))
+            grid, values = over_tokens(seeds, f"eval/chain/{metric}")
             color = f"C{list(HARD_ARMS.values()).index(label)}"
             draw_band(axis, grid / 1e3, values, label=label, color=color, linewidth=2.5 if label == "Guide" else 1.2)
         axis.set(title=title, ylim=(0, None))
     return finish(figure, axes, REFERENCE / "hard_chains.png")
 
 
+def plot_horizons() -> Path:
+    """The schedules of benchmarks/horizons.py: accuracy by horizon after the last step (dotted: p^h), held-out accuracy over sampled
+    tokens, and the reward of the sampled batch, which says little where the schedules sample different horizons."""
+    figure, axes = plt.subplots(1, 3, figsize=(17, 4.5), layout="constrained")
+    axes[0].set(title="test accuracy by number of steps (trained up to 5)", xlabel="steps", yscale="log", ylim=(5e-4, 1))
+    axes[1].set(title="dev accuracy, mean of 1 to 5 steps", ylim=(0, 1))
+    axes[2].set(title="reward of the sampled batch", ylim=(0, 1))
+    for color, (name, label) in enumerate(SCHEDULES.items()):
+        folders = [path.parent for path in sorted(REFERENCE.glob(f"horizons/{name}/seed*/test.json"))]
+        if not folders:
+            continue
+        style = dict(label=label, color=f"C{color}", linewidth=2.5 if name == "curriculum" else 1.2)
+        tests = [json.loads((folder / "test.json").read_text()) for folder in folders]
+        horizons = [int(h) for h in tests[0]]
+        rates = [[np.mean(test[str(h)]["correct"]) / (16 if h <= 5 else 128) for h in horizons] for test in tests]
+        draw_band(axes[0], horizons, np.maximum(rates, 1e-4), **style)
+        axes[0].plot(horizons, np.mean(rates, axis=0)[0] ** np.array(horizons), ":", color=style["color"], linewidth=1)
+        seeds = [read_metrics(folder) for folder in folders]
+        for axis, metric in ((axes[1], "eval/chain/avg@8"), (axes[2], "reward/mean")):
+            grid, values = over_tokens(seeds, metric)
+            draw_band(axis, grid / 1e3, values, **style)
+    return finish(figure, axes, REFERENCE / "horizons.png")
+
+
+def over_tokens(seeds: list[dict], metric: str, points: int = 13) -> tuple[np.ndarray, list[np.ndarray]]:
+    """A metric at the same numbers of sampled tokens for all seeds, interpolated: grid [points], one row a seed."""
+    tokens = [{0: 0.0} | curves["rollout/tokens_total"] for curves in seeds]
+    grid = np.linspace(0, min(max(each.values()) for each in tokens), points)
+    steps = [sorted(curves[metric]) for curves in seeds]
+    return grid, [np.interp(grid, [each[step] for step in own], [curves[metric][step] for step in own])
+                  for each, curves, own in zip(tokens, seeds, steps)]  # fmt: skip
+
+
 def finish(figure, axes, path: Path) -> Path:
     """What the figures over sampled tokens have in common."""
     for axis in axes:
-        axis.set(xlabel="sampled tokens (thousands)")
+        axis.set(xlabel=axis.get_xlabel() or "sampled tokens (thousands)")
         axis.grid(alpha=0.3)
     axes[0].legend(fontsize=8)
     figure.savefig(path, dpi=110)

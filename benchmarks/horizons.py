@@ -1,0 +1,160 @@
+"""The experiment behind the README's section on h1: chains of one to five steps, by the schedules of h1_curriculum.py.
+
+    python benchmarks/horizons.py --trials                     the trials on development seed 100
+    python benchmarks/horizons.py                              the reported runs: every schedule on seeds 1 to 5
+    python benchmarks/horizons.py --only curriculum only_long  some schedules
+    python benchmarks/horizons.py --tables                     the tables again, from the committed logs
+
+Every schedule has the same starting model, number of sampled tokens, batch and seeds. Models are measured after their last step, on
+chains of one to eight steps. What is finished is skipped and a broken run resumed, so the same command goes on. Two runs go side by
+side, one thread each.
+"""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tyro
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+import runtime  # noqa: E402
+from benchmarks import arms  # noqa: E402
+from benchmarks.arms import cell, run_arms, score, trial_name  # noqa: E402
+from eval import evaluate, ladder, pass_at_k  # noqa: E402
+from plot import SCHEDULES, read_metrics, scores  # noqa: E402
+from rollout import HFSampler  # noqa: E402
+from tasks import ChainTask  # noqa: E402
+
+LOGS = ROOT / "runs/reference/horizons"
+LONGEST = 5  # that is trained on
+MEASURED = {horizon: (100, 16) if horizon <= LONGEST else (40, 128) for horizon in range(1, LONGEST + 4)}  # problems, samples
+TERMS = (f"--max-horizon {LONGEST} --token-budget 400000 --prompts-per-step 8 --group-size 16 --minibatches 4 --max-new-tokens 128 "
+         "--steps 10000 --eval-problems 80 --eval-samples 8 --test-problems 10 --save-every 1000")  # fmt: skip
+SETTINGS = ["--lr 3e-5", "--lr 1e-4", "--lr 3e-4"]  # that every schedule may choose from
+STAGE = 15  # steps of each stage of the curriculum: five of them use up the token budget
+EVERY = {"only_short": 18, "only_long": 5, "curriculum": 5}  # steps between two dev scores, some 40,000 tokens; else 8
+COMPARED = "curriculum"
+
+CHOSEN: dict[str, str] = {}  # the best of each schedule's trials, see `score`; filled in when they are done
+
+
+@dataclass
+class Args(arms.Args):
+    out: Path = LOGS
+    """where the logs are collected"""
+
+
+def command(schedule: str, setting: str, seed: int) -> str:
+    """The exact command of a run, all but its --out-dir."""
+    stage = f" --steps-per-stage {STAGE}" if schedule == "curriculum" else ""
+    every = EVERY.get(schedule, 8)
+    return f"h1_curriculum.py --schedule {schedule}{stage} --eval-every {every} {TERMS} {setting} --seed {seed}"
+
+
+def measure(folder: Path, file: Path) -> None:
+    """Samples of the test problems of every horizon, with the same random numbers for every model: counts of right ones."""
+    model, tokenizer = runtime.load_model(str(folder))
+    sampler, result = HFSampler(model, runtime.eos_ids(model, tokenizer)), {}
+    for horizon, (problems, samples) in MEASURED.items():
+        _, rows = evaluate(sampler, tokenizer, ChainTask(horizon=str(horizon)), "test", problems, samples, 160, 1.0, at_once=16)
+        result[horizon] = {what: [row[what] for row in rows] for what in ("correct", "parsed")}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    runtime.write_text(file, json.dumps(result) + "\n")
+
+
+def collect_trials(out: Path) -> dict:
+    """trials.json: {schedule: {setting: dev scores in their order, over all horizons and at the longest, and steps}}."""
+    file = out / "trials.json"
+    trials = json.loads(file.read_text()) if file.exists() else {}
+    for schedule in SCHEDULES:
+        for setting in SETTINGS:
+            folder = out / trial_name(schedule, setting)
+            if (folder / "metrics.jsonl").exists():
+                curves, every = read_metrics(folder), EVERY.get(schedule, 8)
+                names = {"avg@8": "eval/chain/avg@8", "longest": f"eval/chain-h{LONGEST}/avg@8"}
+                trial = {short: [round(value, 4) for _, value in scores(curves[name], every)] for short, name in names.items()}
+                trials.setdefault(schedule, {})[setting] = trial | {"steps": max(curves["policy/entropy"])}
+    file.write_text(json.dumps(trials, indent=1) + "\n")
+    return trials
+
+
+def trials_table(trials: dict) -> str:
+    """Every setting that was tried; the one of the reported runs in bold."""
+    lines = [f"| schedule | setting | steps | dev avg@8, horizons 1 to {LONGEST} | at {LONGEST} | score |", "|---|---|---|---|---|---|"]
+    for schedule in SCHEDULES:
+        for setting, trial in trials.get(schedule, {}).items():
+            cells = [" ".join(f"{value:.3f}" for value in trial[name][-4:]) for name in ("avg@8", "longest")]
+            value = score(trial, ("avg@8",))
+            shown = f"**{value:.3f}**" if setting == CHOSEN.get(schedule) else f"{value:.3f}"
+            lines.append(f"| {SCHEDULES[schedule]} | `{setting}` | {trial['steps']} | {' | '.join(cells)} | {shown} |")
+    return "\n".join(lines)
+
+
+def counts(out: Path, schedule: str) -> dict[str, dict[int, np.ndarray]]:
+    """{seed: {horizon: right completions of each test problem}} of a schedule's models, or of the starting model ("before")."""
+    files = [out / "tiny.json"] if schedule == "before" else sorted((out / schedule).glob("seed*/test.json"))
+    read = lambda file: {int(h): np.array(part["correct"]) for h, part in json.loads(file.read_text()).items()}  # noqa: E731
+    return {file.parent.name: read(file) for file in files}
+
+
+def accuracy(right: dict[int, np.ndarray], horizon: int) -> float:
+    return float(right[horizon].mean() / MEASURED[horizon][1])
+
+
+def accuracy_table(out: Path, shown: list[str]) -> str:
+    """Accuracy by horizon, mean over seeds +- 95% interval; under each schedule p^h, and what the curriculum has more, paired."""
+    lines = ["| | " + " | ".join(f"h = {h}" + " (unseen)" * (h > LONGEST) for h in MEASURED) + " |", "|---" * (len(MEASURED) + 1) + "|"]
+    ours = counts(out, COMPARED)
+    for schedule in ["before", *shown]:
+        models = counts(out, schedule)
+        lines.append(f"| {SCHEDULES.get(schedule, schedule)} | "
+                     + " | ".join(cell([accuracy(right, h) for right in models.values()]) for h in MEASURED) + " |")  # fmt: skip
+        powers = [cell([accuracy(right, 1) ** h for right in models.values()]).split(" ")[0] for h in MEASURED]
+        lines.append("| $p^h$ | " + " | ".join(powers) + " |")
+        if schedule not in ("before", COMPARED):
+            seeds = sorted(models.keys() & ours.keys())
+            gains = [cell([accuracy(ours[seed], h) - accuracy(models[seed], h) for seed in seeds], signed=True) for h in MEASURED]
+            lines.append("| the curriculum has | " + " | ".join(gains) + " |")
+    return "\n".join(lines)
+
+
+def pass_table(out: Path, shown: list[str]) -> str:
+    """pass@k on the unseen horizons together, mean over seeds +- 95% interval."""
+    unseen = [h for h in MEASURED if h > LONGEST]
+    samples = MEASURED[unseen[0]][1]
+    lines = [f"| pass@k, h = {unseen[0]} to {unseen[-1]} | " + " | ".join(f"k = {k}" for k in ladder(samples)) + " |",
+             "|---" * (len(ladder(samples)) + 1) + "|"]  # fmt: skip
+    for schedule in ["before", *shown]:
+        curves = [unseen_pass(right, unseen, samples) for right in counts(out, schedule).values()]
+        lines.append(f"| {SCHEDULES.get(schedule, schedule)} | " + " | ".join(cell(list(column)) for column in zip(*curves)) + " |")
+    return "\n".join(lines)
+
+
+def unseen_pass(right: dict[int, np.ndarray], unseen: list[int], samples: int) -> list[float]:
+    """pass@k for k = 1, 2, 4, ... over the problems of the unseen horizons."""
+    solved = np.concatenate([right[h] for h in unseen])
+    return [float(np.mean([pass_at_k(samples, int(count), k) for count in solved])) for k in ladder(samples)]
+
+
+def report(out: Path) -> dict[str, str]:
+    """Every table of the reported runs."""
+    found = [schedule for schedule in SCHEDULES if list((out / schedule).glob("seed*/test.json"))]
+    return {"accuracy": accuracy_table(out, found), "pass": pass_table(out, found)}
+
+
+def main(args: Args) -> None:
+    if args.measure:
+        return measure(*args.measure)
+    if not args.tables:
+        run_arms(args, __file__, {schedule: SETTINGS for schedule in SCHEDULES}, CHOSEN, command)
+    if args.trials or args.tables:
+        print(trials_table(collect_trials(args.out)) + "\n")
+    if not args.trials:
+        print("\n\n".join(report(args.out).values()))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__))
