@@ -30,7 +30,7 @@ import tyro
 import runtime
 from rollout import completion_seed, encode_prompt, make_sampler, sample_rollout
 from runtime import EVAL_SEED, fail
-from tasks import ChainTask, Grade, Problem, canonical, load_task, with_hint
+from tasks import ChainTask, ComposedTask, Grade, Problem, canonical, load_task, with_hint
 
 # --- the metrics ----------------------------------------------------------------------------------------------------------
 
@@ -565,8 +565,8 @@ class Args:
 def tasks_of(args) -> list:
     """The task that --task names; a range of horizons becomes one task for each."""
     task = runtime.or_fail(load_task, "chain?horizon=1-5" if args.task == "chain" else args.task)
-    if isinstance(task, ChainTask):
-        return [replace(task, horizon=str(horizon)) for horizon in range(task.low, task.high + 1)]
+    if isinstance(task, ChainTask | ComposedTask):
+        return [task.at_horizon(horizon) for horizon in range(task.low, task.high + 1)]
     return [task]
 
 

@@ -335,6 +335,16 @@ def test_shown_comparison(capsys):
 # --- by horizon and by run --------------------------------------------------------------------------------------------------
 
 
+def test_a_range_of_horizons_is_measured_at_each(tmp_path):
+    """Catches chains of a user's own problems that are measured as a mixture, or at another horizon."""
+    rows = [json.dumps({"prompt": f"What is {n} and {n + 7}?", "answer": str(2 * n + 7)}) for n in range(10, 50)]
+    (tmp_path / "sums.jsonl").write_text("\n".join(rows))
+    for task in ("chain?horizon=2-4&family=mixed", f"jsonl:{tmp_path / 'sums.jsonl'}?horizon=2-4"):
+        found = evaluation.tasks_of(evaluation.Args(task=task))
+        assert [each.problem("test", 0, 0).horizon for each in found] == [2, 3, 4]
+        assert getattr(found[0], "family", "mixed") == "mixed"
+
+
 def test_rows_by_horizon_and_run():
     """Catches horizons mixed up, p^h of the wrong p, runs taken along the wrong axis."""
     problems = [problem_row(0, [True, True, False, True]), problem_row(1, [True, False, False, True]),

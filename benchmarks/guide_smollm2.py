@@ -1,0 +1,122 @@
+"""SmolLM2-135M-Instruct with Guide and with GRPO on sums of five digits, worked step by step, which it mostly gets wrong: the same
+seed, problems in the same order and number of sampled tokens, those with a hint included; then both, and the model they started
+from, on 200 sums they never saw, without hints.
+
+    python benchmarks/guide_smollm2.py --model runs/SmolLM2-135M-Instruct
+
+(`benchmarks/convert_gguf.py` makes that folder once.) What is finished is skipped and a broken run resumed, so the same command goes
+on after an interruption.
+"""
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+from benchmarks.reference import train  # noqa: E402
+from benchmarks.smollm2 import after_examples  # noqa: E402
+from eval import cell  # noqa: E402
+from runtime import write_text  # noqa: E402
+from tasks import BOXED_INSTRUCTION  # noqa: E402
+
+ARMS = {"grpo": ["grpo.py"], "guide": ["guide.py", "--max-refills", "2"]}
+BUDGET = ("--token-budget 150000 --steps 1000 --prompts-per-step 16 --group-size 8 --lr 1e-5 --eval-every 10 --eval-problems 32 "
+          "--eval-samples 4 --test-problems 8 --save-every 5").split()  # fmt: skip
+DIGITS = 5
+SHOWN = {"avg@8": "avg@8", "pass@8": "pass@8", "frac_unparsed": "unparsed"}
+
+
+def work(numbers: list[int]) -> tuple[str, list[str], str]:
+    """A sum as a question, its steps, and the answer."""
+    steps, total = [], numbers[0]
+    for number in numbers[1:]:
+        steps.append(f"{total}+{number}={total + number}")
+        total += number
+    return f"What is {' + '.join(map(str, numbers))}?", steps, str(total)
+
+
+def example(numbers: list[int], hinted: bool) -> tuple[str, str]:
+    """A turn of the chat that shows how it is done: with a hint, all steps but the last."""
+    question, steps, answer = work(numbers)
+    hint = "\nHint: " + "\n".join(steps[:-1]) if hinted else ""
+    return f"{question} {BOXED_INSTRUCTION}{hint}", "\n".join(steps) + f"\n\\boxed{{{answer}}}"
+
+
+SYSTEM = after_examples("You add numbers step by step and give the final answer in \\boxed{}.",
+                        example([8, 8, 2, 6, 9], False), example([7, 2, 5, 4, 8], False),
+                        example([3, 9, 6, 6, 5], True), example([4, 7, 8, 2, 7], True))  # fmt: skip
+COMMON = ["--system-prompt", SYSTEM, "--max-new-tokens", "60", "--temperature", "0.7"]
+
+
+@dataclass
+class Args:
+    model: Path = Path("runs/SmolLM2-135M-Instruct")
+    """the converted model"""
+    seed: int = 1
+    """seed of both training runs"""
+    problems: int = 200
+    """test problems"""
+    samples: int = 8
+    """completions of each"""
+    scratch: Path = ROOT / "runs/scratch/guide_smollm2"
+    """where the runs themselves live, with their checkpoints"""
+    out: Path = ROOT / "runs/guide_smollm2"
+    """where their logs are collected (the committed ones are in runs/reference/guide_smollm2)"""
+
+
+def write_sums(file: Path) -> None:
+    """5,000 different sums, one {"prompt", "answer", "hint"} a line: any guide.py run could start from such a file."""
+    rng, rows = random.Random(0), {}
+    while len(rows) < 5000:
+        question, steps, answer = work([rng.randint(2, 9) for _ in range(DIGITS)])
+        rows[question] = {"prompt": question, "answer": answer, "hint": "\n".join(steps[:-1])}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_text(file, "".join(json.dumps(row) + "\n" for row in rows.values()))
+
+
+def readme_table(out: Path) -> str:
+    """What the README shows: scores without hints, and where the gain comes from."""
+    comparisons = {arm: json.loads((out / f"{arm}.json").read_text())["rows"][-1] for arm in ARMS}
+    guided = json.loads((out / "guide-grpo.json").read_text())["rows"][-1]["metrics"]
+    lines = ["| | before | GRPO | Guide | Guide minus GRPO (95% interval) |", "|---|---|---|---|---|"]
+    for name, title in SHOWN.items():
+        entries = [comparisons[arm]["metrics"][name] for arm in ARMS]
+        lines.append(f"| {title} | {entries[0]['before']:.3f} | {entries[0]['after']:.3f} | {entries[1]['after']:.3f} "
+                     f"| {cell(guided[name], signed=True)} |")  # fmt: skip
+    for name in comparisons["grpo"]["gain"]:
+        lines.append(f"| {name} | | {cell(comparisons['grpo']['gain'][name])} | {cell(comparisons['guide']['gain'][name])} | |")
+    return "\n".join(lines)
+
+
+def main(args: Args) -> None:
+    if not args.model.is_dir():
+        sys.exit(f"error: --model {args.model}: no such folder; benchmarks/convert_gguf.py makes it")
+    sums = args.scratch / "sums.jsonl"
+    write_sums(sums)
+    model, task = os.path.relpath(args.model, ROOT), ["--task", f"jsonl:{os.path.relpath(sums, ROOT)}"]
+    finals = {arm: args.scratch / arm / f"seed{args.seed}" / "final" for arm in ARMS}
+    for arm, script in ARMS.items():
+        command = [*script, "--model", model, *task, *COMMON, *BUDGET, "--seed", str(args.seed)]
+        if not finals[arm].exists() and not train(command, finals[arm].parent, args.out / arm / f"seed{args.seed}"):
+            sys.exit("training did not come to its end; the same command goes on from the last checkpoint")
+    grpo, guide = (os.path.relpath(final, ROOT) for final in finals.values())
+    test = args.scratch / "test"
+    for name, weights, folder, baseline in (("grpo", grpo, "grpo", model), ("guide", guide, "guide", test / "grpo-baseline"),
+                                            ("guide-grpo", guide, "guide", test / "grpo")):  # fmt: skip
+        command = ["eval.py", "--model", weights, *task, *COMMON, "--problems", args.problems, "-n", args.samples, "--baseline", baseline,
+                   "--out-dir", test / folder]  # fmt: skip
+        subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, check=True)
+        shutil.copy(max((test / folder).glob("against-*.json"), key=os.path.getmtime), args.out / f"{name}.json")
+    print(readme_table(args.out))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__))
