@@ -3,6 +3,7 @@
     python benchmarks/horizons.py --trials                     the trials on development seed 100
     python benchmarks/horizons.py                              the reported runs: every schedule on seeds 1 to 5
     python benchmarks/horizons.py --only curriculum only_long  some schedules
+    python benchmarks/horizons.py --reach                      tokens until a horizon is learned, directly and by the curriculum
     python benchmarks/horizons.py --tables                     the tables again, from the committed logs
 
 Every schedule has the same starting model, number of sampled tokens, batch and seeds. Models are measured after their last step, on
@@ -23,6 +24,7 @@ sys.path.insert(0, str(ROOT))
 import runtime  # noqa: E402
 from benchmarks import arms  # noqa: E402
 from benchmarks.arms import cell, run_arms, score, trial_name  # noqa: E402
+from benchmarks.reference import run_all  # noqa: E402
 from eval import evaluate, ladder, pass_at_k  # noqa: E402
 from plot import SCHEDULES, read_metrics, scores  # noqa: E402
 from rollout import HFSampler  # noqa: E402
@@ -38,6 +40,10 @@ STAGE = 15  # steps of each stage of the curriculum: five of them use up the tok
 EVERY = {"only_short": 18, "only_long": 5, "curriculum": 5}  # steps between two dev scores, some 40,000 tokens; else 8
 COMPARED = "curriculum"
 
+REACHED = 0.5  # accuracy at which a horizon counts as learned
+DIRECT = {1: 100_000, 2: 150_000, 3: 300_000, 4: 600_000, 5: 1_200_000, 6: 1_200_000}  # horizon: tokens after which it is given up
+LADDER = "--schedule curriculum --max-horizon 6 --advance-at 0.5 --steps-per-stage 60 --token-budget 1200000"
+
 CHOSEN: dict[str, str] = {}  # the best of each schedule's trials, see `score`; filled in when they are done
 
 
@@ -45,6 +51,8 @@ CHOSEN: dict[str, str] = {}  # the best of each schedule's trials, see `score`; 
 class Args(arms.Args):
     out: Path = LOGS
     """where the logs are collected"""
+    reach: bool = False
+    """the runs that count tokens until a horizon is learned"""
 
 
 def command(schedule: str, setting: str, seed: int) -> str:
@@ -52,6 +60,37 @@ def command(schedule: str, setting: str, seed: int) -> str:
     stage = f" --steps-per-stage {STAGE}" if schedule == "curriculum" else ""
     every = EVERY.get(schedule, 8)
     return f"h1_curriculum.py --schedule {schedule}{stage} --eval-every {every} {TERMS} {setting} --seed {seed}"
+
+
+def reach_commands(seed: int) -> dict[str, str]:
+    """{name: command} of the runs on one horizon alone, and of the one curriculum that passes through all of them."""
+    fixed = TERMS.split(" --prompts-per-step")[1].replace("--eval-problems 80", "--eval-problems 96")
+    rest = f"--prompts-per-step{fixed} --eval-every 3 --seed {seed}"
+    direct = {f"direct_h{h}": f"--schedule only_long --max-horizon {h} --token-budget {budget} {CHOSEN['only_long']}"
+              for h, budget in DIRECT.items()}  # fmt: skip
+    runs = direct | {"ladder": f"{LADDER} {CHOSEN[COMPARED]}"}
+    return {name: f"h1_curriculum.py {flags} {rest}" for name, flags in runs.items()}
+
+
+def tokens_until(curves: dict[str, dict[int, float]], horizon: int) -> float | None:
+    """Sampled tokens at the first dev score of a run in which the horizon's accuracy is at least REACHED; None: never."""
+    found = [step for step, value in sorted(curves[f"eval/chain-h{horizon}/avg@8"].items()) if value >= REACHED]
+    return ({0: 0.0} | curves["rollout/tokens_total"])[found[0]] if found else None
+
+
+def reach_table(out: Path) -> str:
+    """Tokens until each horizon is learned: geometric mean over the seeds that learned it, and how many did."""
+    lines = [f"| thousands of sampled tokens until dev avg@8 reaches {REACHED} | " + " | ".join(f"h = {h}" for h in DIRECT) + " |",
+             "|---" * (len(DIRECT) + 1) + "|"]  # fmt: skip
+    for title, folder in (("on this horizon alone", "direct_h{}"), ("by the curriculum", "ladder")):
+        cells = []
+        for h in DIRECT:
+            seeds = [read_metrics(path.parent) for path in sorted(out.glob(f"{folder.format(h)}/seed*/metrics.jsonl"))]
+            tokens = [value for curves in seeds if (value := tokens_until(curves, h)) is not None]
+            mean = f"{np.exp(np.mean(np.log(np.maximum(tokens, 1)))) / 1e3:.0f}" if tokens else f"over {DIRECT[h] / 1e3:.0f}"
+            cells.append(mean + (f" ({len(tokens)} of {len(seeds)})" if len(tokens) < len(seeds) else ""))
+        lines.append(f"| {title} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def measure(folder: Path, file: Path) -> None:
@@ -142,13 +181,15 @@ def unseen_pass(right: dict[int, np.ndarray], unseen: list[int], samples: int) -
 def report(out: Path) -> dict[str, str]:
     """Every table of the reported runs."""
     found = [schedule for schedule in SCHEDULES if list((out / schedule).glob("seed*/test.json"))]
-    return {"accuracy": accuracy_table(out, found), "pass": pass_table(out, found)}
+    return {"accuracy": accuracy_table(out, found), "pass": pass_table(out, found), "reach": reach_table(out)}
 
 
 def main(args: Args) -> None:
     if args.measure:
         return measure(*args.measure)
-    if not args.tables:
+    if args.reach:
+        run_all([(line, f"{name}/seed{seed}") for seed in args.seeds for name, line in reach_commands(seed).items()], args)
+    elif not args.tables:
         run_arms(args, __file__, {schedule: SETTINGS for schedule in SCHEDULES}, CHOSEN, command)
     if args.trials or args.tables:
         print(trials_table(collect_trials(args.out)) + "\n")

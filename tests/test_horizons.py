@@ -1,0 +1,137 @@
+"""The experiment of benchmarks/horizons.py: same terms for all schedules, and tables that say what the logs say."""
+
+import json
+import shlex
+
+import pytest
+import tyro
+from committed_runs import check_reported_runs
+
+import h1_curriculum
+from benchmarks import arms, horizons
+from plot import SCHEDULES
+
+FINISHED = len(list(horizons.LOGS.glob("*/seed[1-5]/test.json"))) == 5 * len(SCHEDULES)
+measured = pytest.mark.skipif(not FINISHED, reason="the reported runs are not finished")
+
+
+def test_all_schedules_run_on_the_same_terms():
+    """Catches a schedule with another seed, batch, length or number of tokens than the others."""
+    for schedule in SCHEDULES:
+        for setting in horizons.SETTINGS:
+            script, *flags = shlex.split(horizons.command(schedule, setting, 7))
+            ours = vars(tyro.cli(h1_curriculum.Args, args=flags))
+            common = vars(tyro.cli(h1_curriculum.Args, args=shlex.split(f"{horizons.TERMS} {setting} --seed 7")))
+            own = {"schedule": schedule, "eval_every": ours["eval_every"], "steps_per_stage": 15 if schedule == "curriculum" else None}
+            assert script == "h1_curriculum.py" and ours == common | own, schedule
+            assert (ours["max_horizon"], ours["token_budget"]) == (5, 400_000)
+
+
+@pytest.fixture
+def logs(tmp_path):
+    """Two schedules of two seeds, and the starting model: share of right completions at horizon 1, and at all others."""
+    rates = {"curriculum/seed1": (0.75, 0.5), "curriculum/seed2": (0.75, 0.25), "only_long/seed1": (0.5, 0.25),
+             "only_long/seed2": (0.5, 0.25)}  # fmt: skip
+    for name, (first, other) in rates.items():
+        (tmp_path / name).mkdir(parents=True)
+        write_counts(tmp_path / name / "test.json", first, other)
+    write_counts(tmp_path / "tiny.json", 0.25, 0.0)
+    return tmp_path
+
+
+def write_counts(file, first: float, other: float) -> None:
+    """Every problem is solved by that share of its samples."""
+    counts = {h: [int((first if h == 1 else other) * samples)] * problems for h, (problems, samples) in horizons.MEASURED.items()}
+    file.write_text(json.dumps({h: {"correct": right, "parsed": right} for h, right in counts.items()}))
+
+
+def test_accuracy_table_by_hand(logs):
+    """Catches p^h of another model's p, differences that are not paired or have the wrong sign, and horizons mixed up."""
+    table = horizons.accuracy_table(logs, ["only_long", "curriculum"]).splitlines()
+    assert table[0].count("unseen") == 3 and table[0].startswith("| | h = 1 | h = 2 |")
+    assert table[2] == "| before | 0.250 |" + " 0.000 |" * 7
+    assert table[3].startswith("| $p^h$ | 0.250 | 0.062 | 0.016 |")
+    assert table[4] == "| only long | 0.500 ± 0.000 |" + " 0.250 ± 0.000 |" * 7
+    assert table[6] == "| the curriculum has | +0.250 ± 0.000 |" + " +0.125 ± 1.588 |" * 7  # .25 and 0: mean .125, 12.706 x .125
+    assert table[7].startswith("| curriculum | 0.750 ± 0.000 | 0.375 ± 1.588 |")
+    assert table[8].startswith("| $p^h$ | 0.750 | 0.562 | 0.422 |")
+    assert len(table) == 9
+
+
+def test_pass_table_by_hand(logs):
+    """Catches horizons that were trained on, and a k that is not the estimator's."""
+    table = horizons.pass_table(logs, ["curriculum"]).splitlines()
+    assert table[0].startswith("| pass@k, h = 6 to 8 | k = 1 | k = 2 |") and table[0].endswith("| k = 128 |")
+    assert table[2] == "| before |" + " 0.000 |" * 8
+    # half of 128 right: pass@2 = 1 - 64 * 63 / (128 * 127) = .7520; a quarter: 1 - 96 * 95 / (128 * 127) = .4390; mean .5955
+    assert table[3].startswith("| curriculum | 0.375 ± 1.588 | 0.595 ± ")
+
+
+def test_tokens_until_a_horizon_is_learned(tmp_path):
+    """Catches the last time instead of the first, another horizon's score, and a run that never learned it counted as if."""
+    scores = {"direct_h1/seed1": [0.2, 0.5, 0.4], "direct_h1/seed2": [0.2, 0.3, 0.9], "direct_h2/seed1": [0.1, 0.2, 0.3],
+              "ladder/seed1": [0.6, 0.7, 0.8]}  # fmt: skip
+    for name, values in scores.items():
+        (tmp_path / name).mkdir(parents=True)
+        rows = [{"step": 3 * i, "eval/chain-h1/avg@8": value, "eval/chain-h2/avg@8": 0.4 + 0.05 * i} for i, value in enumerate(values)]
+        rows = [row | {f"eval/chain-h{h}/avg@8": 0.4 for h in range(3, 7)} for row in rows]
+        rows = [row | ({"rollout/tokens_total": 1000 * row["step"]} if row["step"] else {}) for row in rows]
+        (tmp_path / name / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    curves = horizons.read_metrics(tmp_path / "direct_h1/seed1")
+    assert horizons.tokens_until(curves, 1) == 3000 and horizons.tokens_until(curves, 2) == 6000
+    lines = horizons.reach_table(tmp_path).splitlines()
+    # seeds at 3,000 and 6,000 tokens: geometric mean 4,243
+    assert lines[2].startswith("| on this horizon alone | 4 | 6 | over 300 |") and lines[3].startswith("| by the curriculum | 0 | 6 |")
+
+
+def test_runs_that_count_tokens():
+    """Catches a comparison on other terms than the schedules', or a horizon that is not the one in its name."""
+    horizons_chosen = dict(horizons.CHOSEN)
+    try:
+        horizons.CHOSEN.update(only_long="--lr 1e-4", curriculum="--lr 1e-4")
+        for name, line in horizons.reach_commands(3).items():
+            args = tyro.cli(h1_curriculum.Args, args=shlex.split(line)[1:])
+            common = tyro.cli(h1_curriculum.Args, args=shlex.split(f"{horizons.TERMS} --lr 1e-4 --seed 3"))
+            for flag in ("prompts_per_step", "group_size", "minibatches", "max_new_tokens", "seed", "task", "model", "lr"):
+                assert getattr(args, flag) == getattr(common, flag), (name, flag)
+            assert args.schedule == ("curriculum" if name == "ladder" else "only_long")
+            assert args.max_horizon == (6 if name == "ladder" else int(name[-1])) and args.eval_problems % 6 == 0
+    finally:
+        horizons.CHOSEN.clear()
+        horizons.CHOSEN.update(horizons_chosen)
+
+
+def test_trials_are_scored_to_their_end(tmp_path):
+    """Catches a closing score that is left out, or counts twice."""
+    for schedule, steps in (("curriculum", [0, 5, 10, 14]), ("only_short", [0, 18, 36, 38])):
+        folder = tmp_path / "trials" / schedule / "lr_1e-4"
+        folder.mkdir(parents=True)
+        rows = [{"step": step, "policy/entropy": 1.0, "eval/chain/avg@8": step / 100, "eval/chain-h5/avg@8": step / 200} for step in steps]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    trials = horizons.collect_trials(tmp_path)
+    assert trials["curriculum"]["--lr 1e-4"] == {"avg@8": [0.0, 0.05, 0.1, 0.14], "longest": [0.0, 0.025, 0.05, 0.07], "steps": 14}
+    assert trials["only_short"]["--lr 1e-4"]["avg@8"] == [0.0, 0.18, 0.36]
+
+
+@pytest.mark.skipif(not horizons.CHOSEN, reason="the trials are not finished")
+def test_settings_are_the_best_of_the_trials_that_are_listed():
+    """Catches a setting that was picked otherwise than by the rule, and a table that is not that of trials.json."""
+    trials = json.loads((horizons.LOGS / "trials.json").read_text())
+    assert trials.keys() == SCHEDULES.keys() == horizons.CHOSEN.keys()
+    for schedule, settings in trials.items():
+        assert settings.keys() == set(horizons.SETTINGS)
+        assert horizons.CHOSEN[schedule] == max(settings, key=lambda setting: arms.score(settings[setting], ("avg@8",))), schedule
+    assert horizons.trials_table(trials) in (horizons.ROOT / "benchmarks/trials.md").read_text()
+
+
+@measured
+def test_reported_runs_were_made_with_the_chosen_settings():
+    """Catches a schedule without its five seeds, and logs of another setting, schedule or seed than the one beside them."""
+    check_reported_runs(horizons.LOGS, horizons.CHOSEN, horizons.command, {"h1_curriculum.py": h1_curriculum})
+
+
+@measured
+def test_the_readme_shows_the_comparison():
+    """Catches a table that the committed logs do not give."""
+    readme = (horizons.ROOT / "README.md").read_text()
+    assert all(table in readme for table in horizons.report(horizons.LOGS).values())
