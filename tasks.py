@@ -938,7 +938,7 @@ class ComposedTask:
     def steps(self, split: str, index: int, seed: int) -> tuple[Problem, list[Problem]]:
         """The first step of a chain, and problems to draw the others from."""
         if not self.pools:
-            width = 4 * self.max_horizon  # problems of a gym task belong to one chain only
+            width = 4 * self.high  # no problem of a gym task is in two chains
             found = (self.base.problem(split, index * width + i, seed) for i in range(width))
             first, *others = [step for problem in found if (step := chainable(problem))] or [None]
             return first, others
