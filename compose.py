@@ -1,17 +1,15 @@
 """Writes chains of another task's problems (h1, arXiv 2510.07312) to a file that every script and eval.py read.
 
-    python compose.py --task gsm8k --horizons 1 2 3 --problems 500 --out chains.jsonl
-    python h1_curriculum.py --task jsonl:chains.jsonl
-    python eval.py --task jsonl:chains.jsonl --split all
+    python compose.py --task gsm8k --horizons 1 2 3 --out chains.jsonl
+    python h1_curriculum.py --task jsonl:chains.jsonl --max-horizon 3
+    python eval.py --task jsonl:chains.jsonl
 
-One {"prompt", "answer", "horizon", "hint", "solution"} a line. All chains come from one split of the task; a file is split anew by
-whoever reads it, so write training and test problems to two files.
+One {"prompt", "answer", "horizon", "split", "hint", "solution"} a line. A chain's problems all come from the split that it belongs to.
 """
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import tyro
 
@@ -28,9 +26,9 @@ class Args:
     horizons: tuple[int, ...] = (1, 2, 3, 4, 5)
     """numbers of dependent steps"""
     problems: int = 500
-    """chains of each horizon"""
-    split: Literal["train", "dev", "test"] = "train"
-    """of the task, whose problems are used"""
+    """training chains of each horizon"""
+    held_out: int = 50
+    """dev chains of each horizon, and as many for test"""
     seed: int = 0
     """which problems are chained follows from it"""
 
@@ -38,15 +36,20 @@ class Args:
 def main(args: Args) -> None:
     if args.out.exists():
         runtime.fail(f"--out {args.out}: exists and is never overwritten; give another name or delete it")
-    runtime.check_at_least_one(args, "problems")
+    runtime.check_at_least_one(args, "problems", "held_out")
     spec = args.task if args.task.startswith("chain") else f"{args.task}{'&' if '?' in args.task else '?'}horizon=1"
     task, rows = runtime.or_fail(load_task, spec), {}
     for horizon in args.horizons:
-        at_horizon = runtime.or_fail(task.at_horizon, horizon)
-        for index in range(args.problems):
-            problem = runtime.or_fail(at_horizon.problem, args.split, index, args.seed)
-            row = {name: getattr(problem, name) for name in ("prompt", "answer", "horizon", "hint", "solution")}
-            rows[problem.prompt] = {name: value for name, value in row.items() if value is not None}
+        try:
+            at_horizon = task.at_horizon(horizon)
+        except ValueError as error:
+            runtime.fail(f"--horizons {horizon}: {error}")
+        for split, number in (("train", args.problems), ("dev", args.held_out), ("test", args.held_out)):
+            for index in range(number):
+                problem = runtime.or_fail(at_horizon.problem, split, index, args.seed)
+                row = {name: getattr(problem, name) for name in ("prompt", "answer", "horizon", "hint", "solution")} | {"split": split}
+                rows.setdefault(problem.prompt, {name: value for name, value in row.items() if value is not None})
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     runtime.write_text(args.out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows.values()))
     counts = {horizon: sum(row["horizon"] == horizon for row in rows.values()) for horizon in args.horizons}
     print(f"{args.out}: " + ", ".join(f"{count} of horizon {horizon}" for horizon, count in counts.items()) + " (each prompt once)")

@@ -10,9 +10,10 @@ Dr. GRPO (arXiv 2503.20783) is `grpo.py --advantage centred --aggregation consta
 of one step to the last bit. What changes against it, numbered here and where it happens:
 [1] Problems of a step have the horizons that the schedule asks for; tasks.py composes them.
 [2] The curriculum: a stage ends after --steps-per-stage steps, or as soon as its horizon's accuracy on dev reaches --advance-at;
-    the next one starts from its best checkpoint with a new optimizer, as a run of its own would.
-[3] Each horizon can have its own longest completion.
-[4] Dev and test are equal parts of all horizons, and also scored one by one.
+    the next one starts from its best checkpoint with a new optimizer, as a run of its own would. A stage is scored on dev at its end
+    and every --eval-every steps before that.
+[3] Each horizon can have its own longest completion; a batch of several horizons has that of the longest.
+[4] Dev and test are problems of all horizons in turn, and each horizon also has a score of its own.
 
 The schedules it is compared with use the same number of samples: only_short (h = 1), only_long (h = H), uniform_mix (h drawn from
 1..H), and two that move from easy to hard without stages: AdaRFT (arXiv 2504.05520) and E2H (arXiv 2506.06632).
@@ -20,14 +21,15 @@ The schedules it is compared with use the same number of samples: only_short (h 
 Deviations from the paper, whose code was not at hand, tagged again where they happen:
 [D1] The reward is the answer's correctness, as the paper's argument has it. Its runs add terms for the format; --format-reward does
      so too, written for \boxed{} instead of <reasoning> and <answer> tags.
-[D2] Numbers that a chain hands on are whole and at least 2 (the paper: decimals, unrounded; then math-verify decides, not 1e-9).
-     Beyond six, placeholders go on after U to Z with B, C, D ... Both are in tasks.py.
+[D2] Numbers that a chain hands on are whole and at least 2 (the paper: decimals, unrounded). Beyond six, placeholders go on after
+     U to Z with B, C, D ... Both are in tasks.py: `ComposedTask` and PLACEHOLDERS.
 [D3] The best checkpoint of a stage is the one with the highest accuracy on dev over all horizons (the paper: over 1 to 3, by hand).
 [D4] Learning rate, clip range and KL are not known: ours are those of grpo.py, without a KL term.
-[D5] AdaRFT and E2H take the horizon for the difficulty. E2H's time is the share of the steps or of the token budget that is used up.
+[D5] AdaRFT and E2H take the horizon for the difficulty. E2H's time is the share of the steps or of the token budget that is used up,
+     and its Gaussian has no floor under the probabilities.
 
-    python h1_curriculum.py                            stages 1 to 5 on the embedded model
-    python h1_curriculum.py --schedule only_long       the same number of steps on chains of five alone
+    python h1_curriculum.py                                                   stages 1 to 5 on the embedded model
+    python h1_curriculum.py --schedule only_long --out-dir runs/only_long     the same number of steps on chains of five alone
 
 Letters in shapes: B prompts, G completions of each (a group), N = B*G rows, T completion tokens. Rows are prompt-major:
 rows i*G .. i*G+G-1 belong to prompt i. Masks come from lengths; EOS is inside the mask when the completion ended by itself.
@@ -35,7 +37,6 @@ rows i*G .. i*G+G-1 belong to prompt i. Masks come from lengths; EOS is inside t
 
 import math
 import random
-import re
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -60,7 +61,7 @@ from rollout import (
 )
 from tasks import Problem, load_task, number
 
-DEFAULTS = {  # flags left at None: the embedded model, and real ones (batch, lr and length as in the papers of Dr. GRPO and SIREN)
+DEFAULTS = {  # flags left at None: the embedded model, and real ones (batch, lr and length as in the papers of Dr. GRPO and SIREN)  [D4]
     "tiny": dict(lr=3e-4, warmup_steps=5, steps=80, prompts_per_step=16, group_size=16, max_new_tokens=160,
                  micro_batch_tokens=32768, eval_every=20, eval_problems=64, eval_samples=16, test_problems=128),
     "real": dict(lr=1e-6, warmup_steps=5, steps=500, prompts_per_step=128, group_size=8, max_new_tokens=3072,
@@ -94,11 +95,12 @@ class Args:
     max_horizon: int = 5
     """H, the longest horizon that is trained on"""
     steps_per_stage: int | None = None
-    """of the curriculum: steps of each stage (default: --steps divided by --max-horizon); the last goes on to the end"""
+    """of the curriculum: steps of a stage (default: --steps divided by --max-horizon); the last one goes on to the end"""
     advance_at: float | None = None
     """of the curriculum: end a stage before that, once its horizon's avg@k on dev is at least this"""
     completion_budgets: tuple[int, ...] = ()
-    """longest completions of horizon 1, 2, ... in training; the last number holds for all longer ones (default: --max-new-tokens)"""
+    """longest completions of horizon 1, 2, ... in training, and the constants that Dr. GRPO divides by; the last number holds for all
+    longer ones (default: --max-new-tokens)"""
     format_reward: bool = False
     """add the paper's terms for the format to the reward"""
     clip_low: float = 0.2
@@ -130,7 +132,7 @@ class Args:
     seed: int = 0
     """problems, their order and every sampled token follow from it"""
     train_size: int | None = None
-    """train on this many problems only, over and over"""
+    """train on this many problems of each horizon only, over and over"""
     engine: Literal["auto", "hf", "vllm"] = "auto"
     """sampler; auto takes vLLM where CUDA and vLLM are there (this version: always hf)"""
     max_logprob_gap: float | None = None
@@ -158,7 +160,7 @@ class Args:
 
 def draw_horizons(args: Args, step: int, state: dict) -> list[int]:
     """[1] The horizon of every prompt of a step, [B]: a pure function of the step and of what the checkpoint holds."""
-    longest, weights = args.max_horizon, None
+    longest = args.max_horizon
     match args.schedule:
         case "curriculum":
             weights = one_horizon(state["stage"], longest)  # [2]
@@ -238,10 +240,10 @@ def format_terms(completion: str, parsed: str | None) -> float:
     >>> format_terms("1+1=2\n\\boxed{2}", "2"), format_terms("\\boxed{a}, so", "a"), format_terms("2", None)
     (2.0, 0.996, 0.0)
     """
-    if parsed is None:
+    before, box, after = completion.rstrip().rpartition("\\boxed{")
+    if not parsed or not box:
         return 0.0
-    before, _, after = completion.rstrip().rpartition("\\boxed{")
-    after = after[len(parsed) + 1 :]  # behind the closing brace
+    after = after.partition(parsed)[2].lstrip()[1:]  # behind the closing brace
     is_number, one_box, box_last = number(parsed) is not None, "\\boxed{" not in before, bool(before.strip()) and not after
     return 0.5 * (is_number + one_box + box_last) + max(0.0, 0.5 - 0.001 * len(after))
 
@@ -326,6 +328,14 @@ class EveryHorizon:
         self.tasks = [runtime.or_fail(task.at_horizon, horizon) for horizon in range(1, longest + 1)]
         if hasattr(task, "same_answer"):
             self.same_answer = task.same_answer
+        if hasattr(task, "size"):  # none twice
+            self.size = lambda split: longest * min(each.size(split) for each in self.tasks)
+
+    def check(self, args: Args) -> None:
+        """Find out before anything is written whether all problems of the scores can be made."""
+        for split, count in (("dev", args.eval_problems), ("test", args.test_problems)):
+            for index in range(min(count, self.size(split)) if hasattr(self, "size") else count):
+                runtime.or_fail(self.problem, split, index, runtime.EVAL_SEED)
 
     def at_horizon(self, horizon: int):
         return self.tasks[horizon - 1]
@@ -336,22 +346,48 @@ class EveryHorizon:
 
 def task_of_scores(args: Args) -> str | None:
     """What to ask eval.py for, so that it measures all horizons too."""
-    if args.task == "chain":
-        return f"chain?horizon=1-{args.max_horizon}"
-    return args.task and re.sub(r"\bhorizon=[^&]*", f"horizon=1-{args.max_horizon}", args.task)
+    name, _, query = (args.task or "").rpartition("?") if "?" in (args.task or "") else (args.task, "", "")
+    others = [setting for setting in query.split("&") if setting and not setting.startswith("horizon=")]
+    if name == "chain" or "horizon=" in query:
+        return f"{name}?" + "&".join([f"horizon=1-{args.max_horizon}", *others])
+    return args.task
 
 
 def check_schedule(args: Args, task) -> None:
     """Refuse a schedule that cannot be carried out, and fill in the length of a stage."""
     runtime.check_at_least_one(args, "max_horizon", "steps_per_stage")
     if not hasattr(task, "at_horizon"):
-        runtime.fail(f"--task {args.task}: its problems have no horizon; use chain, or chain them with horizon=1 in --task")
+        runtime.fail("the task has no method at_horizon(horizon), see tasks.py" if args.task is None else
+                     f"--task {args.task}: its problems have no horizon; use chain, or chain them with horizon=1 in --task")  # fmt: skip
+    for horizon in range(1, args.max_horizon + 1):
+        try:
+            found = [task.at_horizon(horizon).problem(split, 0, runtime.EVAL_SEED).horizon for split in ("train", "dev", "test")]
+        except ValueError as error:
+            runtime.fail(f"--max-horizon {args.max_horizon}: {error}")
+        if set(found) != {horizon}:
+            runtime.fail(f"--task {args.task}: at_horizon({horizon}) gives a problem whose field horizon is {found[0]}")
+    if args.eval_problems < args.max_horizon:
+        runtime.fail(f"--eval-problems {args.eval_problems}: must be at least --max-horizon {args.max_horizon}, one of each horizon")
+    if args.schedule != "curriculum":
+        for name in ("steps_per_stage", "advance_at"):
+            if getattr(args, name) is not None:
+                runtime.fail(f"--{name.replace('_', '-')}: is of --schedule curriculum; {args.schedule} has no stages")
+        return
     if args.advance_at is not None and not 0 < args.advance_at <= 1:
         runtime.fail(f"--advance-at {args.advance_at:g}: must be above 0 and at most 1")
+    args.steps_per_stage = args.steps_per_stage or math.ceil(args.steps / args.max_horizon)
+    stages = math.ceil(args.steps / args.steps_per_stage)
+    if stages < args.max_horizon and args.advance_at is None:
+        print(f"--steps {args.steps}: end in stage {stages} of {args.max_horizon}")
+
+
+def check_budgets(args: Args) -> None:
+    """Refuse completion budgets that no horizon would have."""
+    if len(args.completion_budgets) > args.max_horizon:
+        runtime.fail(f"--completion-budgets: {len(args.completion_budgets)} numbers for --max-horizon {args.max_horizon}")
     for budget in args.completion_budgets:
         if not 1 <= budget <= args.max_new_tokens:
             runtime.fail(f"--completion-budgets {budget}: must be within 1 to --max-new-tokens {args.max_new_tokens}")
-    args.steps_per_stage = args.steps_per_stage or math.ceil(args.steps / args.max_horizon)
 
 
 def h1_record(horizons: list[int], rewards: torch.Tensor, state: dict, args: Args) -> dict:
@@ -359,8 +395,7 @@ def h1_record(horizons: list[int], rewards: torch.Tensor, state: dict, args: Arg
     rows = {h: [row for row, own in zip(rewards.tolist(), horizons) if own == h] for h in range(1, args.max_horizon + 1)}
     return {
         "h1/horizon": sum(horizons) / len(horizons),
-        "h1/stage": state["stage"],
-        "h1/stage_tokens": state["stage_tokens"],
+        **({"h1/stage": state["stage"], "h1/stage_tokens": state["stage_tokens"]} if args.schedule == "curriculum" else {}),
         **({"h1/target": state["target"]} if args.schedule == "adarft" else {}),
         **{f"h1/reward_{h}": sum(map(sum, own)) / sum(map(len, own)) if own else None for h, own in rows.items()},
     }
@@ -384,11 +419,12 @@ def main(args: Args, task=None, sampler=None) -> Path:
     runtime.resolve_defaults(args, model, DEFAULTS)
     runtime.check_args(args)
     check_schedule(args, task)
+    check_budgets(args)
     task = EveryHorizon(task, args.max_horizon)
-    runtime.check_task(task, args)
+    task.check(args)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
     sampler = sampler or make_sampler(args.engine, model, runtime.eos_ids(model, tokenizer))
-    run = runtime.Run("h1_curriculum", args, task.name, model)
+    run = runtime.Run("h1_curriculum", args, task.name, model, keep=["steps", "token_budget"] if "e2h" in args.schedule else [])
     state = {"step": 0, "tokens": 0, "best": -1.0, "skips_in_a_row": 0, "test_before": {}, "stage": 1, "stage_step": 0,
              "stage_tokens": 0, "stage_best": -1.0, "target": 0.0}  # fmt: skip
     state = (runtime.load_checkpoint(args.out_dir / "last", model, optimizer) if args.resume else None) or state
@@ -421,7 +457,7 @@ def main(args: Args, task=None, sampler=None) -> Path:
         started = time.time()
         horizons = draw_horizons(args, step, state)  # [B]
         longest = max(completion_budget(args, horizon) for horizon in horizons)  # [3]
-        problems = [task.at_horizon(horizon).problem("train", index, args.seed)
+        problems = [runtime.or_fail(task.at_horizon(horizon).problem, "train", index, args.seed)
                     for horizon, index in zip(horizons, problem_indices(args, step))]  # fmt: skip
         seeds = [completion_seed(args.seed, step, j, 0, i) for j in range(len(problems)) for i in range(G)]
         rollout = sample_rollout(sampler, tokenizer, task, problems, [p.prompt for p in problems], seeds, max_new_tokens=longest,
@@ -473,7 +509,7 @@ def main(args: Args, task=None, sampler=None) -> Path:
         state["target"] = adarft_target(state["target"], rewards.mean().item())
         state["stage_step"] += 1
         last = step == args.steps or state["tokens"] >= budget
-        if step % args.eval_every == 0 or last or (args.schedule == "curriculum" and state["stage_step"] == args.steps_per_stage):
+        if state["stage_step"] % args.eval_every == 0 or state["stage_step"] == args.steps_per_stage or last:
             record |= measure("eval", "dev", args.eval_problems)
             dev = record[f"eval/{task.name}/avg@{args.eval_samples}"]
             if dev > state["best"]:
@@ -489,9 +525,11 @@ def main(args: Args, task=None, sampler=None) -> Path:
         if stage_over:  # [2]
             runtime.load_weights(args.out_dir / "stage", model)
             optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
-            sampler.load_weights(model)
+            if not sampler.shares_weights:
+                sampler.load_weights(model)
+                probe_gap(sampler, model, tokenizer, task, args)
             state |= {"stage": state["stage"] + 1, "stage_step": 0, "stage_tokens": 0, "stage_best": -1.0}
-            run.say(f"stage {state['stage']}: chains of {state['stage']} steps, from the best model of the stage before")
+            run.say(f"next: stage {state['stage']}, chains of {state['stage']} steps, from the best model of the stage before")
         if step % args.save_every == 0 or last or stop.requested or stage_over:
             runtime.save_checkpoint(args.out_dir / "last", model, tokenizer, optimizer, state)
         if stop.requested and not last:

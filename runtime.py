@@ -263,7 +263,8 @@ class Run:
     config.json, metrics.jsonl (one flat record a step), samples.jsonl, and the folders last/, best/ and final/.
     """
 
-    def __init__(self, script: str, args, task_name: str, model):
+    def __init__(self, script: str, args, task_name: str, model, keep: list[str] | tuple = ()):
+        self.keep = keep  # flags that a resumed run of this algorithm must not change
         self.args, self.dir, self.task = args, Path(args.out_dir), task_name
         self.started, self.first_step, self.lines = time.time(), 0, 0
         self.config = {
@@ -283,7 +284,7 @@ class Run:
     def compare_with(self, before: dict) -> None:
         """A resumed run goes on with the flags and the starting model that it had."""
         for name, value in self.config["flags"].items():
-            if name not in MAY_CHANGE_ON_RESUME and before["flags"].get(name) != value:
+            if (name in self.keep or name not in MAY_CHANGE_ON_RESUME) and before["flags"].get(name) != value:
                 fail(f"--resume: --{name.replace('_', '-')} was {before['flags'].get(name)} and is now {value}; "
                      "give the old value, or another --out-dir")  # fmt: skip
         if before["model_hash"] != self.config["model_hash"]:

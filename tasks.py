@@ -2,7 +2,7 @@ r"""Problems, how they are composed into chains, and how an answer is graded. Tr
 
     chain                        the embedded world: word problems, each one using the answer of the one before (default)
     chain?horizon=5&family=mixed its settings, see `ChainTask`
-    jsonl:PATH[?hint=FIELD]      your own file, one {"prompt": ..., "answer": ..., "hint", "solution", "horizon": optional} a line
+    jsonl:PATH[?hint=FIELD]      your own file, one {"prompt": ..., "answer": ...} a line; optional are hint, solution, horizon, split
     gym:NAME?key=value&...       any reasoning-gym task with its settings and its own scorer
     gsm8k                        openai/gsm8k through the `datasets` library (needs a network)
     gsm8k?horizon=2-4, jsonl:PATH?horizon=3, gym:NAME?key=value&horizon=3
@@ -64,6 +64,7 @@ class Problem:
     source: str = ""
     template: str | None = None  # the prompt with {x} for one of its numbers: can be chained by `compose`
     program: str | None = None  # the answer as arithmetic in x, e.g. "x+5"; without one, a chain keeps the number and the answer
+    parts: tuple[str, ...] = ()  # what the program computes on the way and counts something: must stay whole and above 0
 
 
 @dataclass(frozen=True)
@@ -319,7 +320,7 @@ def number(text: str) -> Fraction | None:
     """
     if plain_integer(text) is not None:
         return Fraction(plain_integer(text))
-    text = text.strip().strip("$").strip()
+    text = re.sub(r"(?<=[0-9]),(?=[0-9]{3}(?:[,.]|$))", "", text.strip().strip("$").strip())
     return Fraction(text) if re.fullmatch(r"-?[0-9]{1,20}(\.[0-9]{1,20}|/[1-9][0-9]{0,19})", text) else None
 
 
@@ -345,11 +346,12 @@ def choose_chain(problems: list[Problem], horizon: int, rng: random.Random, limi
 
 
 def step_value(step: Problem, x: Fraction | None) -> Fraction | None:
-    """A step's answer when it receives x: by its program; without one, or without x, its own. None: not a number, or division by 0."""
+    """A step's answer when it receives x: by its program; without one, or without x, its own. None: it has none."""
     if x is None or step.program is None:
         return number(step.answer)
     try:
-        return run_program(step.program, x)
+        parts = [run_program(part, x) for part in step.parts]
+        return run_program(step.program, x) if all(part.denominator == 1 and part > 0 for part in parts) else None
     except ZeroDivisionError:
         return None
 
@@ -359,8 +361,10 @@ def compose(problems: list[Problem], horizon: int, rng: random.Random, style: st
 
     `problems` need a `template`. Where there is a `program` the step's answer is computed anew from the number it receives; where
     there is none, the offset to the number that stood there is written out, "(U+7)", and the answer stays true (R-HORIZON, arXiv
-    2510.08189). style "short" is the embedded world's terse wording (A: ... B: ... A ...), "h1" has the paper's 2*horizon - 1
-    numbered steps: solve, substitute, solve, substitute, ...; one problem alone stays as it is.
+    2510.08189); where that number does not matter to the problem, neither does the step before it.
+
+    style "short" is the embedded world's terse wording (A: ... B: ... A ...), "h1" has the paper's 2*horizon - 1 numbered steps:
+    solve, substitute, solve, substitute, ...; one problem alone stays as it is.
     """
     longest = {"short": len(LETTERS), "h1": len(PLACEHOLDERS) + 1}.get(style)
     if longest is None:
@@ -405,10 +409,19 @@ def write_chain(chain: list[Problem], style: str) -> Problem:
     works = [f"{_fill(step.program, x)}=" if step.program else "" for step, x in zip(chain, inputs)]
     lines = [f"{name}{work}{value}" for name, work, value in zip(names, works, values)]
     hint = hint_text(chain, lines[: hinted_steps(len(chain))], letters)
-    solution = "\n".join([*lines, f"\\boxed{{{values[-1]}}}"])
+    if style == "h1" and reveals(hint, str(values[-1])):  # also by the number of a step
+        hint = None
+    solution = "\n".join([*map(_worked, chain, names, lines), f"\\boxed{{{values[-1]}}}"])
+    if not all(step.program or step.solution for step in chain):
+        solution = None
     sources = {step.source for step in chain}
     source = "chain/reversed" if "chain/reversed" in sources else chain[0].source
     return Problem(prompt, str(values[-1]), hint, solution, len(chain), source)
+
+
+def _worked(step: Problem, name: str, line: str) -> str:
+    """A step's line of the solution; without a program, its own solution less the box."""
+    return line if step.program or not step.solution else name + re.sub(r"\s*\\boxed\{.*\}\.?\s*$", "", step.solution)
 
 
 def _substituted(step: Problem, letter: str, value: Fraction) -> str:
@@ -451,8 +464,12 @@ def start_number(problem: Problem) -> str:
     return problem.prompt[len(head) : len(problem.prompt) - len(tail)]
 
 
-_NUMBER = re.compile(r"(?<![\w.,/^])(\d{1,3}(?:,\d{3})+|\d+)(\.\d+)?(?![\w/^]|[.,]\d)")  # one that stands alone in a text
-_UNSAID = {0, 1, 2, 3, 4, 7, 10, 12, 24, 30, 31, 52, 60, 100, 365, 1000}  # halves, dozens, days, percent: in a solution without being given
+_NUMBER = re.compile(r"(?<![\w.,/^])(\d{1,3}(?:,\d{3})+|\d+)(\.\d+)?(?![\w/^]|[.,]\d)", re.ASCII)  # one that stands alone in a text
+_WORDS = {word: n for n, word in enumerate("zero one two three four five six seven eight nine ten eleven twelve".split())} | {
+    "twice": 2, "double": 2, "half": 2, "third": 3, "triple": 3, "thrice": 3, "quarter": 4, "dozen": 12, "fifteen": 15, "twenty": 20,
+}  # fmt: skip
+_UNSAID = {0, 1, 2, 3, 4, 5, 7, 10, 12, 16, 24, 25, 30, 31, 52, 60, 100, 365, 1000}  # of everyday life: days, coins, per cent
+_LEAF = re.compile(r"\d+(?:\.\d+)?|\.\d+", re.ASCII)
 
 
 def templates(prompt: str) -> Iterator[tuple[str, str]]:
@@ -460,7 +477,7 @@ def templates(prompt: str) -> Iterator[tuple[str, str]]:
     if "{x}" not in prompt and not re.search(rf"\b[{PLACEHOLDERS}]\b", prompt):
         values = [number(match[0]) for match in _NUMBER.finditer(prompt)]
         for match, value in zip(_NUMBER.finditer(prompt), values):
-            if values.count(value) == 1 and value >= 2:
+            if value is not None and values.count(value) == 1 and value >= 2:
                 yield match[0], prompt[: match.start()] + "{x}" + prompt[match.end() :]
 
 
@@ -476,37 +493,63 @@ def chainable(problem: Problem) -> Problem | None:
     return replace(problem, template=template) if template else None
 
 
-def calculator_program(prompt: str, worked: str, answer: str) -> tuple[str, str] | None:
-    """(template, program) of a GSM8K problem from the calculator notes of its solution, <<48/2=24>>: the last note, with the notes
-    whose results it uses written in, and x for a number of the prompt. None where no such program can be trusted: it must give
-    the answer, and no number may have two origins (given and computed, or computed and unsaid, like the 7 of a week).
+def calculator_program(prompt: str, worked: str, answer: str) -> tuple[str, str, tuple[str, ...]] | None:
+    """(template, program, parts) of a GSM8K problem from the calculator notes of its solution, <<48/2=24>>: the last note, with the
+    notes whose results it uses written in, and x for a number of the prompt.
+
+    None where another number could make it wrong: every note must be exact, every result must be used, once computed and never
+    given, and every other number must be one of the prompt or of everyday life (the 7 of a week); x must stand once in the prompt,
+    not in words either, and once in each note; and the program must give the answer. What counts something on the way (is whole
+    and above 0) is returned as `parts`.
 
     >>> calculator_program("Ann sold 46 cups, then half as many. Together?", "Half: <<46/2=23>>23, all: <<46+23=69>>69", "69")
-    ('Ann sold {x} cups, then half as many. Together?', 'x+(x/2)')
+    ('Ann sold {x} cups, then half as many. Together?', 'x+(x/2)', ('x/2',))
     """
-    given = {number(match[0]) for match in _NUMBER.finditer(prompt)}
     notes = [re.sub(r"[\s$,]", "", note).split("=") for note in re.findall(r"<<([^<>]*)>>", worked)]
     if not notes or any(len(note) != 2 or number(note[1]) is None for note in notes):
         return None
+    results = [number(result) for _, result in notes]
+    alone = [number(match[0]) for match in _NUMBER.finditer(prompt)]
+    words = {value for word, value in _WORDS.items() if re.search(rf"\b{word}", prompt, re.I)}
+    given = {value for value in alone if value is not None} | words
+    if len(set(results)) < len(results) or given & set(results) or number(answer) != results[-1]:
+        return None
+    digits = [number(text.rstrip(".")) for text in re.findall(r"\d[\d,]*(?:\.\d+)?", prompt)]
     for shown, template in templates(prompt):
-        start, results = number(shown), {}
-
-        def origin(match, start=start, results=results):
-            value = Fraction(match[0])
-            if value in results:
-                return "?" if value in given | _UNSAID else f"({results[value]})"
-            return "x" if value == start else match[0]
-
-        for work, result in notes:
-            work = re.sub(r"([0-9.]+)%", r"(\1/100)", work)
-            results[number(result)] = re.sub(r"\d+(\.\d+)?|\.\d+", origin, work)
-        program = results[number(notes[-1][1])]
-        try:
-            if start not in _UNSAID and "x" in program and run_program(program, start) == number(answer):
-                return template, program
-        except (ValueError, SyntaxError, ZeroDivisionError):
-            pass  # a note that is no plain arithmetic
+        start = number(shown)
+        if start not in _UNSAID | words and digits.count(start) == 1:
+            if found := _program(notes, given, start):
+                return template, *found
     return None
+
+
+def _program(notes: list[list[str]], given: set[Fraction], start: Fraction) -> tuple[str, tuple[str, ...]] | None:
+    """The last note in terms of x, and the other results that are whole and above 0; None where that cannot be trusted."""
+    others, programs, used = given - {start}, {}, set()
+    known = {start} | others | _UNSAID | {share for value in others for share in (value / 100, 1 - value / 100, 1 + value / 100)}
+    for work, result in notes:
+        work = re.sub(r"([0-9.]+)%", r"(\1/100)", work)
+        leaves = [Fraction(leaf) for leaf in _LEAF.findall(work)]
+        used.update(leaves)
+        two_origins = programs.keys() & _UNSAID & set(leaves)
+        if two_origins or not set(leaves) <= known | programs.keys() or leaves.count(start) > 1:
+            return None
+
+        def origin(match):
+            value = Fraction(match[0])
+            return f"({programs[value]})" if value in programs else "x" if value == start else match[0]
+
+        program = _LEAF.sub(origin, work)
+        try:
+            if len(program) > 500 or run_program(program, start) != number(result):
+                return None
+        except (ValueError, SyntaxError, ZeroDivisionError):
+            return None  # a note that is no plain arithmetic
+        programs[number(result)] = program
+    *before, last = programs
+    if "x" not in programs[last] or not set(before) <= used:
+        return None
+    return programs[last], tuple(programs[value] for value in before if value.denominator == 1 and value > 0)
 
 
 # --- the embedded world -------------------------------------------------------------------------------------------------
@@ -680,6 +723,8 @@ class ChoiceTask(ListTask):
 
 def split_list(problems: list[Problem], where: str) -> dict[str, list[Problem]]:
     """Every tenth problem of a horizon is dev, the one after it test, the others train; identical prompts stay on one side."""
+    if not problems:
+        raise ValueError(f"{where}: holds no problem")
     splits = {"train": [], "dev": [], "test": []}
     side, counts = {}, Counter()
     for problem in problems:
@@ -687,8 +732,6 @@ def split_list(problems: list[Problem], where: str) -> dict[str, list[Problem]]:
             side[problem.prompt] = {8: "dev", 9: "test"}.get(counts[problem.horizon] % 10, "train")
             counts[problem.horizon] += 1
         splits[side[problem.prompt]].append(problem)
-    if not problems:
-        raise ValueError(f"{where}: holds no problem")
     return splits
 
 
@@ -707,8 +750,8 @@ def check_answer(answer: str, where: str) -> None:
 
 
 def load_jsonl(path: str, hint: str = "hint") -> ListTask:
-    """One problem a line; `hint` names the field that holds the hint."""
-    problems = []
+    """One problem a line; `hint` names the field that holds the hint. Lines may name their split, else `split_list` deals them out."""
+    problems, named = [], {"train": [], "dev": [], "test": []}
     try:
         with open(path, encoding="utf-8-sig") as file:  # with or without a byte order mark
             lines = list(file)
@@ -737,10 +780,16 @@ def load_jsonl(path: str, hint: str = "hint") -> ListTask:
         if type(horizon) is not int or horizon < 1:
             raise ValueError(f"{where}: field 'horizon' must be a whole number from 1")
         prompt = row["prompt"] if "\\boxed" in row["prompt"] else f"{row['prompt']} {BOXED_INSTRUCTION}"
+        if row.get("split", "train") not in named:
+            raise ValueError(f"{where}: field 'split' must be train, dev or test")
+        if ("split" in row) != any(named.values()) and problems:
+            raise ValueError(f"{where}: field 'split' is {'new here' if 'split' in row else 'missing'}; give it in every line or in none")
         problems.append(Problem(prompt, row["answer"].strip(), row.get(hint), row.get("solution"), horizon, path))
+        if "split" in row:
+            named[row["split"]].append(problems[-1])
     if hint != "hint" and not any(problem.hint for problem in problems):
         raise ValueError(f"--task jsonl:{path}?hint={hint}: no line has a field {hint!r}")
-    return ListTask("jsonl", split_list(problems, path))
+    return ListTask("jsonl", named if any(named.values()) else split_list(problems, path))
 
 
 def gsm8k_problem(question: str, answer: str, where: str) -> Problem:
@@ -750,8 +799,8 @@ def gsm8k_problem(question: str, answer: str, where: str) -> Problem:
         raise ValueError(f"{where}: field 'answer' does not end in '#### <integer>'")
     prompt, final = f"{question.strip()} {BOXED_INSTRUCTION}", str(plain_integer(final))
     solution = re.sub(r"<<[^>]*>>", "", worked).strip()
-    template, program = calculator_program(prompt, worked, final) or (None, None)
-    return Problem(prompt, final, None, f"{solution}\n\\boxed{{{final}}}", source="gsm8k", template=template, program=program)
+    template, program, parts = calculator_program(prompt, worked, final) or (None, None, ())
+    return Problem(prompt, final, None, f"{solution}\n\\boxed{{{final}}}", source="gsm8k", template=template, program=program, parts=parts)
 
 
 def load_rows(task: str, path: str, config: str | None, split: str, rows: int, columns: str) -> list[dict]:
@@ -918,8 +967,9 @@ class GymTask:
 class ComposedTask:
     """The problems of another task, chained by h1's rule in style "h1" (`compose`), all answers whole numbers from 2.
 
-    Every problem of a split starts one chain an epoch, its further steps are drawn from the same split. Problems that cannot be
-    chained are left out and counted on the screen: see `chainable`.
+    Where problems have a program (GSM8K), those alone are chained; else those are for which `chainable` finds a number, by an
+    offset. The others are left out and counted on the screen. Every problem of a finite split starts one chain an epoch; further
+    steps are drawn from the same split.
     """
 
     grader = "math-verify"
@@ -928,34 +978,45 @@ class ComposedTask:
     def __init__(self, base: "ListTask | GymTask", horizon: str):
         self.base, self.name = base, base.name
         self.low, self.high = horizons(horizon, base.name, self.max_horizon)
-        self.pools = {}
+        self.pool = None
         if isinstance(base, ListTask):
-            self.pools = {split: [step for problem in members if (step := chainable(problem))] for split, members in base.problems.items()}
-            kept, whole = sum(map(len, self.pools.values())), sum(map(len, base.problems.values()))
-            programs = sum(step.program is not None for steps in self.pools.values() for step in steps)
-            print(f"{self.name}: {kept} of {whole} problems can be chained, {programs} of them by a program, the others by an offset")
+            by_program = any(problem.program for problem in base.members("all"))
+            pools = {split: [step for problem in members if (problem.program or not by_program) and (step := chainable(problem))]
+                     for split, members in base.problems.items()}  # fmt: skip
+            self.pool = replace(base, problems=pools)
+            self.size = lambda split: len(self.members(split))
+            kept, whole = len(self.pool.members("all")), len(base.members("all"))
+            print(f"{self.name}: {kept} of {whole} problems can be chained, by {'their programs' if by_program else 'an offset'}")
 
-    def steps(self, split: str, index: int, seed: int) -> tuple[Problem, list[Problem]]:
-        """The first step of a chain, and problems to draw the others from."""
-        if not self.pools:
-            width = 4 * self.high  # no problem of a gym task is in two chains
-            found = (self.base.problem(split, index * width + i, seed) for i in range(width))
-            first, *others = [step for problem in found if (step := chainable(problem))] or [None]
-            return first, others
-        self.base.members(split)  # refuses a split that it does not have
-        pool = replace(self.base, problems=self.pools)
-        first = pool.problem(split, index, seed)
-        return first, [step for step in pool.members(split) if step.prompt != first.prompt]
+    def members(self, split: str) -> list[Problem]:
+        """What the first steps of a split's chains are."""
+        if not self.base.members(split) or not self.pool.problems.get(split, split == "all"):
+            raise ValueError(f"--task {self.name}: none of its problems in {split} can be chained; they need a whole number, 2 or more, in "
+                             "question and answer")  # fmt: skip
+        return self.pool.members(split)
+
+    def steps(self, split: str, index: int, seed: int) -> Iterator[tuple[Problem, list[Problem]]]:
+        """The first step of a chain, and problems to draw the others from; more of them where those do not do."""
+        if self.pool:
+            members = self.members(split)
+            first = self.pool.problem(split, index, seed)
+            yield from [(first, [step for step in members if step.prompt != first.prompt])] * 20
+        else:
+            width, found = 8 + 4 * self.high, []  # few problems of a gym task are in two chains
+            for position in range(index * width, (index + 20) * width):
+                step = chainable(self.base.problem(split, position, seed))
+                found += [step] if step else []
+                if (position + 1) % width == 0 and found:
+                    yield found[0], found[1:]
 
     def problem(self, split: str, index: int, seed: int) -> Problem:
-        first, others = self.steps(split, index, seed)
         rng = random.Random(f"{seed}/{split}/{index}/chain")
         horizon = rng.randint(self.low, self.high)
-        chain = first and choose_chain(others, horizon, rng, math.inf, first)
-        if not chain:
-            raise ValueError(f"--task {self.name}: cannot chain {horizon} of its problems in {split}; it needs more with whole numbers in "
-                             "question and answer, or a shorter horizon")  # fmt: skip
-        return write_chain(chain, "h1")
+        for first, others in self.steps(split, index, seed):
+            if chain := choose_chain(others, horizon, rng, math.inf, first):
+                return write_chain(chain, "h1")
+        raise ValueError(f"--task {self.name}: cannot chain {horizon} of its problems in {split}; it needs more with whole numbers in "
+                         "question and answer, or a shorter horizon")  # fmt: skip
 
     def grade(self, completion: str, problem: Problem) -> Grade:
         return grade_boxed(completion, problem)

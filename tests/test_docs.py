@@ -127,6 +127,7 @@ def test_the_large_command_of_h1_is_the_papers_setting():
     papers = dict(schedule="curriculum", max_horizon=5, steps=1000, steps_per_stage=200, group_size=16, eval_every=50, save_every=50,
                   completion_budgets=(768, 1024, 1280, 1536, 1536), max_new_tokens=1536, format_reward=True, advance_at=None)  # fmt: skip
     args = resolved_for_7b(h1_curriculum, flags)
+    args.eval_problems = 5
     h1_curriculum.check_schedule(args, tasks.ChainTask())
     assert {name: getattr(args, name) for name in papers} == papers
 
@@ -159,8 +160,8 @@ def test_glossary_equals_the_keys_that_are_logged(toy_model, tmp_path, monkeypat
              "test_problems": 2, "eval_samples": 2}  # fmt: skip
     refills = {"max_refills": 0}
     for module, extra in ((grpo, {"kl_coef": 0.1}), (dapo, refills), (siren, {}), (guide, refills), (entropy_baselines, {}),
-                          (h1_curriculum, {"schedule": "adarft"})):  # fmt: skip
-        folder = tmp_path / module.__name__
+                          (h1_curriculum, {"max_horizon": 2}), (h1_curriculum, {"max_horizon": 2, "schedule": "adarft"})):  # fmt: skip
+        folder = tmp_path / f"{module.__name__} {extra}"
         module.main(module.Args(out_dir=folder, **small, **extra))
         for line in (folder / "metrics.jsonl").read_text().splitlines():
             logged |= {general(name) for name in json.loads(line) if name != "step"}

@@ -36,6 +36,7 @@ def run(toy_model, tmp_path):
         script.main(script.Args(**quick_flags(toy_model, tmp_path / name, **changes)), task=task or HashTask(), sampler=sampler)
         return tmp_path / name
 
+    function.folder = lambda name: tmp_path / name
     return function
 
 
@@ -108,7 +109,8 @@ def test_adarft_by_hand():
 
 def test_adarft_follows_the_accuracy(run):
     """Catches a target that is not updated, or with another number than the batch's accuracy."""
-    folder = run(schedule="adarft", task=FunctionTask(lambda text, problem: float(problem.horizon < 3)), max_horizon=3, steps=8)
+    folder = run(schedule="adarft", task=FunctionTask(lambda text, problem: float(problem.horizon < 3)), max_horizon=3, steps=8,
+                 eval_problems=3)  # fmt: skip
     assert column(folder, "reward/mean") == [float(horizon < 3) for horizon in column(folder, "h1/horizon")]
     # all right: tanh(1) = .76, so + 38 a step: 0, 38, 76 -> horizons 1, 2, 3; all wrong: back to 38, ...
     assert column(folder, "h1/target") == pytest.approx([0.0, 38.08, 76.16, 38.08, 76.16, 38.08, 76.16, 38.08], abs=0.01)
@@ -117,7 +119,7 @@ def test_adarft_follows_the_accuracy(run):
 
 def test_only_short_is_dr_grpo(run):
     """Catches anything of h1 that is left when it is switched off: equal to grpo.py to the last bit on chains of one step."""
-    ours = run("ours", schedule="only_short", max_horizon=3, minibatches=2)
+    ours = run("ours", schedule="only_short", max_horizon=2, minibatches=2)
     theirs = run("theirs", script=grpo, advantage="centred", aggregation="constant", minibatches=2)
     shared = records(theirs)[1].keys() - {"step"}
     for one, other in zip(records(ours)[1:6], records(theirs)[1:6]):
@@ -131,7 +133,7 @@ def test_only_short_is_dr_grpo(run):
 
 def test_stages_by_steps(run):
     """Catches a stage that is a step too long or too short, one after the last, and tokens that are not of the stage."""
-    folder = run(max_horizon=3, steps_per_stage=2, steps=8)
+    folder = run(max_horizon=3, steps_per_stage=2, steps=8, eval_problems=4)
     assert column(folder, "h1/stage") == column(folder, "h1/horizon") == [1, 1, 2, 2, 3, 3, 3, 3]
     tokens, total = column(folder, "h1/stage_tokens"), column(folder, "rollout/tokens_total")
     assert tokens[:2] == total[:2] and tokens[2] == total[2] - total[1] and tokens[7] == total[7] - total[3]
@@ -139,7 +141,8 @@ def test_stages_by_steps(run):
         record = records(folder)[step]
         assert record[f"h1/reward_{stage}"] == record["reward/mean"]
         assert all(record[f"h1/reward_{h}"] is None for h in {1, 2, 3} - {stage})
-    assert [f"eval/hash-h{h}/avg@2" in records(folder)[2] for h in (1, 2, 3)] == [True, True, False]  # two problems: horizons 1 and 2
+    assert all(f"eval/hash-h{h}/avg@2" in records(folder)[step] for h in (1, 2, 3) for step in (2, 4, 6, 8))
+    assert not {"h1/stage", "h1/stage_tokens"} & records(run("mix", schedule="uniform_mix", max_horizon=2))[1].keys()
 
 
 def test_default_length_of_a_stage(run):
@@ -182,7 +185,7 @@ def test_next_stage_starts_from_the_best_checkpoint_of_the_stage(run, monkeypatc
 
     monkeypatch.setattr(h1, "accumulate_gradients", accumulate_gradients)
     monkeypatch.setattr(h1, "evaluate", lambda *args: ({"avg@2": next(dev) if args[3] == "dev" else 0.0}, []))
-    folder = run(max_horizon=3, steps_per_stage=3, steps=8, eval_every=1, prompts_per_step=4)
+    folder = run(max_horizon=3, steps_per_stage=3, steps=8, eval_every=1, prompts_per_step=4, eval_problems=3)
     after = snapshots[1:]  # after[i]: the weights after step i + 1, before the next
     assert column(folder, "h1/stage") == [1, 1, 1, 2, 2, 2, 3, 3]
     # before step 4: those after step 1 (0.9); before step 7: those after step 4, whose 0.5 is the best of its stage, not of all
@@ -197,14 +200,14 @@ def test_every_edge_is_a_checkpoint(run, monkeypatch):
     """Catches a run killed after an edge that goes back into a stage whose best checkpoint the next one has overwritten."""
     saved, save_checkpoint = [], runtime.save_checkpoint
     monkeypatch.setattr(runtime, "save_checkpoint", lambda *args: (saved.append(dict(args[-1])), save_checkpoint(*args)))
-    run(max_horizon=3, steps_per_stage=2, steps=6, save_every=100)
+    run(max_horizon=3, steps_per_stage=2, steps=6, save_every=100, eval_problems=3)
     assert [(state["step"], state["stage"], state["stage_step"]) for state in saved] == [(2, 2, 0), (4, 3, 0), (6, 3, 2)]
 
 
 @pytest.mark.parametrize("stop_at", [2, 3, 4])
 def test_stopped_inside_a_stage_and_at_its_edge(run, stop_at, monkeypatch):
     """Catches a resume that forgets how far the stage is, its best score, its tokens, or AdaRFT's target. A stage ends after step 3."""
-    flags = dict(max_horizon=2, steps_per_stage=3, steps=6, save_every=100, eval_every=1)
+    flags = dict(max_horizon=2, steps=6, save_every=100, eval_every=1)  # stages of three steps
     log = runtime.Run.log
 
     def interrupting(self, record):
@@ -222,6 +225,19 @@ def test_stopped_inside_a_stage_and_at_its_edge(run, stop_at, monkeypatch):
         assert records(stopped) == records(whole)
         assert (stopped / "last" / "model.safetensors").read_bytes() == (whole / "last" / "model.safetensors").read_bytes()
         assert (stopped / "last" / "state.json").read_text() == (whole / "last" / "state.json").read_text()
+
+
+def test_resume_with_another_length(run):
+    """Catches a run of E2H, whose schedule is spread over the whole length, that goes on with another one; stages do not mind."""
+    flags = dict(max_horizon=2, eval_every=100, save_every=1)
+    run("e2h", schedule="e2h_cosine", steps=3, **flags)
+    with pytest.raises(SystemExit, match="--resume: --steps was 3 and is now 5"):
+        run("e2h", schedule="e2h_cosine", steps=5, resume=True, **flags)
+    for schedule, more in (("uniform_mix", {}), ("curriculum", {"steps_per_stage": 2})):
+        run(schedule, schedule=schedule, steps=4, **more, **flags)
+        run(schedule, schedule=schedule, steps=6, resume=True, **more, **flags)
+        assert column(run(f"whole {schedule}", schedule=schedule, steps=6, **more, **flags), "reward/mean") == column(
+            run.folder(schedule), "reward/mean")  # fmt: skip
 
 
 # --- completions and rewards ------------------------------------------------------------------------------------------------
@@ -256,7 +272,7 @@ def test_completion_budgets(run, monkeypatch):
 def test_a_mixed_batch_has_the_longest_budget_of_its_horizons(run, monkeypatch):
     """Catches a batch cut at the budget of its first problem."""
     asked = limits_asked_for(monkeypatch)
-    folder = run(schedule="uniform_mix", max_horizon=3, completion_budgets=(2, 4, 6), steps=12)
+    folder = run(schedule="uniform_mix", max_horizon=3, completion_budgets=(2, 4, 6), steps=12, eval_problems=3)
     present = [max(h for h in (1, 2, 3) if record[f"h1/reward_{h}"] is not None) for record in records(folder)[1:13]]
     assert asked == [2 * longest for longest in present] and len(set(present)) > 1
 
@@ -267,7 +283,7 @@ def test_a_mixed_batch_has_the_longest_budget_of_its_horizons(run, monkeypatch):
     ("1+1=2\n\\boxed{two}", "two", 1.5),  # no number
     ("\\boxed{1} \\boxed{2}", "2", 1.5),  # two boxes
     ("so \\boxed{2}.", "2", 1.499), ("so \\boxed{2}" + "!" * 600, "2", 1.0),  # 0.5 less 0.001 for each character, never below 0
-    ("so 2", None, 0.0), ("so \\boxed{}", "", 1.5),
+    ("so 2", None, 0.0), ("so 2", "2", 0.0), ("so \\boxed{}", "", 0.0), ("1+1=2\n\\boxed{ 2 }", "2", 2.0),
 ])  # fmt: skip
 def test_format_terms(text, parsed, expected):
     """Catches a term that is lost, and a punishment of trailing text without end."""
@@ -280,7 +296,7 @@ def test_format_reward(run, monkeypatch):
     monkeypatch.setattr(h1, "group_advantages", lambda rewards: (seen.append(rewards.clone()), original(rewards))[1])
     monkeypatch.setattr(h1, "format_terms", lambda text, parsed: 0.25)
     task = FirstLetterTask()
-    off, on = run("off", task, steps=1), run("on", task, steps=1, format_reward=True)
+    off, on = (run(name, task, steps=1, max_horizon=1, format_reward=name == "on") for name in ("off", "on"))
     assert torch.equal(seen[1], 2 * seen[0] + 0.25) and set(seen[0].flatten().tolist()) == {0.0, 1.0}
     assert column(off, "reward/mean") == column(on, "reward/mean")
 
@@ -310,11 +326,15 @@ def test_scores_are_of_all_horizons_in_equal_parts():
     (dict(advance_at=1.5), "--advance-at 1.5: must be above 0 and at most 1"),
     (dict(completion_budgets=(4, 9)), "--completion-budgets 9: must be within 1 to --max-new-tokens 8"),
     (dict(completion_budgets=(0,)), "--completion-budgets 0: must be within 1"),
+    (dict(completion_budgets=(4, 4, 4)), "--completion-budgets: 3 numbers for --max-horizon 2"),
+    (dict(max_horizon=3), "--eval-problems 2: must be at least --max-horizon 3"),
+    (dict(schedule="only_long", advance_at=0.5), "--advance-at: is of --schedule curriculum; only_long has no stages"),
+    (dict(schedule="adarft", steps_per_stage=5), "--steps-per-stage: is of --schedule curriculum; adarft has no stages"),
 ])  # fmt: skip
 def test_refused_flags(run, tmp_path, flags, said):
     """Catches a flag that fails late, or with a traceback."""
     with pytest.raises(SystemExit, match="error: " + said):
-        run(**flags)
+        run(**({"max_horizon": 2} | flags))
     assert not (tmp_path / "run").exists()
 
 
@@ -322,8 +342,14 @@ def test_refused_tasks(toy_model, tmp_path):
     """Catches a task whose problems cannot be made longer, refused without the way out."""
     with pytest.raises(SystemExit, match="--task gym:leg_counting: its problems have no horizon; use chain, or chain them with horizon=1"):
         h1.main(h1.Args(**quick_flags(toy_model, tmp_path / "run", task="gym:leg_counting")))
-    with pytest.raises(SystemExit, match="--task chain: horizon=11 is not within 1 to 10"):
+    with pytest.raises(SystemExit, match="--max-horizon 11: --task chain: horizon=11 is not within 1 to 10"):
         h1.main(h1.Args(**quick_flags(toy_model, tmp_path / "run", task="chain", max_horizon=11)))
+    with pytest.raises(SystemExit, match=r"the task has no method at_horizon\(horizon\), see tasks.py"):
+        h1.main(h1.Args(**quick_flags(toy_model, tmp_path / "run")), task=object.__new__(type("Flat", (), {"name": "flat"})))
+    flat = HashTask()
+    flat.at_horizon = lambda horizon: flat
+    with pytest.raises(SystemExit, match=r"at_horizon\(2\) gives a problem whose field horizon is 1"):
+        h1.main(h1.Args(**quick_flags(toy_model, tmp_path / "run", max_horizon=2)), task=flat)
     (tmp_path / "flat.jsonl").write_text("".join(json.dumps({"prompt": f"{n}?", "answer": "1"}) + "\n" for n in range(20)))
     with pytest.raises(SystemExit, match="has no problem of horizon 2, only of 1; horizon=1 in --task chains them"):
         h1.main(h1.Args(**quick_flags(toy_model, tmp_path / "run", task=f"jsonl:{tmp_path / 'flat.jsonl'}")))
@@ -335,16 +361,20 @@ def test_a_file_that_compose_wrote_trains(toy_model, tmp_path, capsys):
     import compose
 
     out = tmp_path / "chains.jsonl"
-    compose.main(compose.Args(task="chain?style=h1", out=out, horizons=(1, 2), problems=20))
-    assert "20 of horizon 1, 20 of horizon 2" in capsys.readouterr().out
+    compose.main(compose.Args(task="chain?style=h1", out=out, horizons=(1, 2), problems=20, held_out=5))
+    assert "30 of horizon 1, 30 of horizon 2" in capsys.readouterr().out
     rows = [json.loads(line) for line in out.read_text().splitlines()]
-    assert Counter(row["horizon"] for row in rows) == {1: 20, 2: 20} and all(row["hint"] and row["solution"] for row in rows)
+    assert Counter((row["horizon"], row["split"]) for row in rows) == {
+        (h, split): number for h in (1, 2) for split, number in (("train", 20), ("dev", 5), ("test", 5))}  # fmt: skip
+    assert all(row["hint"] and row["solution"] for row in rows)
+    assert [row["prompt"] for row in rows if row["split"] == "dev" and row["horizon"] == 2] == [
+        ChainTask(horizon="2", style="h1").problem("dev", index, 0).prompt for index in range(5)]  # fmt: skip
     h1.main(h1.Args(**quick_flags(toy_model, tmp_path / "run", task=f"jsonl:{out}", max_horizon=2, steps=2)))
     assert column(tmp_path / "run", "h1/horizon") == [1, 2] and f"--task jsonl:{out}" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="--out .*chains.jsonl: exists and is never overwritten"):
         compose.main(compose.Args(task="chain", out=out))
-    for flags, said in ((dict(task="gsm9k"), "--task gsm9k"), (dict(task="chain", horizons=(11,)), "horizon=11 is not within"),
-                        (dict(task="chain", problems=0), "--problems 0: must be at least 1")):  # fmt: skip
+    for flags, said in ((dict(task="gsm9k"), "--task gsm9k"), (dict(task="chain", problems=0), "--problems 0: must be at least 1"),
+                        (dict(task="chain", horizons=(11,)), "--horizons 11: --task chain: horizon=11 is not")):  # fmt: skip
         with pytest.raises(SystemExit, match=said):
             compose.main(compose.Args(out=tmp_path / "other.jsonl", **flags))
     assert not (tmp_path / "other.jsonl").exists()
@@ -352,6 +382,9 @@ def test_a_file_that_compose_wrote_trains(toy_model, tmp_path, capsys):
 
 def test_task_of_scores():
     """Catches a command that measures one horizon where the run measured all."""
-    shown = {"chain": "chain?horizon=1-5", "chain?horizon=3&family=mixed": "chain?horizon=1-5&family=mixed",
+    shown = {"chain": "chain?horizon=1-5", "chain?family=mixed": "chain?horizon=1-5&family=mixed",
+             "jsonl:horizon=1.jsonl": "jsonl:horizon=1.jsonl",
+             "gym:leg_counting?min_animals=2&horizon=1": "gym:leg_counting?horizon=1-5&min_animals=2",
+             "chain?horizon=3&family=mixed": "chain?horizon=1-5&family=mixed",
              "jsonl:a.jsonl": "jsonl:a.jsonl", "gsm8k?horizon=1": "gsm8k?horizon=1-5", None: None}  # fmt: skip
     assert {task: h1.task_of_scores(h1.Args(task=task)) for task in shown} == shown
