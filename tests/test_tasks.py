@@ -892,13 +892,14 @@ def test_templates():
     ("Six friends buy 6 sodas at $9.", "<<6*6=36>> <<36*9=324>>", "324", ("Six friends buy 6 sodas at ${x}.", "(6*6)*x", ("6*6",))),
     ("48 eggs, 6 a tray, a tray is $15.", "<<48/6=8>> <<8*15=120>>", "120", ("{x} eggs, 6 a tray, a tray is $15.", "(x/6)*15", ("x/6",))),
     ("$150 less 20%, twice.", "<<150*20%=30>> <<150-30=120>> <<120*2=240>>", "240", None),  # is 30 computed, or a month's days?
-    ("5 rows of 8, 40 more.", "<<5*8=40>> <<40+40=80>>", "80", None),  # is 40 given or computed?
-    ("50 less 20, and 90 by 3.", "<<50-20=30>> <<90/3=30>> <<30+30=60>>", "60", None),  # which 30?
+    ("9 rows of 8, 72 times 11 more.", "<<9*8=72>> <<72*11=792>>", "792", None),  # is 72 given or computed?
+    ("56 less 20, and 108 by 3.", "<<56-20=36>> <<108/3=36>> <<36+36=72>>", "72", None),  # which 36?
     ("46 cups, half as many more.", "Half is 23. <<46+23=69>>", "69", None),  # a step without a note
     ("40 pages, 25% more the next day.", "50 pages. <<40+50=90>>", "90", None),
     ("130 go by bus, 50 in each, for $200.", "<<130/50=2.6>>, so 3. <<3*200=600>>", "600", None),  # a result that is not used
     ("35 in 8 rows.", "<<35/8=4.4>> <<4.4*10=44>>", "44", None),  # rounded
-    ("5 hours every weekday.", "<<5*5=25>>", "25", None), ("7 a day for 2 weeks.", "<<7*14=98>>", "98", None),  # numbers of everyday life
+    ("5 hours every weekday.", "<<5*5=25>>", "25", None), ("7 hours a day.", "<<7*5=35>>", "35", None),  # numbers of everyday life
+    ("6 hours a day in 11 days, 6am.", "<<6*11=66>>", "66", ("6 hours a day in {x} days, 6am.", "6*x", ())),
     ("8 run 8km with 9 cups per km.", "<<8*8=64>> <<64*9=576>>", "576", ("8 run 8km with {x} cups per km.", "(8*8)*x", ("8*8",))),
     ("Each of 8 cups holds 8 and 8.", "<<8*8=64>>", "64", None),
     ("An $80 coat is 35% off.", "<<80*.65=52>>", "52", ("An ${x} coat is 35% off.", "x*.65", ())),
