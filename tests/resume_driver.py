@@ -136,7 +136,7 @@ def main(toy_model: str, out: Path) -> None:
     adaptive = {"method": "adaptive_bonus", "bonus": 0.1, "bonus_rate": 1e-3, "target_share": 1.1}
     scripts = ((grpo, {}), (dapo, {"max_refills": 3, "overlong_buffer": 4}), (siren, {"beta": 1.0}),
                (guide, {"max_refills": 2}), (entropy_baselines, adaptive),
-               (h1_curriculum, {"max_horizon": 3, "steps_per_stage": 2}))  # fmt: skip
+               (h1_curriculum, {"max_horizon": 3, "steps_per_stage": 2, "eval_problems": 3}))  # fmt: skip
     for script, extra in scripts:
         children.append(os.fork())
         if children[-1] == 0:
