@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct with Guide and with GRPO on sums of five digits, worked step by step, which it mostly gets wrong: the same
+"""SmolLM2-135M-Instruct with Guide and with GRPO on sums of four digits, worked step by step, which it mostly gets wrong: the same
 seed, problems in the same order and number of sampled tokens, those with a hint included; then both, and the model they started
 from, on 200 sums they never saw, without hints.
 
@@ -30,7 +30,7 @@ from tasks import BOXED_INSTRUCTION  # noqa: E402
 ARMS = {"grpo": ["grpo.py"], "guide": ["guide.py", "--max-refills", "2"]}
 BUDGET = ("--token-budget 150000 --steps 1000 --prompts-per-step 16 --group-size 8 --lr 1e-5 --eval-every 10 --eval-problems 32 "
           "--eval-samples 4 --test-problems 8 --save-every 5").split()  # fmt: skip
-DIGITS = 5
+DIGITS = 4
 SHOWN = {"avg@8": "avg@8", "pass@8": "pass@8", "frac_unparsed": "unparsed"}
 
 
@@ -46,14 +46,14 @@ def work(numbers: list[int]) -> tuple[str, list[str], str]:
 def example(numbers: list[int], hinted: bool) -> tuple[str, str]:
     """A turn of the chat that shows how it is done: with a hint, all steps but the last."""
     question, steps, answer = work(numbers)
-    hint = "\nHint: " + "\n".join(steps[:-1]) if hinted else ""
+    hint = "\nHint: " + ", ".join(steps[:-1]) if hinted else ""
     return f"{question} {BOXED_INSTRUCTION}{hint}", "\n".join(steps) + f"\n\\boxed{{{answer}}}"
 
 
 SYSTEM = after_examples("You add numbers step by step and give the final answer in \\boxed{}.",
-                        example([8, 8, 2, 6, 9], False), example([7, 2, 5, 4, 8], False),
-                        example([3, 9, 6, 6, 5], True), example([4, 7, 8, 2, 7], True))  # fmt: skip
-COMMON = ["--system-prompt", SYSTEM, "--max-new-tokens", "60", "--temperature", "0.7"]
+                        example([8, 8, 2, 6], False), example([7, 2, 5, 4], False),
+                        example([3, 9, 6, 6], True), example([4, 7, 8, 2], True))  # fmt: skip
+COMMON = ["--system-prompt", SYSTEM, "--max-new-tokens", "48", "--temperature", "0.7"]
 
 
 @dataclass
@@ -73,11 +73,11 @@ class Args:
 
 
 def write_sums(file: Path) -> None:
-    """5,000 different sums, one {"prompt", "answer", "hint"} a line: any guide.py run could start from such a file."""
+    """3,000 different sums, one {"prompt", "answer", "hint"} a line: any guide.py run could start from such a file."""
     rng, rows = random.Random(0), {}
-    while len(rows) < 5000:
+    while len(rows) < 3000:
         question, steps, answer = work([rng.randint(2, 9) for _ in range(DIGITS)])
-        rows[question] = {"prompt": question, "answer": answer, "hint": "\n".join(steps[:-1])}
+        rows[question] = {"prompt": question, "answer": answer, "hint": ", ".join(steps[:-1])}
     file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, "".join(json.dumps(row) + "\n" for row in rows.values()))
 
