@@ -468,8 +468,10 @@ def main(args: Args, task=None, sampler=None) -> Path:
 
         # --- 2 reward and advantage
         rewards = rollout.rewards(G)  # [B, G]
-        terms = torch.tensor([format_terms(text, grade.parsed) for text, grade in zip(rollout.texts, rollout.grades)])  # [N]
-        credited = 2 * rewards + terms.view_as(rewards) if args.format_reward else rewards  # [B, G]  [D1]
+        credited = rewards
+        if args.format_reward:  # [D1]
+            terms = torch.tensor([format_terms(text, grade.parsed) for text, grade in zip(rollout.texts, rollout.grades)])  # [N]
+            credited = 2 * rewards + terms.view_as(rewards)  # [B, G]
         advantages = group_advantages(credited).view(-1, 1).to(model.device)  # [N, 1]
         _, completion_mask = pad(rollout.completion_ids, model.device)  # [N, T]
         loss_mask = completion_mask.clone()  # [N, T]

@@ -475,8 +475,9 @@ _LEAF = re.compile(r"\d+(?:\.\d+)?|\.\d+", re.ASCII)
 def templates(prompt: str) -> Iterator[tuple[str, str]]:
     """Every number of a prompt that occurs there once, is 2 or more and could be replaced: (number, the prompt with {x} for it)."""
     if "{x}" not in prompt and not re.search(rf"\b[{PLACEHOLDERS}]\b", prompt):
-        values = [number(match[0]) for match in _NUMBER.finditer(prompt)]
-        for match, value in zip(_NUMBER.finditer(prompt), values):
+        matches = list(_NUMBER.finditer(prompt))
+        values = [number(match[0]) for match in matches]
+        for match, value in zip(matches, values):
             if value is not None and values.count(value) == 1 and value >= 2:
                 yield match[0], prompt[: match.start()] + "{x}" + prompt[match.end() :]
 
