@@ -1,6 +1,7 @@
 """What comparisons of several arms on equal terms have in common: trials on a development seed, then the reported runs on others,
 each followed by counts on the test problems. benchmarks/entropy.py and benchmarks/hard_chains.py are made of it."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.reference import ROOT, run_all
-from plot import mean_and_half_width
+from plot import mean_and_half_width, read_metrics
 
 DEVELOPMENT_SEED = 100
 
@@ -37,6 +38,19 @@ class Args:
 
 def trial_name(arm: str, setting: str) -> str:
     return f"trials/{arm}/" + setting.replace("--", "").replace(" ", "_")
+
+
+def collect_trials(out: Path, settings: dict[str, list[str]], summary: Callable[[str, dict], dict]) -> dict:
+    """Adds the trials whose logs are there to trials.json, {arm: {setting: summary(arm, curves)}}, and returns all of them."""
+    file = out / "trials.json"
+    trials = json.loads(file.read_text()) if file.exists() else {}
+    for arm in settings:
+        for setting in settings[arm]:
+            folder = out / trial_name(arm, setting)
+            if (folder / "metrics.jsonl").exists():
+                trials.setdefault(arm, {})[setting] = summary(arm, read_metrics(folder))
+    file.write_text(json.dumps(trials, indent=1) + "\n")
+    return trials
 
 
 def score(trial: dict, metrics: tuple[str, ...] = ("avg@16", "pass@16")) -> float:

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 import runtime  # noqa: E402
 from benchmarks import arms  # noqa: E402
-from benchmarks.arms import cell, run_arms, score, trial_name  # noqa: E402
+from benchmarks.arms import cell, run_arms, score  # noqa: E402
 from eval import EVAL_SEED, evaluate, maj_at_k  # noqa: E402
 from plot import ENTROPY_METHODS, STRONG, h_over_anchor, read_metrics, scores  # noqa: E402
 from rollout import HFSampler  # noqa: E402
@@ -114,25 +114,20 @@ def held(curves: dict) -> float:
     return float(np.mean(h_over_anchor(curves)[-10:]))
 
 
+def summary(arm: str, curves: dict) -> dict:
+    """A trial: dev scores in their order, entropy at the first and the last step, share of tokens that the method selects, leaves out
+    or penalises, H / H_anchor over the last ten steps."""
+    trial = {name: [value for _, value in scores(curves[DEV + name])] for name in ("avg@16", "pass@16", "maj@16")}
+    trial["entropy"] = [round(curves["policy/entropy"][end], 4) for end in (1, max(curves["policy/entropy"]))]
+    touched = curves.get("siren/frac_selected") or curves.get("baseline/frac_touched")
+    trial["touched"] = round(float(np.mean(list(touched.values()))), 4)
+    if "siren/anchor" in curves:
+        trial["h_over_anchor"] = round(held(curves), 4)
+    return trial
+
+
 def collect_trials(out: Path) -> dict:
-    """trials.json: {arm: {setting: dev scores in their order, entropy at the first and the last step, share of tokens that the method
-    selects, leaves out or penalises, H / H_anchor over the last ten steps}}."""
-    file = out / "trials.json"
-    trials = json.loads(file.read_text()) if file.exists() else {}
-    for arm, (_, settings) in TRIALS.items():
-        for setting in settings:
-            folder = out / trial_name(arm, setting)
-            if (folder / "metrics.jsonl").exists():
-                curves = read_metrics(folder)
-                trial = {name: [value for _, value in scores(curves[DEV + name])] for name in ("avg@16", "pass@16", "maj@16")}
-                trial["entropy"] = [round(curves["policy/entropy"][end], 4) for end in (1, max(curves["policy/entropy"]))]
-                touched = curves.get("siren/frac_selected") or curves.get("baseline/frac_touched")
-                trial["touched"] = round(float(np.mean(list(touched.values()))), 4)
-                if "siren/anchor" in curves:
-                    trial["h_over_anchor"] = round(held(curves), 4)
-                trials.setdefault(arm, {})[setting] = trial
-    file.write_text(json.dumps(trials, indent=1) + "\n")
-    return trials
+    return arms.collect_trials(out, {arm: settings for arm, (_, settings) in TRIALS.items()}, summary)
 
 
 def trials_table(trials: dict) -> str:

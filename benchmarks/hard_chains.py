@@ -23,9 +23,9 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 import runtime  # noqa: E402
 from benchmarks import arms  # noqa: E402
-from benchmarks.arms import cell, run_arms, score, trial_name  # noqa: E402
+from benchmarks.arms import cell, run_arms, score  # noqa: E402
 from eval import decompose, evaluate  # noqa: E402
-from plot import HARD_ARMS, NEAR_ARMS, read_metrics, scores  # noqa: E402
+from plot import HARD_ARMS, NEAR_ARMS, scores  # noqa: E402
 from rollout import HFSampler  # noqa: E402
 from tasks import load_task  # noqa: E402
 
@@ -84,21 +84,16 @@ def measure(folder: Path, file: Path) -> None:
     runtime.write_text(file, json.dumps(result) + "\n")
 
 
+def summary(arm: str, curves: dict) -> dict:
+    """A trial: dev scores in their order, steps, share of guided groups."""
+    trial = {name: [value for _, value in scores(curves[DEV + name], every(arm))] for name in ("avg@16", "pass@16")}
+    trial["steps"] = max(curves["policy/entropy"])
+    trial["guided"] = round(float(np.mean(list(curves.get("guide/frac_guided", {0: 0.0}).values()))), 3)
+    return trial
+
+
 def collect_trials(out: Path) -> dict:
-    """trials.json: {arm: {setting: dev scores in their order, steps, share of guided groups}}."""
-    file = out / "trials.json"
-    trials = json.loads(file.read_text()) if file.exists() else {}
-    for arm in ARMS:
-        for setting in SETTINGS:
-            folder = out / trial_name(arm, setting)
-            if (folder / "metrics.jsonl").exists():
-                curves = read_metrics(folder)
-                trial = {name: [value for _, value in scores(curves[DEV + name], every(arm))] for name in ("avg@16", "pass@16")}
-                trial["steps"] = max(curves["policy/entropy"])
-                trial["guided"] = round(float(np.mean(list(curves.get("guide/frac_guided", {0: 0.0}).values()))), 3)
-                trials.setdefault(arm, {})[setting] = trial
-    file.write_text(json.dumps(trials, indent=1) + "\n")
-    return trials
+    return arms.collect_trials(out, {arm: SETTINGS for arm in ARMS}, summary)
 
 
 def trials_table(trials: dict) -> str:

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 import runtime  # noqa: E402
 from benchmarks import arms  # noqa: E402
-from benchmarks.arms import cell, run_arms, score, trial_name  # noqa: E402
+from benchmarks.arms import cell, run_arms, score  # noqa: E402
 from benchmarks.reference import run_all  # noqa: E402
 from eval import evaluate, ladder, pass_at_k  # noqa: E402
 from plot import SCHEDULES, read_metrics, scores  # noqa: E402
@@ -104,20 +104,15 @@ def measure(folder: Path, file: Path) -> None:
     runtime.write_text(file, json.dumps(result) + "\n")
 
 
+def summary(schedule: str, curves: dict) -> dict:
+    """A trial: dev scores in their order, over all horizons and at the longest, and steps."""
+    names = {"avg@8": "eval/chain/avg@8", "longest": f"eval/chain-h{LONGEST}/avg@8"}
+    trial = {short: [round(value, 4) for _, value in scores(curves[name], EVERY.get(schedule, 8))] for short, name in names.items()}
+    return trial | {"steps": max(curves["policy/entropy"])}
+
+
 def collect_trials(out: Path) -> dict:
-    """trials.json: {schedule: {setting: dev scores in their order, over all horizons and at the longest, and steps}}."""
-    file = out / "trials.json"
-    trials = json.loads(file.read_text()) if file.exists() else {}
-    for schedule in SCHEDULES:
-        for setting in SETTINGS:
-            folder = out / trial_name(schedule, setting)
-            if (folder / "metrics.jsonl").exists():
-                curves, every = read_metrics(folder), EVERY.get(schedule, 8)
-                names = {"avg@8": "eval/chain/avg@8", "longest": f"eval/chain-h{LONGEST}/avg@8"}
-                trial = {short: [round(value, 4) for _, value in scores(curves[name], every)] for short, name in names.items()}
-                trials.setdefault(schedule, {})[setting] = trial | {"steps": max(curves["policy/entropy"])}
-    file.write_text(json.dumps(trials, indent=1) + "\n")
-    return trials
+    return arms.collect_trials(out, {schedule: SETTINGS for schedule in SCHEDULES}, summary)
 
 
 def trials_table(trials: dict) -> str:

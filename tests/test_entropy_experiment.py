@@ -47,7 +47,7 @@ def test_all_arms_run_on_the_same_terms():
             own = {name for name, value in ours.items() if value != plain.get(name, defaults[script][name])}
             assert own <= OWN_FLAGS[arm], (arm, setting, own - OWN_FLAGS[arm])
             assert all(ours[name] == value for name, value in SWITCHES.get(base, {"method": base}).items()), arm
-    names = [entropy.trial_name(arm, setting) for arm, (_, settings) in entropy.TRIALS.items() for setting in settings]
+    names = [entropy.arms.trial_name(arm, setting) for arm, (_, settings) in entropy.TRIALS.items() for setting in settings]
     assert len(set(names)) == len(names)
 
 
