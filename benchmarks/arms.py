@@ -1,7 +1,10 @@
 """What comparisons of several arms on equal terms have in common: trials on a development seed, then the reported runs on others,
-each followed by counts on the test problems. benchmarks/entropy.py and benchmarks/hard_chains.py are made of it."""
+each followed by counts on the test problems. benchmarks/entropy.py, hard_chains.py and horizons.py are made of it, and of its last part
+those on a real model."""
 
 import json
+import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -86,3 +89,47 @@ def run_arms(args: Args, file: str, settings: dict[str, list[str]], chosen: dict
 
     jobs = [(command(arm, chosen[arm], seed), f"{arm}/seed{seed}") for seed in args.seeds for arm in arms]
     run_all(jobs, args, last_file="test.json", then=measure_run)
+
+
+@dataclass
+class RealModelArgs:
+    """Flags of a comparison on SmolLM2-135M-Instruct; a subclass names the folder."""
+
+    model: Path = Path("runs/SmolLM2-135M-Instruct")
+    """the converted model"""
+    seed: int = 1
+    """seed of all training runs"""
+    problems: int = 200
+    """test problems"""
+    samples: int = 8
+    """completions of each"""
+    out: Path = ROOT / "runs"
+    """where the logs are collected (the committed ones are in runs/reference/)"""
+    scratch: Path = ROOT / "runs/scratch"
+    """where the runs themselves live, with their checkpoints"""
+    jobs: int = 1
+    """runs side by side; each has some 7 to 12 GB"""
+
+    def folder(self) -> Path:
+        return self.scratch / self.out.name
+
+
+def train_arms(args: RealModelArgs, arms: dict[str, list[str]], flags: list) -> dict[str, str]:
+    """Train `script and own flags` of every arm with the common flags; returns {arm: its final weights}, relative to the repository."""
+    if not args.model.is_dir():
+        sys.exit(f"error: --model {args.model}: no such folder; benchmarks/convert_gguf.py makes it")
+    rest = ["--model", os.path.relpath(args.model, ROOT), *flags, "--seed", args.seed]
+    run_all([(shlex.join(map(str, [*own, *rest])), f"{arm}/seed{args.seed}") for arm, own in arms.items()], args)
+    finals = {arm: args.folder() / arm / f"seed{args.seed}/final" for arm in arms}
+    for arm, final in finals.items():
+        if not final.exists():
+            sys.exit(f"error: {arm} did not come to its end: there is no {final}; the same command goes on from the last checkpoint")
+    return {arm: os.path.relpath(final, ROOT) for arm, final in finals.items()}
+
+
+def measure_model(args: RealModelArgs, weights: str, folder: str, flags: list) -> Path:
+    """eval.py on the test problems; returns the folder of its files."""
+    out = args.folder() / "test" / folder
+    command = ["eval.py", "--model", weights, *flags, "--problems", args.problems, "-n", args.samples, "--out-dir", out]
+    subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, check=True)
+    return out

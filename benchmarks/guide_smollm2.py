@@ -12,7 +12,6 @@ import json
 import os
 import random
 import shutil
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,15 +20,15 @@ import tyro
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
-from benchmarks.reference import train  # noqa: E402
+from benchmarks.arms import RealModelArgs, measure_model, train_arms  # noqa: E402
 from benchmarks.smollm2 import after_examples  # noqa: E402
 from eval import cell  # noqa: E402
 from runtime import write_text  # noqa: E402
 from tasks import BOXED_INSTRUCTION  # noqa: E402
 
 ARMS = {"grpo": ["grpo.py"], "guide": ["guide.py", "--max-refills", "2"]}
-BUDGET = ("--token-budget 150000 --steps 1000 --prompts-per-step 16 --group-size 8 --lr 1e-5 --eval-every 10 --eval-problems 32 "
-          "--eval-samples 4 --test-problems 8 --save-every 5").split()  # fmt: skip
+BUDGET = ("--token-budget 80000 --steps 1000 --prompts-per-step 8 --group-size 8 --lr 1e-5 --eval-every 10 --eval-problems 32 "
+          "--eval-samples 4 --test-problems 8 --save-every 5 --micro-batch-tokens 4096").split()  # fmt: skip
 DIGITS = 4
 SHOWN = {"avg@8": "avg@8", "pass@8": "pass@8", "frac_unparsed": "unparsed"}
 
@@ -51,25 +50,14 @@ def example(numbers: list[int], hinted: bool) -> tuple[str, str]:
 
 
 SYSTEM = after_examples("You add numbers step by step and give the final answer in \\boxed{}.",
-                        example([8, 8, 2, 6], False), example([7, 2, 5, 4], False),
-                        example([3, 9, 6, 6], True), example([4, 7, 8, 2], True))  # fmt: skip
+                        example([7, 2, 5, 4], False), example([4, 7, 8, 2], True))  # fmt: skip
 COMMON = ["--system-prompt", SYSTEM, "--max-new-tokens", "48", "--temperature", "0.7"]
 
 
 @dataclass
-class Args:
-    model: Path = Path("runs/SmolLM2-135M-Instruct")
-    """the converted model"""
-    seed: int = 1
-    """seed of both training runs"""
-    problems: int = 200
-    """test problems"""
-    samples: int = 8
-    """completions of each"""
-    scratch: Path = ROOT / "runs/scratch/guide_smollm2"
-    """where the runs themselves live, with their checkpoints"""
+class Args(RealModelArgs):
     out: Path = ROOT / "runs/guide_smollm2"
-    """where their logs are collected (the committed ones are in runs/reference/guide_smollm2)"""
+    """where the logs are collected (the committed ones are in runs/reference/guide_smollm2)"""
 
 
 def write_sums(file: Path) -> None:
@@ -97,24 +85,14 @@ def readme_table(out: Path) -> str:
 
 
 def main(args: Args) -> None:
-    if not args.model.is_dir():
-        sys.exit(f"error: --model {args.model}: no such folder; benchmarks/convert_gguf.py makes it")
-    sums = args.scratch / "sums.jsonl"
+    sums, test = args.folder() / "sums.jsonl", args.folder() / "test"
     write_sums(sums)
-    model, task = os.path.relpath(args.model, ROOT), ["--task", f"jsonl:{os.path.relpath(sums, ROOT)}"]
-    finals = {arm: args.scratch / arm / f"seed{args.seed}" / "final" for arm in ARMS}
-    for arm, script in ARMS.items():
-        command = [*script, "--model", model, *task, *COMMON, *BUDGET, "--seed", str(args.seed)]
-        if not finals[arm].exists() and not train(command, finals[arm].parent, args.out / arm / f"seed{args.seed}"):
-            sys.exit("training did not come to its end; the same command goes on from the last checkpoint")
-    grpo, guide = (os.path.relpath(final, ROOT) for final in finals.values())
-    test = args.scratch / "test"
-    for name, weights, folder, baseline in (("grpo", grpo, "grpo", model), ("guide", guide, "guide", test / "grpo-baseline"),
+    flags = ["--task", f"jsonl:{os.path.relpath(sums, ROOT)}", *COMMON]
+    grpo, guide = train_arms(args, ARMS, [*flags, *BUDGET]).values()
+    for name, weights, folder, baseline in (("grpo", grpo, "grpo", args.model), ("guide", guide, "guide", test / "grpo-baseline"),
                                             ("guide-grpo", guide, "guide", test / "grpo")):  # fmt: skip
-        command = ["eval.py", "--model", weights, *task, *COMMON, "--problems", args.problems, "-n", args.samples, "--baseline", baseline,
-                   "--out-dir", test / folder]  # fmt: skip
-        subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, check=True)
-        shutil.copy(max((test / folder).glob("against-*.json"), key=os.path.getmtime), args.out / f"{name}.json")
+        compared = measure_model(args, weights, folder, [*flags, "--baseline", os.path.relpath(baseline, ROOT)])
+        shutil.copy(max(compared.glob("against-*.json"), key=os.path.getmtime), args.out / f"{name}.json")
     print(readme_table(args.out))
 
 

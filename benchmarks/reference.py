@@ -66,15 +66,16 @@ def train(command: list[str], run: Path, target: Path, **options) -> bool:
 
 
 def run_one(command: str, name: str, args, last_file: str = "metrics.jsonl", then=None) -> str:
-    """Train one run on one thread, its screen in a log file, unless `last_file` is among its collected logs; returns what became of
-    it. `then(run, target, **options of subprocess.run)` is called at its end."""
+    """Train one run, its screen in a log file, unless `last_file` is among its collected logs; returns what became of it. Runs that
+    go side by side have one thread each. `then(run, target, **options of subprocess.run)` is called at its end."""
     target, run = args.out / name, args.scratch / args.out.name / name
     if (target / last_file).exists():
         return f"{name}: already there"
     log_file = run.parent / f"{run.name}.log"
     log_file.parent.mkdir(parents=True, exist_ok=True)
     with open(log_file, "a") as log:
-        options = dict(env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=log, stderr=log)
+        threads = {"OMP_NUM_THREADS": "1"} if args.jobs > 1 else {}
+        options = dict(env=os.environ | threads, stdout=log, stderr=log)
         finished = train(shlex.split(command), run, target, **options)
         if finished and then:
             then(run, target, **options)

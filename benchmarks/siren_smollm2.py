@@ -10,7 +10,6 @@ on after an interruption.
 import json
 import os
 import shutil
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +18,8 @@ import tyro
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
+from benchmarks.arms import RealModelArgs, measure_model, train_arms  # noqa: E402
 from benchmarks.real_model import COMMON, TRAIN  # noqa: E402
-from benchmarks.reference import train  # noqa: E402
 from eval import cell  # noqa: E402
 from plot import read_metrics  # noqa: E402
 
@@ -29,19 +28,9 @@ BUDGET = TRAIN.replace("--steps 60", "--steps 1000 --token-budget 20000 --save-e
 
 
 @dataclass
-class Args:
-    model: Path = Path("runs/SmolLM2-135M-Instruct")
-    """the converted model"""
-    seed: int = 1
-    """seed of both training runs"""
-    problems: int = 200
-    """test problems"""
-    samples: int = 8
-    """completions of each"""
-    scratch: Path = ROOT / "runs/scratch/siren_smollm2"
-    """where the runs themselves live, with their checkpoints"""
+class Args(RealModelArgs):
     out: Path = ROOT / "runs/siren_smollm2"
-    """where their logs are collected (the committed ones are in runs/reference/siren_smollm2)"""
+    """where the logs are collected (the committed ones are in runs/reference/siren_smollm2)"""
 
 
 def readme_table(out: Path) -> str:
@@ -62,22 +51,11 @@ def readme_table(out: Path) -> str:
 
 
 def main(args: Args) -> None:
-    if not args.model.is_dir():
-        sys.exit(f"error: --model {args.model}: no such folder; benchmarks/convert_gguf.py makes it")
-    model, finals = os.path.relpath(args.model, ROOT), {}
-    for arm, script in ARMS.items():
-        run = args.scratch / arm / f"seed{args.seed}"
-        finals[arm] = run / "final"
-        command = [*script, "--model", model, *COMMON, *BUDGET, "--seed", str(args.seed)]
-        if not finals[arm].exists() and not train(command, run, args.out / arm / f"seed{args.seed}"):
-            sys.exit("training did not come to its end; the same command goes on from the last checkpoint")
-    flags = [*COMMON, "--problems", args.problems, "-n", args.samples]
-    dr_grpo, siren = (os.path.relpath(final, ROOT) for final in finals.values())
-    for weights, folder, more in ((model, "start", []), (siren, "siren", ["--baseline", dr_grpo])):
-        command = ["eval.py", "--model", weights, *flags, "--out-dir", args.scratch / "test" / folder, *more]
-        subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, check=True)
-    shutil.copy(next((args.scratch / "test/siren").glob("against-*.json")), args.out / "comparison.json")
-    start = json.loads((args.scratch / "test/start/results.json").read_text())["rows"][-1]["metrics"]
+    dr_grpo, siren = train_arms(args, ARMS, [*COMMON, *BUDGET]).values()
+    started = measure_model(args, os.path.relpath(args.model, ROOT), "start", COMMON)
+    compared = measure_model(args, siren, "siren", [*COMMON, "--baseline", dr_grpo])
+    shutil.copy(next(compared.glob("against-*.json")), args.out / "comparison.json")
+    start = json.loads((started / "results.json").read_text())["rows"][-1]["metrics"]
     names = [f"{name}@{args.samples}" for name in ("avg", "pass", "maj")] + ["frac_unparsed"]
     (args.out / "start.json").write_text(json.dumps({name: start[name]["value"] for name in names}, indent=1) + "\n")
     print(readme_table(args.out))

@@ -25,7 +25,19 @@ import runtime
 import sft
 import siren
 import tasks
-from benchmarks import against_lighteval, calibration, coverage, entropy, real_model, reference, siren_smollm2, smollm2
+from benchmarks import (
+    against_lighteval,
+    calibration,
+    coverage,
+    entropy,
+    guide_smollm2,
+    hard_chains,
+    horizons,
+    real_model,
+    reference,
+    siren_smollm2,
+    smollm2,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -36,7 +48,9 @@ SCRIPTS = {"grpo.py": grpo.Args, "dapo.py": dapo.Args, "siren.py": siren.Args, "
            "benchmarks/reference.py": reference.Args, "benchmarks/real_model.py": real_model.Args,
            "benchmarks/calibration.py": calibration.Args, "benchmarks/coverage.py": coverage.Args,
            "benchmarks/against_lighteval.py": against_lighteval.Args, "benchmarks/smollm2.py": smollm2.Args,
-           "benchmarks/entropy.py": entropy.Args, "benchmarks/siren_smollm2.py": siren_smollm2.Args}  # fmt: skip
+           "benchmarks/entropy.py": entropy.Args, "benchmarks/siren_smollm2.py": siren_smollm2.Args,
+           "benchmarks/hard_chains.py": hard_chains.Args, "benchmarks/guide_smollm2.py": guide_smollm2.Args,
+           "benchmarks/horizons.py": horizons.Args}  # fmt: skip
 
 
 def commands(text: str) -> list[tuple[str, list[str]]]:
@@ -235,6 +249,16 @@ def test_the_readme_shows_siren_on_the_real_model():
     curves = [plot.read_metrics(folder / arm / "seed1") for arm in siren_smollm2.ARMS]
     assert {max(each["rollout/tokens_total"]) for each in curves} == {18}
     assert all(abs(max(each["rollout/tokens_total"].values()) - 21_000) < 100 for each in curves)
+
+
+def test_the_readme_shows_guide_on_the_real_model():
+    """A table that was not made from the committed results, and runs of unequal length."""
+    folder = ROOT / "runs/reference/guide_smollm2"
+    assert guide_smollm2.readme_table(folder) in README
+    budget = int(guide_smollm2.BUDGET[1])
+    for arm in guide_smollm2.ARMS:
+        tokens = max(plot.read_metrics(folder / arm / "seed1")["rollout/tokens_total"].values())
+        assert budget <= tokens < 1.06 * budget, arm  # a step more than the budget at most
 
 
 def measured_table() -> str:
