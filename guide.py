@@ -28,7 +28,8 @@ Deviations from the paper and its released code, tagged again where they happen:
      Over all completions of a random model (tests/test_guide.py) it lies off by this share of the exact gradient's length: 0.45
      for 2 tokens, 0.42 for 3; without correction 0.29 and 0.37.
 
-    python guide.py                             on the embedded model
+    python guide.py                             on the embedded model: test avg@16 0.048 -> 0.856 (seed 0), 9 minutes on one CPU
+                                                thread
     python guide.py --trigger never             Filter-GRPO: groups without differences dropped, no hints
 
 Letters in shapes: B prompts, G completions of each (a group), N = B*G rows, T completion tokens. Rows are prompt-major:
