@@ -217,8 +217,9 @@ def accumulate_gradients(model, batch: dict, rows: slice, args: Args) -> Counter
 
 def problem_indices(args: Args, step: int, round: int) -> list[int]:
     """Which training problems a round of a step samples: a pure function, so resuming needs no data state. Round 0 has those of
-    grpo.py; refills start far away, a prime number on, so that they are others in a finite set too."""
-    first = (step - 1) * args.prompts_per_step + round * 1_000_000_007
+    grpo.py; refills start far away, in a finite set by equal shares of it."""
+    far = max(1, args.train_size // (args.max_refills + 1)) if args.train_size else 1_000_000_007
+    first = (step - 1) * args.prompts_per_step + round * far
     return [index % args.train_size if args.train_size else index for index in range(first, first + args.prompts_per_step)]
 
 

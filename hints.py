@@ -66,16 +66,23 @@ def main(args: Args) -> None:
     if not 0 < args.share <= 1:
         runtime.fail(f"--share {args.share:g}: must be above 0 and at most 1")
     task = runtime.or_fail(load_task, args.task)
-    count = args.problems or (task.size("train") if hasattr(task, "size") else 1000)
+    if args.problems is not None and args.problems < 1:
+        runtime.fail(f"--problems {args.problems}: must be at least 1")
+    finite = hasattr(task, "size")
+    count = min(args.problems or 10**9, task.size("train")) if finite else args.problems or 1000
     problems = {problem.prompt: problem for problem in (task.problem("train", index, args.seed) for index in range(count))}
     without = sum(not problem.solution for problem in problems.values())
     if without == len(problems):
         runtime.fail(f"--task {args.task}: none of its {len(problems)} training problems carries a worked solution to make a hint from")
     hints = {prompt: make_hint(problem, args.kind, args.share) for prompt, problem in problems.items()}
     lines = [json.dumps({"prompt": prompt, "hint": hint}, ensure_ascii=False) + "\n" for prompt, hint in hints.items() if hint]
+    if not lines:
+        runtime.fail(f"--task {args.task}: no part of any solution is free of its answer, so there is no hint; try another --kind")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     runtime.write_text(args.out, "".join(lines))
     print(f"{args.out}: {len(lines)} hints; no solution: {without}; nothing left without the answer: {len(hints) - len(lines) - without}")
-    print(f"next: python guide.py --task {args.task} --hints {args.out}")
+    same = "" if finite else f" --train-size {count} --seed {args.seed}"  # of an endless task, the problems that have hints
+    print(f"next: python guide.py --task {args.task} --hints {args.out}{same}")
 
 
 if __name__ == "__main__":

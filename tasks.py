@@ -83,18 +83,34 @@ def with_hint(problem: Problem) -> str:
 
 
 def reveals(hint: str, answer: str) -> bool:
-    """Does a hint give the answer away? Whole numbers and words are compared: 12 is not in "112 apples", but 1,000 is in "1000 m".
+    """Does a hint give the answer away? Words are compared, and numbers by value: 12 is not in "112 apples", but 1,000 is in
+    "1000.00 m" and 1/2 in "0.5". A number in words is not seen.
 
-    >>> reveals("Start with 112.", "12"), reveals("In the end you have 12.", "12")
+    >>> reveals("Start with 112.", "12"), reveals("In the end you have $12.00.", "12")
     (False, True)
     """
-    words = lambda text: [canonical(word) for word in re.findall(r"\d+(?:,\d{3})*(?:\.\d+)?|[^\W\d_]+|[^\w\s]", text.lower())]  # noqa: E731
-    needle, hay = words(answer), words(hint)
-    return any(hay[i : i + len(needle)] == needle for i in range(len(hay) - len(needle) + 1))
+    texts = [re.sub(r"\\[dt]?frac\{?(\d+)\}?\{?(\d+)\}?", r"\1/\2", text.replace("\u2212", "-")) for text in (hint, answer)]
+    if len(answer.strip()) > 1:  # the letter of an option is not the article "a"
+        texts = [text.lower() for text in texts]
+    for one_number in (r"\d+/0*[1-9]\d*|", ""):  # a fraction as one number, then as two: 48 is in 48/2
+        hay, needle = ([_value(word) for word in re.findall(rf"{one_number}\d+(?:,\d{{3}})*(?:\.\d+)?|\.\d+|[^\W\d_]+|[^\w\s]", text)]
+                       for text in texts)  # fmt: skip
+        if any(hay[i : i + len(needle)] == needle for i in range(len(hay) - len(needle) + 1)):
+            return True
+    return False
+
+
+def _value(word: str) -> str | Fraction:
+    return Fraction(word.replace(",", "")) if word[-1].isdigit() and word.isascii() else word
+
+
+def hint_key(prompt: str) -> str:
+    """What a file of hints is looked up by: the prompt, whether or not it ends in the instruction to use a box."""
+    return prompt.strip().removesuffix(BOXED_INSTRUCTION).strip()
 
 
 def load_hints(path: Path) -> dict[str, str]:
-    """{prompt: hint} of a file with one JSON object a line. Raises ValueError with the line and the field."""
+    """{`hint_key` of the prompt: hint} of a file with one JSON object a line. Raises ValueError with the line and the field."""
     hints = {}
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
@@ -109,7 +125,7 @@ def load_hints(path: Path) -> dict[str, str]:
             for name in ("prompt", "hint"):
                 if not isinstance(row, dict) or not isinstance(row.get(name), str) or not row[name].strip():
                     raise ValueError(f"--hints {path}, line {number}: field {name!r} must be a non-empty string")
-            hints[row["prompt"].strip()] = row["hint"].strip()
+            hints[hint_key(row["prompt"])] = row["hint"].strip()
     return hints
 
 

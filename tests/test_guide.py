@@ -162,10 +162,10 @@ def test_shaped_gradient_is_largest_where_the_ratio_is_gamma():
 PROMPT, HINTED = [2, 0, 1], [2, 0, 1, 2, 2]
 
 
-def expected_gradients(length: int, correction: str) -> tuple[float, torch.Tensor, torch.Tensor]:
-    """The script's expected gradient over all pairs of completions of `length` tokens from a vocabulary of three, sampled with the
+def expected_gradients(length: int, correction: str, seed: int = 0, group: int = 2) -> tuple[float, torch.Tensor, torch.Tensor]:
+    """The script's expected gradient over all groups of completions of `length` tokens from a vocabulary of three, sampled with the
     hint, against that of -E[R] without it: |difference| / |theirs|, and both (ours divided by (1 - 1/G) / L)."""
-    model, group = random_model(vocab=3), 2
+    model = random_model(vocab=3, seed=seed)
     completions = [list(tokens) for tokens in itertools.product(range(3), repeat=length)]
     rewards = torch.from_numpy(np.random.default_rng(length).standard_normal(len(completions)))
 
@@ -173,11 +173,12 @@ def expected_gradients(length: int, correction: str) -> tuple[float, torch.Tenso
         tables = [distributions(model, prompt, tokens, 1.0) for tokens in completions]
         return torch.stack([sum(row[token] for row, token in zip(table, tokens)) for table, tokens in zip(tables, completions)]).exp()
 
-    pairs = list(itertools.product(range(len(completions)), repeat=group))
-    chance, chance_of_pair = chances(HINTED), torch.stack([chances(HINTED)[list(pair)].prod() for pair in pairs])[:, None]
+    groups = list(itertools.product(range(len(completions)), repeat=group))
+    chance, chance_of_group = chances(HINTED), torch.stack([chances(HINTED)[list(members)].prod() for members in groups])[:, None]
     assert chance.sum().item() == pytest.approx(1.0)
-    advantages = guide.group_advantages(torch.stack([rewards[list(pair)] for pair in pairs]), "centred") * chance_of_pair * len(pairs)
-    rows = [completions[member] for pair in pairs for member in pair]
+    advantages = guide.group_advantages(torch.stack([rewards[list(members)] for members in groups]), "centred")
+    advantages = advantages * chance_of_group * len(groups)
+    rows = [completions[member] for members in groups for member in members]
     mask = torch.ones(len(rows), length, dtype=torch.bool)
     denominators = [PROMPT if correction == "none" else HINTED] * len(rows)
     old_logprobs, _ = score_all(model, denominators, rows, 1.0, 10**6)
@@ -198,19 +199,22 @@ def expected_gradients(length: int, correction: str) -> tuple[float, torch.Tenso
     return distance(ours, theirs), ours, theirs
 
 
-@pytest.mark.parametrize("length", [1, 2])
-def test_the_sequence_ratio_is_the_exact_correction(length):
+@pytest.mark.parametrize("length, group", [(1, 2), (2, 2), (1, 3)])
+def test_the_sequence_ratio_is_the_exact_correction(length, group):
     """Catches a denominator under another prompt, or the product of something else: what is sampled with the hint has exactly
     (G-1)/G times the expected gradient of the reward without the hint."""
-    assert expected_gradients(length, "sequence")[0] < 1e-9
+    assert expected_gradients(length, "sequence", group=group)[0] < 1e-9
 
 
 def test_the_token_ratio_is_exact_for_one_token_and_biased_for_more():
-    """Catches a token ratio that is another's, and the docstring's numbers: how far it lies off for two and three tokens."""
-    assert expected_gradients(1, "token")[0] < 1e-9
-    off = [expected_gradients(length, correction)[0] for correction in ("token", "none") for length in (2, 3)]
-    stated = " ".join(guide.__doc__.split()).split("of the exact gradient's length: ")[1]
-    assert stated.startswith("{:.2f} for 2 tokens, {:.2f} for 3; without correction {:.2f} and {:.2f}.".format(*off)) and min(off) > 0.2
+    """Catches a token ratio that is another's, and the docstring's numbers: how far it lies off for two tokens."""
+    assert expected_gradients(1, "token")[0] < 1e-9 and expected_gradients(1, "token", group=3)[0] < 1e-9
+    assert expected_gradients(1, "none")[0] > 0.2
+    token, none = (np.array([expected_gradients(2, correction, seed)[0] for seed in range(10)]) for correction in ("token", "none"))
+    stated = " ".join(guide.__doc__.split())
+    assert f"by {token.mean():.2f} of the exact gradient's length on average (at most {token.max():.2f})" in stated
+    assert f"without correction by {none.mean():.2f} (at most {none.max():.2f}), and by more in {(none > token).sum()} of them" in stated
+    assert min(token) > 0.05 and min(none) > 0.2
 
 
 def test_without_the_correction_the_gradient_is_another():
@@ -441,7 +445,10 @@ def test_advantages_are_those_of_the_group(run, monkeypatch, group):
     ("Start with 112.", "12", False), ("You get 12.", "12", True), ("It is 1,000 m.", "1000", True), ("Take 12.5 of it.", "12", False),
     ("The cathedral", "cat", False), ("a Cat sat", "cat", True), ("x = 3 + 4", "3 + 4", True),
     ("7 - 12", "12", True), ("no numbers", "12", False),
-    ("\\frac{1}{2} of it", "\\frac{1}{2}", True), ("minus -5 now", "-5", True),
+    ("\\frac{1}{2} of it", "\\frac{1}{2}", True), ("minus -5 now", "-5", True), ("He has $71.00.", "71", True), ("so 7.5 m", "7.50", True),
+    ("it is .5", "0.5", True), ("it is 0.5", "1/2", True), ("\\frac12 of it", "\\dfrac{1}{2}", True), ("so \u22125", "-5", True),
+    ("48/2 = 24", "48", True), ("48/2 = 24", "2", True), ("Take a pen", "A", False), ("It is A.", "A", True), ("7/0", "7", True),
+    ("1/2 of it", "3/2", False), ("take 71.01", "71", False),
 ])  # fmt: skip
 def test_what_gives_the_answer_away(hint, answer, shown):
     """Catches substrings that count as the answer, and another spelling of it that does not."""
@@ -452,10 +459,10 @@ def test_hints_that_cannot_be_used_are_refused_before_anything_is_written(run, t
     """Catches a run without a single hint, and a template that does not show it."""
     silent = HashTask()
     silent.problem = lambda split, index, seed: Problem(f"{split} {index}", "0")
-    with pytest.raises(SystemExit, match="--task: the first 1000 training problems have no hint, or one .*; make hints with hints.py"):
+    with pytest.raises(SystemExit, match="--task .*: 0 of the first 1000 .*, 1000 have none, and that of 0 .*; make hints with hints.py"):
         run(guide, "none", silent)
     telling = ListTask("telling", {split: [Problem(f"{split} {i}", "7", "say 7") for i in range(3)] for split in ("train", "dev", "test")})
-    with pytest.raises(SystemExit, match="--task: the first 1000 training problems have no hint"):
+    with pytest.raises(SystemExit, match="--task .*: 0 of the first 3 .*, 0 have none, and that of 3 contains the answer"):
         run(guide, "telling", telling)
     for template in ("{prompt}", "{hint}", "{prompt} {hint} \\boxed{}", "{prompt} {hints}"):
         with pytest.raises(SystemExit, match="--hint-template .*must contain {prompt} and {hint}, and other braces doubled"):
@@ -508,6 +515,22 @@ def test_helper_command_makes_hints_that_guide_shows(tmp_path, capsys):
     source.write_text("".join(json.dumps({"prompt": f"q{i}", "answer": "1"}) + "\n" for i in range(20)))
     with pytest.raises(SystemExit, match="none of its .* training problems carries a worked solution"):
         hints.main(hints.Args(task=f"jsonl:{source}", out=tmp_path / "other.jsonl"))
+    source.write_text("".join(json.dumps({"prompt": f"q{i}", "answer": "1", "solution": "1"}) + "\n" for i in range(20)))
+    with pytest.raises(SystemExit, match="no part of any solution is free of its answer"):
+        hints.main(hints.Args(task=f"jsonl:{source}", out=tmp_path / "other.jsonl"))
+    with pytest.raises(SystemExit, match="--problems -3: must be at least 1"):
+        hints.main(hints.Args(task=f"jsonl:{source}", out=tmp_path / "other.jsonl", problems=-3))
+    assert not (tmp_path / "other.jsonl").exists()
+    hints.main(hints.Args(task="chain", out=tmp_path / "new/chain.jsonl", problems=3, seed=4))
+    assert capsys.readouterr().out.strip().endswith("chain.jsonl --train-size 3 --seed 4")
+
+
+def test_a_file_of_hints_may_have_the_prompts_as_the_users_file_has_them(tmp_path):
+    """Catches hints that are only found by the prompt with the instruction that jsonl adds."""
+    file = tmp_path / "hints.jsonl"
+    file.write_text('{"prompt": "How many?", "hint": "Count."}\n')
+    for prompt in ("How many?", "How many? Put the final answer in \\boxed{}."):
+        assert guide.hint_of(Problem(prompt, "3"), load_hints(file)) == "Count."
 
 
 def test_any_field_of_a_file_can_be_the_hint(tmp_path):

@@ -1011,11 +1011,11 @@ VARIANTS = {  # functions that differ from grpo.py's, that are gone, that are ne
             |baseline|args\.method|clips|target|several\ updates|policy_loss|completion_seed|clip_cov|def\ accum|token_fraction
             |Returns\ sums|state\ =|update\ =|skipped|\bcurrent\b|cov_low"""),
     guide: dict(
-        changed={"accumulate_gradients", "problem_indices", "main"}, gone={"k3"},
+        changed={"group_advantages", "accumulate_gradients", "problem_indices", "main"}, gone={"k3"},
         new={"shaped_surrogate", "shaping_gamma", "sequence_denominator", "guided_ratios", "hint_of", "check_hints", "guided_groups",
              "guide_record"},
         imports_gone=["from tasks import load_task"],
-        imports_new=["from zlib import crc32", "from tasks import Problem, load_hints, load_task, reveals"],
+        imports_new=["from zlib import crc32", "from tasks import Problem, hint_key, load_hints, load_task, reveals"],
         flags_changed=set(), flags_gone={"kl_coef"},
         flags_new={"trigger", "trigger_accuracy", "correction", "shaping", "gamma_quantile", "group", "hints", "hint_template",
                    "max_refills"},

@@ -12,6 +12,7 @@ from random_model import EOS, distance, distributions, gradient, random_model
 
 import dapo
 import grpo
+import guide
 from rollout import micro_batches, pad, pad_values, score, score_all
 
 GROUP = 4
@@ -453,3 +454,9 @@ def test_rounds_of_refilling_share_no_problem():
         first_rounds = [index for step in range(1, 50) for index in dapo.problem_indices(args, step, 0)]
         assert set(first_rounds) == set(range(size))
         assert dapo.problem_indices(args, 1, 1) != dapo.problem_indices(args, 1, 0)
+    args = make_args(dapo, prompts_per_step=16, max_refills=10)
+    for args.train_size in (500, 1000, 1024):
+        for step in (1, 2, 30):
+            taken = [index for round in range(11) for index in dapo.problem_indices(args, step, round)]
+            assert len(set(taken)) == len(taken) == 176
+            assert taken == [index for round in range(11) for index in guide.problem_indices(args, step, round)]
