@@ -251,6 +251,19 @@ def test_the_readme_shows_siren_on_the_real_model():
     assert all(abs(max(each["rollout/tokens_total"].values()) - 21_000) < 100 for each in curves)
 
 
+@pytest.mark.parametrize("name, module, metrics", [
+    ("guide", guide, ["test/chain/avg@16"]), ("h1", h1_curriculum, ["test/chain/avg@16", "test/chain-h5/avg@16"])])  # fmt: skip
+def test_what_the_default_run_is_said_to_reach(name, module, metrics):
+    """A number in a docstring that no committed log of `python guide.py` or `python h1_curriculum.py` has."""
+    folder = ROOT / f"runs/reference/{name}/chain-seed0"
+    flags = json.loads((folder / "config.json").read_text())["flags"]
+    defaults = json.loads(json.dumps(vars(tyro.cli(module.Args, args=[])), default=str))
+    assert all(flags[name] == value for name, value in defaults.items() if value is not None) and flags["seed"] == 0
+    for metric in metrics:
+        values = plot.read_metrics(folder)[metric]
+        assert f"{values[0]:.3f} -> {values[80]:.3f}" in " ".join(module.__doc__.split())
+
+
 def test_the_readme_shows_guide_on_the_real_model():
     """A table that was not made from the committed results, and runs of unequal length."""
     folder = ROOT / "runs/reference/guide_smollm2"
