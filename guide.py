@@ -108,7 +108,8 @@ class Args:
     """of --trigger below: the highest accuracy of a group that gets a hint"""
     correction: Literal["token", "sequence", "none", "keep_hint"] = "token"
     """of guided completions. token: pi_old is taken under the prompt with the hint (Guide); sequence: and the ratio is the product
-    over the completion; none: pi_old under the plain prompt, as if that had sampled them; keep_hint: train on the prompt with the hint"""
+    over the completion; none: pi_old under the plain prompt, as if that had sampled them; keep_hint: train on the prompt with the hint.
+    The last two are shaped too, unless --shaping says otherwise"""
     shaping: Literal["quantile", "clip", "none"] = "quantile"
     """of guided tokens' ratios: ratio / (ratio + gamma), PPO's clip, or as they are"""
     gamma_quantile: float = 0.9

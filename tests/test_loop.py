@@ -1011,7 +1011,7 @@ VARIANTS = {  # functions that differ from grpo.py's, that are gone, that are ne
             |baseline|args\.method|clips|target|several\ updates|policy_loss|completion_seed|clip_cov|def\ accum|token_fraction
             |Returns\ sums|state\ =|update\ =|skipped|\bcurrent\b|cov_low"""),
     guide: dict(
-        changed={"group_advantages", "accumulate_gradients", "problem_indices", "main"}, gone={"k3"},
+        changed={"accumulate_gradients", "problem_indices", "main"}, gone={"k3"},
         new={"shaped_surrogate", "shaping_gamma", "sequence_denominator", "guided_ratios", "hint_of", "check_hints", "guided_groups",
              "guide_record"},
         imports_gone=["from tasks import load_task"],
