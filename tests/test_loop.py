@@ -185,7 +185,7 @@ def test_output_folder(run, script, monkeypatch, capsys):
 
     samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
     assert [row["step"] for row in samples] == [step for step in range(1, 6) for _ in range(4)]
-    own = {"selected"} if script is siren else set()
+    own = {"siren": {"selected"}, "guide": {"guided"}}.get(script.__name__, set())
     assert all(row.keys() == {"step", "prompt", "completion", "gold", "parsed", "reward", "why", "advantage"} | own for row in samples)
 
     for name in ("final", "best", "last"):
