@@ -88,9 +88,9 @@ def mean_and_half_width(values: list[float]) -> tuple[float, float]:
 
 
 def reference_runs() -> dict[str, list[dict]]:
-    """{variant: [curves of a seed, ...]} of everything under runs/reference that ran on the embedded model's default task."""
+    """{variant: [curves of a seed, ...]} of grpo.py and dapo.py under runs/reference, on the embedded model's default task."""
     runs: dict[str, list[dict]] = {}
-    for path in sorted(REFERENCE.glob("*/*/seed*/metrics.jsonl")):
+    for path in sorted([*REFERENCE.glob("dapo/*/seed*/metrics.jsonl"), *REFERENCE.glob("grpo/*/seed*/metrics.jsonl")]):
         if json.loads(path.with_name("config.json").read_text())["flags"]["task"] == "chain":
             runs.setdefault("/".join(path.parts[-4:-2]), []).append(read_metrics(path.parent))
     return runs
