@@ -174,7 +174,8 @@ def expected_gradients(length: int, correction: str, seed: int = 0, group: int =
         return torch.stack([sum(row[token] for row, token in zip(table, tokens)) for table, tokens in zip(tables, completions)]).exp()
 
     groups = list(itertools.product(range(len(completions)), repeat=group))
-    chance, chance_of_group = chances(HINTED), torch.stack([chances(HINTED)[list(members)].prod() for members in groups])[:, None]
+    chance = chances(HINTED)
+    chance_of_group = torch.stack([chance[list(members)].prod() for members in groups])[:, None]
     assert chance.sum().item() == pytest.approx(1.0)
     advantages = guide.group_advantages(torch.stack([rewards[list(members)] for members in groups]), "centred")
     advantages = advantages * chance_of_group * len(groups)
