@@ -49,7 +49,6 @@ def main(args: Args) -> None:
                 problem = runtime.or_fail(at_horizon.problem, split, index, args.seed)
                 row = {name: getattr(problem, name) for name in ("prompt", "answer", "horizon", "hint", "solution")} | {"split": split}
                 rows.setdefault(problem.prompt, {name: value for name, value in row.items() if value is not None})
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     runtime.write_text(args.out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows.values()))
     counts = {horizon: sum(row["horizon"] == horizon for row in rows.values()) for horizon in args.horizons}
     print(f"{args.out}: " + ", ".join(f"{count} of horizon {horizon}" for horizon, count in counts.items()) + " (each prompt once)")

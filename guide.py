@@ -315,9 +315,14 @@ def problem_indices(args: Args, step: int, round: int) -> list[int]:
     return [index % args.train_size if args.train_size else index for index in range(first, first + args.prompts_per_step)]
 
 
+def stated_hint(problem: Problem, hints: dict[str, str] | None) -> str | None:
+    """The problem's hint, or the one that a file has for it."""
+    return problem.hint if hints is None else hints.get(hint_key(problem.prompt))
+
+
 def hint_of(problem: Problem, hints: dict[str, str] | None) -> str | None:
     """The hint that may be shown: none where there is none, or one that gives the answer away."""
-    hint = problem.hint if hints is None else hints.get(hint_key(problem.prompt))
+    hint = stated_hint(problem, hints)
     return None if not hint or reveals(hint, problem.answer) else hint
 
 
@@ -335,7 +340,7 @@ def check_hints(task, args: Args, hints: dict[str, str] | None) -> str:
     count = min(1000, args.train_size or 1000, task.size("train") if hasattr(task, "size") else 1000)
     problems = [task.problem("train", index, args.seed) for index in range(count)]
     usable = sum(hint_of(problem, hints) is not None for problem in problems)
-    missing = sum(not (problem.hint if hints is None else hints.get(hint_key(problem.prompt))) for problem in problems)
+    missing = sum(not stated_hint(problem, hints) for problem in problems)
     found = f"{usable} of the first {count} training problems have a hint that may be shown, {missing} have none, and that of " \
             f"{count - usable - missing} contains the answer"  # fmt: skip
     if not usable:

@@ -78,7 +78,6 @@ def main(args: Args) -> None:
     lines = [json.dumps({"prompt": prompt, "hint": hint}, ensure_ascii=False) + "\n" for prompt, hint in hints.items() if hint]
     if not lines:
         runtime.fail(f"--task {args.task}: no part of any solution is free of its answer, so there is no hint; try another --kind")
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     runtime.write_text(args.out, "".join(lines))
     print(f"{args.out}: {len(lines)} hints; no solution: {without}; nothing left without the answer: {len(hints) - len(lines) - without}")
     same = "" if finite else f" --train-size {count} --seed {args.seed}"  # of an endless task, the problems that have hints

@@ -160,7 +160,8 @@ def learning_rate(args, step: int) -> float:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write aside, then rename: a kill leaves the old file or the new one, never a half."""
+    """Write aside, then rename: a kill leaves the old file or the new one, never a half. Makes the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(path.name + ".tmp")
     aside.write_text(text)
     aside.rename(path)

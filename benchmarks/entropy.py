@@ -102,7 +102,6 @@ def measure(folder: Path, file: Path) -> None:
         majority = [round(maj_at_k(row["votes"], row["right"], 16), 4) for row in rows]
         counts = {name: [row[name] for row in rows] for name in ("correct", "parsed")}
         result[f"{temperature:g}"] = counts | {"maj@16": majority}
-    file.parent.mkdir(parents=True, exist_ok=True)
     runtime.write_text(file, json.dumps(result) + "\n")
 
 

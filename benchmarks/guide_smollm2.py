@@ -66,7 +66,6 @@ def write_sums(file: Path) -> None:
     while len(rows) < 3000:
         question, steps, answer = work([rng.randint(2, 9) for _ in range(DIGITS)])
         rows[question] = {"prompt": question, "answer": answer, "hint": ", ".join(steps[:-1])}
-    file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, "".join(json.dumps(row) + "\n" for row in rows.values()))
 
 

@@ -27,7 +27,7 @@ from runtime import write_text  # noqa: E402
 from tasks import Problem, compose  # noqa: E402
 
 LONGEST, MEASURED = 3, 5  # horizons: trained on, and measured
-SCHEDULE = "h1_curriculum.py --max-horizon 3 --schedule"
+SCHEDULE = f"h1_curriculum.py --max-horizon {LONGEST} --schedule"
 ARMS = {"only_long": [*SCHEDULE.split(), "only_long"], "curriculum": [*SCHEDULE.split(), "curriculum", "--steps-per-stage", "7"]}
 BUDGET = ("--token-budget 40000 --steps 1000 --prompts-per-step 8 --group-size 8 --lr 1e-5 --eval-every 7 --eval-problems 30 "
           "--eval-samples 4 --test-problems 3 --save-every 5 --micro-batch-tokens 4096").split()  # fmt: skip
@@ -68,7 +68,6 @@ def write_chains(file: Path) -> None:
         for i, problem in enumerate(fresh):
             split = "test" if i < tests else "dev" if i < tests + 10 else "train"
             rows.append({"prompt": problem.prompt, "answer": problem.answer, "horizon": horizon, "split": split})
-    file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, "".join(json.dumps(row) + "\n" for row in rows))
 
 

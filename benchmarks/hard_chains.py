@@ -80,7 +80,6 @@ def measure(folder: Path, file: Path) -> None:
     for name, task in TASKS.items():
         _, rows = evaluate(sampler, tokenizer, load_task(task), "test", PROBLEMS[name], 16, 128, 1.0)
         result[name] = {what: [row[what] for row in rows] for what in ("correct", "parsed")}
-    file.parent.mkdir(parents=True, exist_ok=True)
     runtime.write_text(file, json.dumps(result) + "\n")
 
 

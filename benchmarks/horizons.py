@@ -100,7 +100,6 @@ def measure(folder: Path, file: Path) -> None:
     for horizon, (problems, samples) in MEASURED.items():
         _, rows = evaluate(sampler, tokenizer, ChainTask(horizon=str(horizon)), "test", problems, samples, 160, 1.0, at_once=16)
         result[horizon] = {what: [row[what] for row in rows] for what in ("correct", "parsed")}
-    file.parent.mkdir(parents=True, exist_ok=True)
     runtime.write_text(file, json.dumps(result) + "\n")
 
 

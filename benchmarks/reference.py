@@ -5,7 +5,7 @@
     python benchmarks/reference.py --only grpo/dr_grpo      one variant
     python benchmarks/reference.py --seeds 100 101 --out runs/dev --extra="--lr 1e-3"        trials on development seeds
 
-Each run uses one thread and `--jobs` of them go side by side: two threads each on two cores would be ten times slower.
+`--jobs` runs go side by side, one thread each: two threads each on two cores would be ten times slower.
 """
 
 import json

@@ -1012,8 +1012,8 @@ VARIANTS = {  # functions that differ from grpo.py's, that are gone, that are ne
             |Returns\ sums|state\ =|update\ =|skipped|\bcurrent\b|cov_low"""),
     guide: dict(
         changed={"accumulate_gradients", "problem_indices", "main"}, gone={"k3"},
-        new={"shaped_surrogate", "shaping_gamma", "sequence_denominator", "guided_ratios", "hint_of", "check_hints", "guided_groups",
-             "guide_record"},
+        new={"shaped_surrogate", "shaping_gamma", "sequence_denominator", "guided_ratios", "stated_hint", "hint_of", "check_hints",
+             "guided_groups", "guide_record"},
         imports_gone=["from tasks import load_task"],
         imports_new=["from zlib import crc32", "from tasks import Problem, hint_key, load_hints, load_task, reveals"],
         flags_changed=set(), flags_gone={"kl_coef"},
