@@ -273,6 +273,9 @@ def test_which_prompt_each_logprob_is_taken_under(run, toy_model, monkeypatch, c
             completion = batch["completion_ids"][i]
             table = distributions(model, behaviour, completion, args.temperature)
             expected = table.gather(-1, torch.tensor(completion)[:, None]).squeeze(1)
+            if guided:  # this model reads the hint: one prompt cannot stand in for the other
+                other = distributions(model, plain if behaviour is hinted else hinted, completion, args.temperature)
+                assert (other - table).abs().max() > 1e-3
             for name in ("old_logprobs", "rollout_logprobs"):
                 if name in batch:
                     assert torch.allclose(batch[name][i, : len(completion)], expected, atol=1e-5), name
