@@ -1,6 +1,7 @@
 """Shared by all tests: the repository's modules are importable, nothing looks for a network, one very small model on disk."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -23,3 +24,14 @@ def toy_model(tmp_path_factory) -> str:
     import toys
 
     return toys.save_toy_model(tmp_path_factory.mktemp("toy") / "model")
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """No picture, and Ctrl-C as at a terminal: a shell lets its background jobs ignore it."""
+    import plot
+
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    monkeypatch.setattr(plot, "plot_run", lambda run: None)
+    yield
+    signal.signal(signal.SIGINT, handler)

@@ -14,18 +14,10 @@ from transformers import AutoModelForCausalLM
 
 import grpo
 import h1_curriculum as h1
-import plot
 import runtime
 from tasks import ChainTask
 
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    """No picture, and Ctrl-C as it was before."""
-    handler = signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr(plot, "plot_run", lambda run: None)
-    yield
-    signal.signal(signal.SIGINT, handler)
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 @pytest.fixture
