@@ -126,7 +126,7 @@ class Args:
     max_grad_norm: float = 1.0
     """gradients are clipped to this norm"""
     micro_batch_tokens: int | None = None
-    """padded tokens per forward and backward pass; changes memory and speed, never the result"""
+    """tokens per forward and backward pass, equal prompts counted once; changes memory and speed, never the result"""
     activation_checkpointing: bool = False
     """recompute activations in the backward pass: less memory, about a third slower"""
 

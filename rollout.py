@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 import runtime
+from shared_prompts import Grid, GrowingStretch, Run, common_length, prefill, run_arguments, run_rows
 from tasks import Grade, Problem, grade_all
 
 LOGITS_AT_ONCE = 2**24  # the largest [tokens, V] block of logits that ever exists, in numbers
@@ -99,46 +99,6 @@ def sample_rollout(sampler, tokenizer, task, problems: list[Problem], prompts: l
     return Rollout(problems, [ids for ids in prompt_ids for _ in range(group_size)], completions, texts, grades)
 
 
-# --- the sampler ----------------------------------------------------------------------------------------------------------
-
-
-class PreallocatedLayer(DynamicLayer):
-    """Keys and values of one layer in a buffer that doubles when full: a step writes one column and copies nothing."""
-
-    def update(self, key_states, value_states, *args, **kwargs):
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-            self.buffers, self.length = [key_states[:, :, :0], value_states[:, :, :0]], 0
-        start, self.length = self.length, self.length + key_states.shape[2]
-        for i, states in enumerate((key_states, value_states)):
-            if self.buffers[i].shape[2] < self.length:
-                rows, heads, _, size = states.shape
-                larger = states.new_empty(rows, heads, 2 * self.length, size)
-                larger[:, :, :start] = self.buffers[i][:, :, :start]
-                self.buffers[i] = larger
-            self.buffers[i][:, :, start : self.length] = states
-        self.keys, self.values = (buffer[:, :, : self.length] for buffer in self.buffers)
-        return self.keys, self.values
-
-    def reorder_cache(self, rows: torch.Tensor) -> None:
-        self.buffers = [buffer.index_select(0, rows) for buffer in self.buffers]
-        self.keys, self.values = (buffer[:, :, : self.length] for buffer in self.buffers)
-
-
-def prefill(model: PreTrainedModel, prompts: list[list[int]], cache: Cache) -> torch.Tensor:
-    """Run each prompt but its last token through the model into the cache (that token is the first input of what follows).
-
-    Returns the mask of real tokens [len(prompts), P]. Prompts are padded on the left, so that two tokens of a row stay as many
-    columns apart as they are tokens apart (a sliding window counts columns); padded keys are masked for good.
-    """
-    if min(map(len, prompts)) < 2:
-        raise ValueError("a prompt needs at least two tokens; give the model a chat template or a longer prompt")
-    input_ids, mask = (padded.flip(1) for padded in pad([prompt[-2::-1] for prompt in prompts], model.device))
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    model.base_model(input_ids=input_ids, attention_mask=mask.long(), position_ids=positions, past_key_values=cache, use_cache=True)
-    return mask
-
-
 def pad(rows: list[list[int]], device) -> tuple[torch.Tensor, torch.Tensor]:
     """Lists of ids -> ids [N, T] padded on the right with 0, and the mask of real tokens [N, T] made from their lengths."""
     lengths = torch.tensor([len(row) for row in rows], device=device)
@@ -153,6 +113,9 @@ def pad_values(rows: list[list[float]], mask: torch.Tensor) -> torch.Tensor:
     values = torch.zeros(mask.shape, device=mask.device)
     values[mask] = torch.tensor([value for row in rows for value in row], device=mask.device)
     return values
+
+
+# --- the sampler ----------------------------------------------------------------------------------------------------------
 
 
 def draw(logits: torch.Tensor, temperature: float, uniforms: torch.Tensor, top_p: float = 1.0):
@@ -207,11 +170,8 @@ class HFSampler:
 
     def _generate(self, prompts, seeds, max_new_tokens, temperature, top_p) -> list[Completion]:
         model, device = self.model, self.model.device
-        unique = list(dict.fromkeys(map(tuple, prompts)))
-        rows = torch.tensor([unique.index(tuple(prompt)) for prompt in prompts], device=device)
-        cache = Cache(layer_class_to_replicate=PreallocatedLayer)
-        mask = prefill(model, [list(prompt) for prompt in unique], cache)[rows]
-        cache.reorder_cache(rows)
+        above = prefill(model, prompts)
+        own, start = GrowingStretch(), torch.tensor([len(prompt) - 1 for prompt in prompts], device=device)
 
         uniforms = torch.from_numpy(np.stack([np.random.Generator(np.random.Philox(s)).random(max_new_tokens) for s in seeds])).to(device)
         ids = torch.zeros(len(prompts), max_new_tokens, dtype=torch.long, device=device)
@@ -221,23 +181,20 @@ class HFSampler:
 
         alive = torch.arange(len(prompts), device=device)  # the rows still in the batch, some of them finished
         token = torch.tensor([prompt[-1] for prompt in prompts], device=device)
-        positions = torch.tensor([len(prompt) - 1 for prompt in prompts], device=device)
         for t in range(max_new_tokens):
-            mask = torch.cat([mask, mask.new_ones(len(alive), 1)], dim=1)
-            logits = model(input_ids=token[:, None], attention_mask=mask.long(), position_ids=positions[:, None],
-                           past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]  # fmt: skip
+            logits = model(input_ids=token[:, None], **run_arguments(start[:, None] + t, Run(None, start, above, own))).logits[:, 0]
             token, logprob = draw(logits, temperature, uniforms[alive, t], top_p)
             ids[alive, t], logprobs[alive, t] = token, logprob.float()
             ended = torch.isin(token, self.eos_ids) & ~stopped[alive]
             lengths[alive[ended]], stopped[alive[ended]] = t + 1, True
-            positions = positions + 1
             finished = stopped[alive]
             if finished.all():
                 break
             if finished.sum() * 8 >= len(alive):  # dropping rows copies the cache, so not for every single one
                 keep = (~finished).nonzero().squeeze(1)
-                cache.reorder_cache(keep)
-                alive, token, positions, mask = alive[keep], token[keep], positions[keep], mask[keep]
+                own.select(keep)
+                alive, token, start = alive[keep], token[keep], start[keep]
+                above = [(stretch, Grid(followers.rows[keep], len(stretch.start))) for stretch, followers in above]
 
         return [Completion(row_ids[:length], row_logprobs[:length], "stop" if stop else "length") for row_ids, row_logprobs, length, stop
                 in zip(ids.tolist(), logprobs.tolist(), lengths.tolist(), stopped.tolist())]  # fmt: skip
@@ -245,11 +202,31 @@ class HFSampler:
 
 def make_sampler(engine: str, model: PreTrainedModel, eos_ids: list[int]):
     """The sampler that --engine names. "auto" is hf in this version: vLLM can sample for eval.py, but cannot be trained yet."""
+    check_model(model)
     if engine == "vllm":
         from rollout_vllm import VLLMSampler  # vLLM is only needed here
 
         return VLLMSampler(model, eos_ids)
     return HFSampler(model, eos_ids)
+
+
+def check_model(model: PreTrainedModel) -> None:
+    """Stop the run if prompts that are run once do not give the model's own log-probabilities: some layer is no plain attention, or the
+    head is more than a matrix product."""
+    prompts, completions = [[2, 3, 4, 5], [2, 3, 4, 5], [5, 4]], [[6, 7, 8, 9], [10, 11], [3, 2, 6]]
+    try:
+        with torch.no_grad():
+            ours, _ = score(model, prompts, completions, 1.0)
+            for row, prompt, completion in zip(ours, prompts, completions):
+                logits = model(input_ids=torch.tensor([prompt + completion], device=model.device)).logits[0, len(prompt) - 1 : -1]
+                plain, _ = logprob_and_entropy(logits.to(row.dtype), torch.tensor(completion, device=model.device))
+                gap = (row[: len(completion)] - plain).abs().max().item()
+                if not gap <= (1e-3 if model.device.type == "cpu" else 0.1):  # bfloat16
+                    raise ValueError(f"log-probabilities differ by {gap:.2g}")
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        runtime.fail(f"--model: {type(model).__name__} is none of the models that can share prompts ({reason}); use a plain one, such as "
+                     "Llama, Qwen2, Qwen3, Mistral, SmolLM or OLMo 2")  # fmt: skip
 
 
 def probe_gap(sampler, model: PreTrainedModel, tokenizer, task, args) -> None:
@@ -286,21 +263,21 @@ def score(model: PreTrainedModel, prompt_ids: list[list[int]], completion_ids: l
 
     `token_function(logits [M, V], targets [M])` returns one or more [M] tensors; the default gives log-probabilities and
     entropies. It sees blocks of tokens, recomputed in the backward pass, so no [N, T, V] tensor ever exists. Equal prompts are
-    run once, forward and backward, for all their completions (not under activation checkpointing, which cannot keep a cache).
+    run once, forward and backward, for all their completions; `share_prompts` False is the plain padded forward.
     """
     targets, mask = pad(completion_ids, model.device)  # [N, T]
     # Logits at position t score token t+1: the inputs are the last prompt token and the completion without its last.
     inputs = [[prompt[-1], *completion[:-1]] for prompt, completion in zip(prompt_ids, completion_ids)]
-    if share_prompts and not (model.training and model.is_gradient_checkpointing):
-        hidden = _hidden_after_shared_prompts(model, prompt_ids, inputs)
+    starts = torch.tensor([len(prompt) - 1 for prompt in prompt_ids], device=model.device)
+    if share_prompts:
+        flat_hidden, _ = run_rows(model, inputs, starts, prefill(model, prompt_ids))
     else:
         full_ids, full_mask = pad([[*prompt[:-1], *row] for prompt, row in zip(prompt_ids, inputs)], model.device)
         hidden = model.base_model(input_ids=full_ids, attention_mask=full_mask.long(), use_cache=False).last_hidden_state
-        starts = torch.tensor([len(prompt) - 1 for prompt in prompt_ids], device=model.device)
         columns = (starts[:, None] + torch.arange(mask.shape[1], device=model.device)).clamp(max=hidden.shape[1] - 1)
-        hidden = hidden.gather(1, columns[:, :, None].expand(-1, -1, hidden.shape[2]))  # [N, T, hidden size]
+        flat_hidden = hidden.gather(1, columns[:, :, None].expand(-1, -1, hidden.shape[2]))[mask]
 
-    head, flat_hidden, flat_targets = model.get_output_embeddings(), hidden[mask], targets[mask]  # [M, ...]
+    head, flat_targets = model.get_output_embeddings(), targets[mask]  # flat_hidden is [M, hidden size]
     dtype = torch.promote_types(head.weight.dtype, torch.float32)
 
     def numbers_of_block(hidden_block, target_block):
@@ -314,30 +291,19 @@ def score(model: PreTrainedModel, prompt_ids: list[list[int]], completion_ids: l
     return tuple(column.new_zeros(mask.shape).masked_scatter(mask, column) for column in columns)
 
 
-def _hidden_after_shared_prompts(model, prompt_ids, inputs) -> torch.Tensor:
-    """Last hidden states [N, T, hidden size] at `inputs`, each distinct prompt being run once."""
-    unique = list(dict.fromkeys(map(tuple, prompt_ids)))
-    place = {prompt: i for i, prompt in enumerate(unique)}
-    rows = torch.tensor([place[tuple(prompt)] for prompt in prompt_ids], device=model.device)
-    cache = DynamicCache()
-    prompt_mask = prefill(model, [list(prompt) for prompt in unique], cache)[rows]
-    cache.reorder_cache(rows)
-    input_ids, mask = pad(inputs, model.device)
-    positions = prompt_mask.sum(1, keepdim=True) + torch.arange(input_ids.shape[1], device=model.device)
-    return model.base_model(input_ids=input_ids, attention_mask=torch.cat([prompt_mask, mask], dim=1).long(), position_ids=positions,
-                            past_key_values=cache, use_cache=True).last_hidden_state  # fmt: skip
-
-
 def micro_batches(prompt_ids: list[list[int]], completion_ids: list[list[int]], tokens: int, rows: slice | None = None) -> Iterator[slice]:
-    """Consecutive rows whose padded size (rows x longest prompt + completion) stays within `tokens`; at least one row each."""
+    """Consecutive rows of at most `tokens`, equal prompts counted once, and at least one row each. (Padded completions, which only
+    attention has, may be four times as many.)"""
     start, stop, _ = (rows or slice(None)).indices(len(prompt_ids))
-    longest = 0
+    shared = common_length(prompt_ids[start:stop])
+    prompts, completions, longest = set(), 0, 0
     for row in range(start, stop):
-        size = len(prompt_ids[row]) + len(completion_ids[row])
-        if row > start and max(longest, size) * (row + 1 - start) > tokens:
+        completion = len(completion_ids[row])
+        prompts, completions, longest = prompts | {tuple(prompt_ids[row])}, completions + completion, max(longest, completion)
+        size = shared + sum(len(prompt) - shared for prompt in prompts) + completions
+        if row > start and max(size, longest * (row + 1 - start) / 4) > tokens:
             yield slice(start, row)
-            start, longest = row, 0
-        longest = max(longest, size)
+            start, prompts, completions, longest = row, {tuple(prompt_ids[row])}, completion, completion
     yield slice(start, stop)
 
 

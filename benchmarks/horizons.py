@@ -32,7 +32,7 @@ from tasks import ChainTask  # noqa: E402
 
 LOGS = ROOT / "runs/reference/horizons"
 LONGEST = 5  # that is trained on
-MEASURED = {horizon: (100, 16) if horizon <= LONGEST else (40, 128) for horizon in range(1, LONGEST + 4)}  # problems, samples
+MEASURED = {horizon: (100, 16) if horizon <= LONGEST else (25, 128) for horizon in range(1, LONGEST + 4)}  # problems, samples
 TERMS = (f"--max-horizon {LONGEST} --token-budget 400000 --prompts-per-step 8 --group-size 16 --minibatches 4 --max-new-tokens 128 "
          "--steps 10000 --eval-problems 80 --eval-samples 8 --test-problems 10 --save-every 1000")  # fmt: skip
 SETTINGS = ["--lr 3e-5", "--lr 1e-4", "--lr 3e-4"]  # that every schedule may choose from
@@ -44,7 +44,7 @@ REACHED = 0.5  # accuracy at which a horizon counts as learned
 DIRECT = {1: 100_000, 2: 150_000, 3: 300_000, 4: 600_000, 5: 1_200_000, 6: 1_200_000}  # horizon: tokens after which it is given up
 LADDER = "--schedule curriculum --max-horizon 6 --advance-at 0.5 --steps-per-stage 60 --token-budget 1200000"
 
-CHOSEN: dict[str, str] = {}  # the best of each schedule's trials, see `score`; filled in when they are done
+CHOSEN = {schedule: "--lr 1e-4" for schedule in SCHEDULES}  # the best of the trials of each, see `score`
 
 
 @dataclass

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 from random_model import EOS, distance, distributions, gradient, one_token_at_a_time, random_model
-from transformers import MistralConfig, MistralForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 
 import rollout
-from rollout import Completion, HFSampler, PreallocatedLayer, Rollout, completion_seed, draw, micro_batches, pad, score, score_all
+from rollout import Completion, HFSampler, Rollout, check_model, completion_seed, draw, micro_batches, pad, score, score_all
+from shared_prompts import Grid, GrowingStretch
 from tasks import Grade, Problem
 
 # prompts of different lengths, two of them equal; 0 (what `pad` fills with) and EOS are ordinary tokens inside
@@ -108,6 +109,73 @@ def test_prompts_are_run_once_when_shared_and_the_head_sees_completions_only(sha
     assert sum(tokens) == (6 + 8 * 4 if share_prompts else 8 * (6 + 4))  # the prompt's 7th token is the first input
 
 
+LONG = [[list(range(2, 50)) + rest for rest in ([7, 8, 9], [5], [], [7, 8, 9])], [[4, 0, EOS], [9], [8] * 40, [7] * 5]]
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+@pytest.mark.parametrize("prompts, completions", [(PROMPTS, COMPLETIONS), LONG, (PROMPTS, [[5] * 40, [6] * 70, [1], [9, 9], [3] * 33])],
+                         ids=["short", "common", "long"])  # of a common beginning; longer than two head sizes  # fmt: skip
+def test_end_to_end_rows_have_the_numbers_and_gradients_of_padded_ones(kind, prompts, completions):
+    """Catches tokens of one row that see those of another, keys mixed up between rows, and gradients lost on the way: in either way of
+    computing attention, with and without what all prompts begin with, whole groups and broken ones."""
+    model, weights = random_model(kind=kind), torch.linspace(-1, 2, 1000, dtype=torch.float64)
+    for order in (slice(None), [3, 0, 1], [2, 2, 1, 0]):
+        rows = torch.arange(len(prompts))[order].tolist()
+        results = []
+        for share_prompts in (True, False):
+            model.zero_grad()
+            logprobs, entropies = score(model, [prompts[i] for i in rows], [completions[i] for i in rows], 0.7, share_prompts=share_prompts)
+            (logprobs * weights[: logprobs.numel()].view_as(logprobs)).sum().backward()
+            results.append((logprobs.detach(), entropies.detach(), gradient(model)))
+        for ours, theirs in zip(*results):
+            assert distance(ours, theirs) <= 1e-10
+
+
+def test_what_all_prompts_begin_with_is_run_once():
+    """Catches a common beginning that is run for every prompt, in the scorer and in the sampler."""
+    model, shapes = random_model(), []
+    model.model.register_forward_pre_hook(lambda _, args, kwargs: shapes.append(kwargs["input_ids"].shape), with_kwargs=True)
+    prompts, completions = LONG  # 48 tokens in common, but for the last of the shortest, its first input; then 4, 1 (twice) and 0
+    with torch.no_grad():
+        score(model, prompts, completions, 1.0)
+    assert shapes == [(1, 47), (1, 3 + 1), (1, 3 + 1 + 40 + 5)]
+    shapes.clear()
+    sample(model, prompts, tokens=1)
+    assert shapes == [(1, 47), (1, 3 + 1), (16, 1)]
+
+
+def test_grid_lays_things_side_by_side_and_takes_them_back():
+    """Catches a place taken twice, another order, and full grids in another order that are taken for ordered ones."""
+    generator = torch.Generator().manual_seed(0)
+    for rows in ([0, 0, 1, 1], [1, 0, 1, 0], [2, 0, 2, 2], [0], [1, 1, 0, 2, 0, 1]):
+        grid, things = Grid(torch.tensor(rows), 3 if 2 in rows else max(rows) + 1), torch.randn(len(rows), 5, generator=generator)
+        laid = grid.lay(things)
+        for row in range(len(laid)):
+            mine = [thing for thing, at in zip(things, rows) if at == row]
+            assert torch.equal(laid[row, : len(mine)], torch.stack(mine) if mine else laid[row, :0])
+            assert not laid[row, len(mine) :].any() and grid.filled[row].sum() == len(mine)
+        assert torch.equal(grid.lift(laid), things)
+
+
+SMALL = dict(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+             max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "gemma", "gemma3_text", "phi3", "gpt2", "gpt_neox", "olmo2", "smollm3", "qwen3_moe"])
+def test_other_architectures_can_share_prompts(kind):
+    """Catches a model of the list in shared_prompts.py that cannot."""
+    torch.manual_seed(0)
+    check_model(AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **SMALL)).eval())
+
+
+@pytest.mark.parametrize("kind, reason", [("gemma2", "caps its attention scores"), ("bloom", ""), ("mamba", ""), ("cohere", "differ by")])
+def test_models_that_cannot_share_prompts_are_refused(kind, reason):
+    """Catches a run whose ratios are noise, or that ends in a traceback."""
+    torch.manual_seed(0)
+    with pytest.raises(SystemExit, match=f"--model: .* is none of the models that can share prompts .*{reason}"):
+        check_model(AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **SMALL)).eval())
+
+
 def test_vocabulary_blocks_change_nothing_and_bound_the_logits(monkeypatch):
     """Catches a wrong block boundary, a block left out, or a full [N, T, V] tensor of logits, also in the backward pass."""
     model = random_model()
@@ -173,13 +241,13 @@ def test_score_takes_other_functions_of_the_logits():
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])
 def test_activation_checkpointing_changes_nothing(kind):
-    """Catches a checkpointed forward that loses the cache of the shared prompt, and one that recomputes nothing."""
+    """Catches a checkpointed forward that loses the keys of the shared prompt, and one that recomputes nothing."""
     model = random_model(kind=kind)
     expected, calls = gradients_of(model), []
     model.gradient_checkpointing_enable({"use_reentrant": False})
     model.model.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
     assert distance(gradients_of(model), expected) <= 1e-10
-    assert len(calls) == 2, "one forward pass and one recomputation"
+    assert len(calls) == 4, "one forward pass and one recomputation, of the prompts and of the completions"
     logprobs, _ = reference(model.eval(), 0.7)
     assert distance(score(model, PROMPTS, COMPLETIONS, 0.7)[0].detach(), logprobs) <= 1e-10
 
@@ -212,11 +280,12 @@ def test_score_all_equals_score():
 
 
 def test_micro_batches_cover_every_row_once_within_the_budget():
-    """Catches rows lost or doubled at a boundary, a budget that forgets the prompt or the padding, and an endless empty batch."""
+    """Catches rows lost or doubled at a boundary, a budget that forgets the prompt, counts it for every row or forgets the padding, and
+    an endless empty batch."""
     generator = np.random.default_rng(0)
     for _ in range(50):
         count = int(generator.integers(1, 30))
-        prompts = [[0] * int(generator.integers(2, 20)) for _ in range(count)]
+        prompts = [[0] * int(generator.integers(2, 20)) for _ in range(count)]  # some of them equal
         completions = [[0] * int(generator.integers(1, 30)) for _ in range(count)]
         first, last = sorted(int(x) for x in generator.integers(0, count + 1, size=2))
         for tokens in (1, 40, 100, 10_000):
@@ -226,7 +295,9 @@ def test_micro_batches_cover_every_row_once_within_the_budget():
                     continue
                 parts = [list(range(count))[part] for part in micro_batches(prompts, completions, tokens, rows)]
                 assert [row for part in parts for row in part] == wanted
-                size = lambda part: max(len(prompts[r]) + len(completions[r]) for r in part) * len(part)  # noqa: B023, E731
+                size = lambda part: max(sum(len(p) for p in {tuple(prompts[r]) for r in part})  # noqa: B023, E731
+                                        + sum(len(completions[r]) for r in part),  # noqa: B023
+                                        max(len(completions[r]) for r in part) * len(part) / 4)  # noqa: B023 # fmt: skip
                 assert all(len(part) == 1 or (part and size(part) <= tokens) for part in parts)
                 for left, right in zip(parts, parts[1:]):  # and no batch ends while the next row would still have fitted
                     assert size(left + right[:1]) > tokens
@@ -458,7 +529,7 @@ def test_the_prompt_is_prefilled_once_for_its_group():
     model, shapes = random_model(), []
     model.model.register_forward_pre_hook(lambda _, args, kwargs: shapes.append(kwargs["input_ids"].shape), with_kwargs=True)
     sample(model, n=16, tokens=3)
-    assert shapes[0] == (3, 6)  # three different prompts, the longest of 7 tokens, the last of which is the first input
+    assert shapes[0] == (1, 6 + 1 + 3)  # three different prompts end to end, but for their last tokens, the first inputs
     assert shapes[1] == (80, 1)
 
 
@@ -497,11 +568,15 @@ def test_wrong_number_of_seeds_is_refused(count):
         HFSampler(random_model(), [EOS]).generate(PROMPTS, 2, 4, 1.0, list(range(count)))
 
 
-def test_prompt_of_one_token_is_refused_with_a_clear_message():
-    """Catches a crash deep inside transformers."""
-    for call in (lambda: sample(random_model(), [[5]]), lambda: score(random_model(), [[5]], [[6]], 1.0)):
-        with pytest.raises(ValueError, match="at least two tokens"):
-            call()
+def test_prompts_of_one_token():
+    """Catches a crash deep inside transformers when nothing comes before the first input, for all prompts or for one."""
+    model = random_model()
+    for prompts in ([[5]], [[5], [7, 8, 9]]):
+        logprobs, _ = score(model, prompts, [[6, 4]] * len(prompts), 1.0)
+        for prompt, row in zip(prompts, logprobs):
+            expected = one_token_at_a_time(model, prompt, [6, 4], 1.0)
+            assert distance(row.detach(), expected[[0, 1], [6, 4]]) <= 1e-10
+        assert len(sample(model, prompts)) == 4 * len(prompts)
 
 
 def test_probe_stops_a_run_whose_sampler_has_other_weights():
@@ -534,23 +609,20 @@ def test_completion_seed_depends_on_every_part_of_its_key():
     assert len(set(many)) == 1600 and all(0 <= seed < 2**63 for seed in many) and max(many) > 2**62
 
 
-@pytest.mark.parametrize("model_lengths", [[1] * 40, [5, 1, 1, 20, 1], [1, 2, 3, 4, 5, 6, 7]])
-def test_preallocated_cache_equals_concatenation(model_lengths):
+def test_growing_stretch_equals_concatenation():
     """Catches keys lost when the buffer doubles, or mixed up when rows are dropped."""
-    layer, keys, values = PreallocatedLayer(), [], []
+    stretch, expected = GrowingStretch(), {0: [], 1: []}
     generator = torch.Generator().manual_seed(0)
-    for i, length in enumerate(model_lengths):
-        new_keys, new_values = torch.randn(2, 4 if i < 3 else 3, 2, length, 8, generator=generator)
-        keys.append(new_keys)
-        values.append(new_values)
-        got_keys, got_values = layer.update(new_keys, new_values)
-        assert torch.equal(got_keys, torch.cat(keys, dim=2)) and torch.equal(got_values, torch.cat(values, dim=2))
-        assert layer.get_seq_length() == sum(model_lengths[: i + 1])
-        if i == 2:  # three rows of the four stay, in another order
+    for i in range(80):
+        for layer in expected:
+            new = torch.randn(2, 4 if i < 40 else 3, 2, 1, 8, generator=generator)
+            expected[layer].append(new)
+            for got, parts in zip(stretch.extend(layer, *new), zip(*expected[layer])):
+                assert torch.equal(got, torch.cat(parts, dim=2))
+        if i == 39:  # three rows of the four stay, in another order
             rows = torch.tensor([3, 0, 2])
-            layer.reorder_cache(rows)
-            keys, values = [part[rows] for part in keys], [part[rows] for part in values]
-            assert torch.equal(layer.keys, torch.cat(keys, dim=2)) and torch.equal(layer.values, torch.cat(values, dim=2))
+            stretch.select(rows)
+            expected = {layer: [new[:, rows] for new in parts] for layer, parts in expected.items()}
 
 
 # --- a batch of completions -----------------------------------------------------------------------------------------------

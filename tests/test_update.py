@@ -17,7 +17,7 @@ from rollout import micro_batches, pad, pad_values, score, score_all
 
 GROUP = 4
 SCRIPTS = pytest.mark.parametrize("script", [grpo, dapo], ids=["grpo", "dapo"])
-BUDGETS = {"all": 10**6, "two": 250, "one": 1}  # padded tokens per micro-batch, for the batch below
+BUDGETS = {"all": 10**6, "two": 100, "one": 1}  # tokens per micro-batch, for the batch below
 
 
 @pytest.fixture(autouse=True)
