@@ -14,9 +14,11 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import runtime
-from shared_prompts import Grid, GrowingStretch, Run, common_length, prefill, run_arguments, run_rows
+from shared_prompts import GrowingStretch, Run, common_length, follow, prefill, run_arguments, run_rows
 from tasks import Grade, Problem, grade_all
 
+DROP_AT = 1 / 8  # share of finished rows at which they make room for others in the batch that is sampled
+PROMPT_TOKENS_AT_ONCE = 2**15  # whose keys and values the sampler keeps
 LOGITS_AT_ONCE = 2**24  # the largest [tokens, V] block of logits that ever exists, in numbers
 
 
@@ -140,8 +142,8 @@ def draw(logits: torch.Tensor, temperature: float, uniforms: torch.Tensor, top_p
 class HFSampler:
     """Samples from the transformers model that is being trained: no second copy, no weights to push.
 
-    The prompt is prefilled once for its group, the cache is preallocated, finished rows leave the batch. A completion's tokens
-    depend on its seed and prompt only, in whatever batch it is sampled.
+    Prompts are run once (shared_prompts.py), and rows that finish make room for the next. A completion's tokens depend on its seed and
+    prompt only, in whatever batch it is sampled.
     """
 
     shares_weights = True
@@ -160,44 +162,67 @@ class HFSampler:
             raise ValueError(f"{len(prompt_ids)} prompts x {n} completions need {len(prompt_ids) * n} seeds, not {len(seeds)}")
         was_training = self.model.training
         self.model.eval()
-        completions: list[Completion] = []
-        for start in range(0, len(seeds), self.rows_at_once):
-            batch = range(start, min(start + self.rows_at_once, len(seeds)))
-            prompts = [prompt_ids[row // n] for row in batch]
-            completions += self._generate(prompts, [seeds[row] for row in batch], max_new_tokens, temperature, top_p)
+        completions, first = [], 0
+        while first < len(prompt_ids):
+            last, tokens = first + 1, len(prompt_ids[first])
+            while last < len(prompt_ids) and tokens + len(prompt_ids[last]) <= PROMPT_TOKENS_AT_ONCE:
+                last, tokens = last + 1, tokens + len(prompt_ids[last])
+            prompts = [prompt for prompt in prompt_ids[first:last] for _ in range(n)]
+            completions += self._generate(prompts, max_new_tokens, temperature, seeds[first * n : last * n], top_p)
+            first = last
         self.model.train(was_training)
         return completions
 
-    def _generate(self, prompts, seeds, max_new_tokens, temperature, top_p) -> list[Completion]:
+    def _generate(self, prompts, max_new_tokens, temperature, seeds, top_p) -> list[Completion]:
+        """One completion for each prompt. Up to `rows_at_once` of them are rows of a batch; those that finish make room for the next."""
         model, device = self.model, self.model.device
-        above = prefill(model, prompts)
-        own, start = GrowingStretch(), torch.tensor([len(prompt) - 1 for prompt in prompts], device=device)
+        stretches, completions = prefill(model, prompts), [None] * len(prompts)
 
-        uniforms = torch.from_numpy(np.stack([np.random.Generator(np.random.Philox(s)).random(max_new_tokens) for s in seeds])).to(device)
-        ids = torch.zeros(len(prompts), max_new_tokens, dtype=torch.long, device=device)
-        logprobs = torch.zeros(len(prompts), max_new_tokens, device=device)
-        lengths = torch.full((len(prompts),), max_new_tokens, device=device)
-        stopped = torch.zeros(len(prompts), dtype=torch.bool, device=device)
+        def begin(rows: range, column: int) -> dict[str, torch.Tensor]:
+            """State of new rows of the batch, whose first token comes into this column of the cache."""
+            uniforms = [np.random.Generator(np.random.Philox(seeds[row])).random(max_new_tokens) for row in rows]
+            return {"row": torch.tensor(rows, device=device), "first": torch.full((len(rows),), column, device=device),
+                    "start": torch.tensor([len(prompts[row]) - 1 for row in rows], device=device),
+                    "token": torch.tensor([prompts[row][-1] for row in rows], device=device),
+                    "uniforms": torch.from_numpy(np.stack(uniforms)).to(device),  # [rows, max_new_tokens], as the next two
+                    "ids": torch.zeros(len(rows), max_new_tokens, dtype=torch.long, device=device),
+                    "logprobs": torch.zeros(len(rows), max_new_tokens, device=device),
+                    "length": torch.zeros(len(rows), dtype=torch.long, device=device)}  # fmt: skip
 
-        alive = torch.arange(len(prompts), device=device)  # the rows still in the batch, some of them finished
-        token = torch.tensor([prompt[-1] for prompt in prompts], device=device)
-        for t in range(max_new_tokens):
-            logits = model(input_ids=token[:, None], **run_arguments(start[:, None] + t, Run(None, start, above, own))).logits[:, 0]
-            token, logprob = draw(logits, temperature, uniforms[alive, t], top_p)
-            ids[alive, t], logprobs[alive, t] = token, logprob.float()
-            ended = torch.isin(token, self.eos_ids) & ~stopped[alive]
-            lengths[alive[ended]], stopped[alive[ended]] = t + 1, True
-            finished = stopped[alive]
-            if finished.all():
-                break
-            if finished.sum() * 8 >= len(alive):  # dropping rows copies the cache, so not for every single one
-                keep = (~finished).nonzero().squeeze(1)
-                own.select(keep)
-                alive, token, start = alive[keep], token[keep], start[keep]
-                above = [(stretch, Grid(followers.rows[keep], len(stretch.start))) for stretch, followers in above]
+        begun, column, own = min(self.rows_at_once, len(prompts)), 0, GrowingStretch()
+        batch, together = begin(range(begun), 0), True
+        above = follow(stretches, batch["row"])
+        while True:
+            t = column - batch["first"]  # [rows]: tokens that each has so far
+            run = Run(None, batch["start"], above, own, None if together else batch["first"])
+            logits = model(input_ids=batch["token"][:, None], **run_arguments((batch["start"] + t)[:, None], run)).logits[:, 0]
+            uniforms = batch["uniforms"].gather(1, t.clamp(max=max_new_tokens - 1)[:, None]).squeeze(1)
+            batch["token"], logprob = draw(logits, temperature, uniforms, top_p)
+            live = batch["length"] == 0
+            batch["ids"][live, t[live]], batch["logprobs"][live, t[live]] = batch["token"][live], logprob[live].float()
+            ended = live & (torch.isin(batch["token"], self.eos_ids) | (t + 1 == max_new_tokens))
+            batch["length"] = torch.where(ended, t + 1, batch["length"])
+            column += 1
+            finished = batch["length"] > 0
+            if not finished.all() and finished.sum() < DROP_AT * len(finished):  # an exchange copies the cache: not for every single row
+                continue
+            for row, ids, logprobs, length in zip(*(batch[name][finished].tolist() for name in ("row", "ids", "logprobs", "length"))):
+                reason = "stop" if ids[length - 1] in self.eos_ids.tolist() else "length"
+                completions[row] = Completion(ids[:length], logprobs[:length], reason)
 
-        return [Completion(row_ids[:length], row_logprobs[:length], "stop" if stop else "length") for row_ids, row_logprobs, length, stop
-                in zip(ids.tolist(), logprobs.tolist(), lengths.tolist(), stopped.tolist())]  # fmt: skip
+            keep = (~finished).nonzero().squeeze(1)
+            new = range(begun, min(begun + self.rows_at_once - len(keep), len(prompts)))
+            if not len(keep) + len(new):
+                return completions
+            batch = {name: value[keep] for name, value in batch.items()}
+            unused = min([column, *batch["first"].tolist()])  # columns before all rows that stay
+            unused = unused if 2 * unused >= column else 0
+            own.exchange(keep, len(new), unused)
+            batch["first"], column = batch["first"] - unused, column - unused
+            if new:
+                batch = {name: torch.cat([batch[name], value]) for name, value in begin(new, column).items()}
+            begun, together = new.stop, not batch["first"].any()
+            above = follow(stretches, batch["row"])
 
 
 def make_sampler(engine: str, model: PreTrainedModel, eos_ids: list[int]):
@@ -270,7 +295,7 @@ def score(model: PreTrainedModel, prompt_ids: list[list[int]], completion_ids: l
     inputs = [[prompt[-1], *completion[:-1]] for prompt, completion in zip(prompt_ids, completion_ids)]
     starts = torch.tensor([len(prompt) - 1 for prompt in prompt_ids], device=model.device)
     if share_prompts:
-        flat_hidden, _ = run_rows(model, inputs, starts, prefill(model, prompt_ids))
+        flat_hidden, _ = run_rows(model, inputs, starts, follow(prefill(model, prompt_ids)))
     else:
         full_ids, full_mask = pad([[*prompt[:-1], *row] for prompt, row in zip(prompt_ids, inputs)], model.device)
         hidden = model.base_model(input_ids=full_ids, attention_mask=full_mask.long(), use_cache=False).last_hidden_state

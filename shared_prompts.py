@@ -47,13 +47,20 @@ class Stretch:
 
     def __init__(self, start: torch.Tensor, filled: torch.Tensor):
         self.start = start  # [R]: how many tokens come before
-        self.padding = None if filled.all() else ~filled  # [R, S]
+        self.filled = filled  # [R, S]
+        self.padding = None if filled.all() else ~filled
         self.layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def extend(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Take in the keys and values of the tokens being run, and return all that the stretch has."""
         self.layers[layer] = keys, values
         return keys, values
+
+    def part(self, first: int, last: int) -> "Stretch":
+        """Rows first .. last-1, without copying keys or values."""
+        part = Stretch(self.start[first:last], self.filled[first:last])
+        part.layers = {layer: (keys[first:last], values[first:last]) for layer, (keys, values) in self.layers.items()}
+        return part
 
 
 class GrowingStretch(Stretch):
@@ -75,11 +82,12 @@ class GrowingStretch(Stretch):
         self.layers[layer] = tuple(self.buffers[layer][..., : length + 1, :])
         return self.layers[layer]
 
-    def select(self, rows: torch.Tensor) -> None:
-        """Keep these rows."""
+    def exchange(self, keep: torch.Tensor, new: int, columns: int) -> None:
+        """Keep these rows, without their first columns, and give `new` more rows a place."""
         for layer, (keys, _) in self.layers.items():
-            self.buffers[layer] = self.buffers[layer].index_select(1, rows)
-            self.layers[layer] = tuple(self.buffers[layer][..., : keys.shape[2], :])
+            kept, length = self.buffers[layer][:, :, :, columns:].index_select(1, keep), keys.shape[2] - columns
+            self.buffers[layer] = torch.cat([kept, kept.new_zeros(2, new, *kept.shape[2:])], dim=1)
+            self.layers[layer] = tuple(self.buffers[layer][..., :length, :])
 
 
 @dataclass
@@ -90,6 +98,7 @@ class Run:
     start: torch.Tensor  # [N]: how many tokens come before a row's own
     above: list[tuple[Stretch, Grid]]  # stretches from the first to the last, and the N rows laid in [R, most followers]
     own: Stretch | None = None  # takes in the keys and values of these tokens, if others will follow them
+    first: torch.Tensor | None = None  # [N]: where in `own` a row begins, if they have not begun together
 
     def hidden_keys(self, S: int, window: int | None) -> list[torch.Tensor | None]:
         """Which keys a query must not see, [N, 1, 1 or T, keys] for each stretch above and for the S own tokens: padding, later
@@ -97,11 +106,14 @@ class Run:
         T, device = self.tokens.shape[1] if self.tokens else 1, self.start.device
         hidden = [None if part.padding is None else part.padding[grid.rows][:, None, None] for part, grid in self.above]
         hidden.append(torch.ones(T, S, dtype=torch.bool, device=device).triu(S - T + 1)[None, None] if T > 1 else None)
+        if self.first is not None:  # T is 1
+            hidden[-1] = (torch.arange(S, device=device) < self.first[:, None])[:, None, None]
         if window is None:
             return hidden
-        starts = [part.start[grid.rows] for part, grid in self.above] + [self.start]
+        begin = self.start if self.first is None else self.start - self.first
+        starts = [part.start[grid.rows] for part, grid in self.above] + [begin]
         lengths = [part.layers[0][0].shape[2] for part, _ in self.above] + [S]
-        queries = (self.start[:, None] + torch.arange(S - T, S, device=device))[:, None, :, None]
+        queries = (begin[:, None] + torch.arange(S - T, S, device=device))[:, None, :, None]
         keys = [(start[:, None] + torch.arange(length, device=device))[:, None, None] for start, length in zip(starts, lengths)]
         far = [queries - part >= window for part in keys]
         return [part if hide is None else part | hide for part, hide in zip(far, hidden)]
@@ -179,22 +191,31 @@ def run_arguments(positions: torch.Tensor, run: Run) -> dict:
     return dict(position_ids=positions, use_cache=False, attention_mask=positions.new_ones(1, 1, 1, 1), run=run)
 
 
-def prefill(model: PreTrainedModel, prompts: list[list[int]]) -> list[tuple[Stretch, Grid]]:
+def prefill(model: PreTrainedModel, prompts: list[list[int]]) -> list[tuple[Stretch, torch.Tensor]]:
     """Run N prompts, each but for its last token (the first input of what follows): once what all have in common, if that is
-    long, and once the rest of each distinct prompt."""
+    long, and once the rest of each distinct prompt. Returns these stretches, each with the row of it that each prompt has, [N]."""
     if model.config._attn_implementation != "shared_prompts":
         model.set_attn_implementation("shared_prompts")
     distinct = list(dict.fromkeys(tuple(prompt[:-1]) for prompt in prompts))
     place = {prompt: i for i, prompt in enumerate(distinct)}
     rows = torch.tensor([place[tuple(prompt[:-1])] for prompt in prompts], device=model.device)
     split = len(distinct[0]) if len(distinct) == 1 else common_length(distinct)
-    above = []
-    for rests, start, follow in (([distinct[0][:split]], 0, rows * 0), ([prompt[split:] for prompt in distinct], split, rows)):
+    stretches = []
+    for rests, start, of in (([distinct[0][:split]], 0, rows * 0), ([prompt[split:] for prompt in distinct], split, rows)):
         if any(rests):
             starts = torch.full((len(rests),), start, device=model.device)
-            below = [(stretch, Grid(starts * 0, 1)) for stretch, _ in above]
-            _, stretch = run_rows(model, rests, starts, below, keep=True)
-            above.append((stretch, Grid(follow, len(rests))))
+            above = [(stretch, Grid(starts * 0, 1)) for stretch, _ in stretches]
+            stretches.append((run_rows(model, rests, starts, above, keep=True)[1], of))
+    return stretches
+
+
+def follow(stretches: list[tuple[Stretch, torch.Tensor]], rows=slice(None)) -> list[tuple[Stretch, Grid]]:
+    """What some of the prompts that were run are for the rows that follow them."""
+    above = []
+    for stretch, of in stretches:
+        of = of[rows]
+        first, last = int(of.min()), int(of.max()) + 1
+        above.append((stretch if last - first == len(stretch.start) else stretch.part(first, last), Grid(of - first, last - first)))
     return above
 
 

@@ -74,7 +74,8 @@ def test_score_with_a_sliding_window_equals_one_token_at_a_time():
         with torch.no_grad():
             logprobs, _ = score(model, PROMPTS, COMPLETIONS, 1.0, share_prompts=share_prompts)
         assert (logprobs - expected).abs().max() <= 1e-5
-    completions = HFSampler(model, [EOS]).generate(PROMPTS, 2, 12, 1.0, list(range(10)))
+    completions = HFSampler(model, [EOS, 5, 17, 30], rows_at_once=4).generate(PROMPTS, 2, 12, 1.0, list(range(10)))
+    assert len({len(completion.ids) for completion in completions}) > 3, "no row joined others in mid-way"
     for prompt, completion in zip([prompt for prompt in PROMPTS for _ in range(2)], completions):
         rows = one_token_at_a_time(model, prompt, completion.ids, 1.0)
         scored = rows[torch.arange(len(completion.ids)), completion.ids]
@@ -524,6 +525,30 @@ def test_finished_rows_leave_the_batch():
     assert sum(rows) < 0.6 * 80 * max(lengths), "the batch hardly shrank, so the test shows nothing"
 
 
+def test_finished_rows_make_room_for_the_next():
+    """Catches a batch that runs empty before the next rows begin, and rows that depend on when they began or on who was there before."""
+    model, rows = random_model(), []
+    expected = sample(model, n=16, tokens=40)
+    hook = model.register_forward_pre_hook(lambda _, args, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True)
+    for at_once in (1, 6, 24):
+        rows.clear()
+        ours = sample(model, n=16, tokens=40, rows_at_once=at_once)
+        assert [completion.ids for completion in ours] == [completion.ids for completion in expected]
+        assert max(abs(a - b) for x, y in zip(ours, expected) for a, b in zip(x.logprobs, y.logprobs)) < 1e-6
+        tokens = sum(len(completion.ids) for completion in ours)
+        assert max(rows) == at_once and sum(rows) < 1.15 * tokens + 40 * at_once
+    hook.remove()
+
+
+def test_prompts_are_kept_a_few_at_a_time(monkeypatch):
+    """Catches keys of all prompts of an evaluation in memory at once, and completions in another order."""
+    model, shapes, expected = random_model(), [], sample(random_model())
+    model.model.register_forward_pre_hook(lambda _, args, kwargs: shapes.append(kwargs["input_ids"].shape), with_kwargs=True)
+    monkeypatch.setattr(rollout, "PROMPT_TOKENS_AT_ONCE", 9)
+    assert [completion.ids for completion in sample(model)] == [completion.ids for completion in expected]
+    assert [shape[1] for shape in shapes if shape[1] > 1] == [6 + 1, 6, 3 + 1]  # prompts of 7 and 2 tokens, of 7, of 4 and 2
+
+
 def test_the_prompt_is_prefilled_once_for_its_group():
     """Catches a prefill for each of the n samples."""
     model, shapes = random_model(), []
@@ -615,14 +640,18 @@ def test_growing_stretch_equals_concatenation():
     generator = torch.Generator().manual_seed(0)
     for i in range(80):
         for layer in expected:
-            new = torch.randn(2, 4 if i < 40 else 3, 2, 1, 8, generator=generator)
+            new = torch.randn(2, 3 if 40 <= i <= 60 else 4, 2, 1, 8, generator=generator)
             expected[layer].append(new)
             for got, parts in zip(stretch.extend(layer, *new), zip(*expected[layer])):
                 assert torch.equal(got, torch.cat(parts, dim=2))
         if i == 39:  # three rows of the four stay, in another order
             rows = torch.tensor([3, 0, 2])
-            stretch.select(rows)
+            stretch.exchange(rows, 0, 0)
             expected = {layer: [new[:, rows] for new in parts] for layer, parts in expected.items()}
+        if i == 60:  # the first of them leaves with the first 20 columns, two others come
+            stretch.exchange(torch.tensor([1, 2]), 2, 20)
+            expected = {layer: [torch.cat([new[:, 1:], torch.zeros(2, 2, 2, 1, 8)], dim=1) for new in parts[20:]]
+                        for layer, parts in expected.items()}  # fmt: skip
 
 
 # --- a batch of completions -----------------------------------------------------------------------------------------------
