@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import runtime
-from shared_prompts import GrowingStretch, Run, common_length, follow, prefill, run_arguments, run_rows
+from shared_prompts import GrowingStretch, Rows, common_length, follow, prefill, run_arguments, run_rows
 from tasks import Grade, Problem, grade_all
 
 DROP_AT = 1 / 8  # share of finished rows at which they make room for others in the batch that is sampled
@@ -194,12 +194,13 @@ class HFSampler:
         above = follow(stretches, batch["row"])
         while True:
             t = column - batch["first"]  # [rows]: tokens that each has so far
-            run = Run(None, batch["start"], above, own, None if together else batch["first"])
-            logits = model(input_ids=batch["token"][:, None], **run_arguments((batch["start"] + t)[:, None], run)).logits[:, 0]
+            rows = Rows(None, batch["start"], above, own, None if together else batch["first"])
+            logits = model(input_ids=batch["token"][:, None], **run_arguments((batch["start"] + t)[:, None], rows)).logits[:, 0]
             uniforms = batch["uniforms"].gather(1, t.clamp(max=max_new_tokens - 1)[:, None]).squeeze(1)
             batch["token"], logprob = draw(logits, temperature, uniforms, top_p)
             live = batch["length"] == 0
-            batch["ids"][live, t[live]], batch["logprobs"][live, t[live]] = batch["token"][live], logprob[live].float()
+            places = live.nonzero().squeeze(1)
+            batch["ids"][places, t[places]], batch["logprobs"][places, t[places]] = batch["token"][places], logprob[places].float()
             ended = live & (torch.isin(batch["token"], self.eos_ids) | (t + 1 == max_new_tokens))
             batch["length"] = torch.where(ended, t + 1, batch["length"])
             column += 1

@@ -9,7 +9,7 @@ Mistral, Gemma 1 and 3, Phi, OLMo, SmolLM3, GPT-2, mixtures of experts of these;
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -86,13 +86,13 @@ class GrowingStretch(Stretch):
         """Keep these rows, without their first columns, and give `new` more rows a place."""
         for layer, (keys, _) in self.layers.items():
             kept, length = self.buffers[layer][:, :, :, columns:].index_select(1, keep), keys.shape[2] - columns
-            self.buffers[layer] = torch.cat([kept, kept.new_zeros(2, new, *kept.shape[2:])], dim=1)
+            self.buffers[layer] = torch.cat([kept, kept.new_zeros(2, new, *kept.shape[2:])], dim=1) if new else kept
             self.layers[layer] = tuple(self.buffers[layer][..., :length, :])
 
 
 @dataclass
-class Run:
-    """N rows of up to T tokens, run end to end, and what they follow."""
+class Rows:
+    """N rows of up to T tokens that are run end to end, and what they follow."""
 
     tokens: Grid | None  # the M tokens in [N, T]; None: one token of each row, which are side by side already
     start: torch.Tensor  # [N]: how many tokens come before a row's own
@@ -100,9 +100,16 @@ class Run:
     own: Stretch | None = None  # takes in the keys and values of these tokens, if others will follow them
     first: torch.Tensor | None = None  # [N]: where in `own` a row begins, if they have not begun together
 
+    known: dict = field(default_factory=dict)  # hidden keys, which are the same in all layers
+
     def hidden_keys(self, S: int, window: int | None) -> list[torch.Tensor | None]:
         """Which keys a query must not see, [N, 1, 1 or T, keys] for each stretch above and for the S own tokens: padding, later
         tokens, and what lies outside of a sliding window (of so many tokens, the query among them). None: it sees all."""
+        if window not in self.known:
+            self.known[window] = self._hidden_keys(S, window)
+        return self.known[window]
+
+    def _hidden_keys(self, S, window):
         T, device = self.tokens.shape[1] if self.tokens else 1, self.start.device
         hidden = [None if part.padding is None else part.padding[grid.rows][:, None, None] for part, grid in self.above]
         hidden.append(torch.ones(T, S, dtype=torch.bool, device=device).triu(S - T + 1)[None, None] if T > 1 else None)
@@ -112,29 +119,29 @@ class Run:
             return hidden
         begin = self.start if self.first is None else self.start - self.first
         starts = [part.start[grid.rows] for part, grid in self.above] + [begin]
-        lengths = [part.layers[0][0].shape[2] for part, _ in self.above] + [S]
+        lengths = [part.filled.shape[1] for part, _ in self.above] + [S]
         queries = (begin[:, None] + torch.arange(S - T, S, device=device))[:, None, :, None]
         keys = [(start[:, None] + torch.arange(length, device=device))[:, None, None] for start, length in zip(starts, lengths)]
         far = [queries - part >= window for part in keys]
         return [part if hide is None else part | hide for part, hide in zip(far, hidden)]
 
 
-def attention(module, query, key, value, attention_mask, scaling, dropout=0.0, sliding_window=None, run: Run | None = None, **kwargs):
+def attention(module, query, key, value, attention_mask, scaling, dropout=0.0, sliding_window=None, batch: Rows | None = None, **kwargs):
     """Attention of the tokens being run to the stretches above them and, causally, to their own row so far.
 
-    query [1, heads, M, D], key and value [1, key heads, M, D] -> [1, M, heads, D]. Without a `run` it is that of transformers.
+    query [1, heads, M, D], key and value [1, key heads, M, D] -> [1, M, heads, D]. Without a `batch` it is that of transformers.
     """
-    if run is None:
+    if batch is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, sliding_window=sliding_window, **kwargs)
     if kwargs.get("softcap") is not None or kwargs.get("s_aux") is not None:
         raise ValueError(f"{type(module).__name__} caps its attention scores or has sinks, which shared prompts do not know")
-    if run.tokens:
-        query, key, value = (run.tokens.lay(part[0].transpose(0, 1)).transpose(1, 2) for part in (query, key, value))  # [N, heads, T, D]
-    if run.own is not None:
-        key, value = run.own.extend(module.layer_idx, key, value)
+    if batch.tokens:
+        query, key, value = (batch.tokens.lay(part[0].transpose(0, 1)).transpose(1, 2) for part in (query, key, value))  # [N, heads, T, D]
+    if batch.own is not None:
+        key, value = batch.own.extend(module.layer_idx, key, value)
     (N, H, T, D), (_, K, S, _) = query.shape, key.shape
-    above = [(*part.layers[module.layer_idx], grid) for part, grid in run.above]
-    hidden = run.hidden_keys(S, sliding_window)
+    above = [(*part.layers[module.layer_idx], grid) for part, grid in batch.above]
+    hidden = batch.hidden_keys(S, sliding_window)
 
     if T > 2 * D:  # scores would take more room than keys and values repeated for every row
         keys, values = ([*(part[i][part[2].rows] for part in above), own] for i, own in enumerate((key, value)))
@@ -155,7 +162,7 @@ def attention(module, query, key, value, attention_mask, scaling, dropout=0.0, s
             output = output + spread(gather(share, grid) @ values, grid)
         output = output.view(N, H, T, D)
     output = output.transpose(1, 2)
-    return (run.tokens.lift(output)[None] if run.tokens else output), None
+    return (batch.tokens.lift(output)[None] if batch.tokens else output), None
 
 
 def gather(x: torch.Tensor, followers: Grid) -> torch.Tensor:
@@ -182,13 +189,13 @@ def run_rows(model: PreTrainedModel, ids: list[list[int]], start: torch.Tensor, 
     own = Stretch(start, tokens.filled) if keep else None
     flat_ids = torch.tensor([token for row in ids for token in row], device=model.device)
     positions = (start[:, None] + torch.arange(tokens.shape[1], device=model.device))[tokens.filled]
-    output = model.base_model(input_ids=flat_ids[None], **run_arguments(positions[None], Run(tokens, start, above, own)))
+    output = model.base_model(input_ids=flat_ids[None], **run_arguments(positions[None], Rows(tokens, start, above, own)))
     return output.last_hidden_state[0], own
 
 
-def run_arguments(positions: torch.Tensor, run: Run) -> dict:
+def run_arguments(positions: torch.Tensor, batch: Rows) -> dict:
     """What a transformers model needs for it; it leaves a mask of four dimensions as it is, and `attention` does not look at it."""
-    return dict(position_ids=positions, use_cache=False, attention_mask=positions.new_ones(1, 1, 1, 1), run=run)
+    return dict(position_ids=positions, use_cache=False, attention_mask=positions.new_ones(1, 1, 1, 1), batch=batch)
 
 
 def prefill(model: PreTrainedModel, prompts: list[list[int]]) -> list[tuple[Stretch, torch.Tensor]]:
