@@ -242,6 +242,7 @@ def main(runs: tyro.conf.Positional[tuple[Path, ...]] = ()) -> None:
         print(plot_reference())
         print(plot_entropy_methods())
         print(plot_hard_chains())
+        print(plot_horizons())
         for variant, seeds in reference_runs().items():
             print(f"{variant}: {reference_row(seeds)}")
 
