@@ -45,13 +45,14 @@ class Args:
 
 
 def collect(run: Path, target: Path) -> None:
-    """Keep config.json and the metrics with six digits."""
+    """Keep config.json and the metrics with six digits, without those that are unknown."""
     target.mkdir(parents=True, exist_ok=True)
     shutil.copy(run / "config.json", target / "config.json")
     with open(target / "metrics.jsonl", "w") as file:
         for line in (run / "metrics.jsonl").read_text().splitlines():
-            record = {name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in json.loads(line).items()}
-            file.write(json.dumps(record) + "\n")
+            known = {name: value for name, value in json.loads(line).items() if value is not None}
+            record = {name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in known.items()}
+            file.write(json.dumps(record, separators=(",", ":")) + "\n")
 
 
 def train(command: list[str], run: Path, target: Path, **options) -> bool:
