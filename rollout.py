@@ -176,7 +176,7 @@ class HFSampler:
     def _generate(self, prompts, max_new_tokens, temperature, seeds, top_p) -> list[Completion]:
         """One completion for each prompt. Up to `rows_at_once` of them are rows of a batch; those that finish make room for the next."""
         model, device = self.model, self.model.device
-        stretches, completions = prefill(model, prompts), [None] * len(prompts)
+        stretches, completions, ends = prefill(model, prompts), [None] * len(prompts), set(self.eos_ids.tolist())
 
         def begin(rows: range, column: int) -> dict[str, torch.Tensor]:
             """State of new rows of the batch, whose first token comes into this column of the cache."""
@@ -208,8 +208,7 @@ class HFSampler:
             if not finished.all() and finished.sum() < DROP_AT * len(finished):  # an exchange copies the cache: not for every single row
                 continue
             for row, ids, logprobs, length in zip(*(batch[name][finished].tolist() for name in ("row", "ids", "logprobs", "length"))):
-                reason = "stop" if ids[length - 1] in self.eos_ids.tolist() else "length"
-                completions[row] = Completion(ids[:length], logprobs[:length], reason)
+                completions[row] = Completion(ids[:length], logprobs[:length], "stop" if ids[length - 1] in ends else "length")
 
             keep = (~finished).nonzero().squeeze(1)
             new = range(begun, min(begun + self.rows_at_once - len(keep), len(prompts)))
@@ -322,14 +321,15 @@ def micro_batches(prompt_ids: list[list[int]], completion_ids: list[list[int]], 
     attention has, may be four times as many.)"""
     start, stop, _ = (rows or slice(None)).indices(len(prompt_ids))
     shared = common_length(prompt_ids[start:stop])
-    prompts, completions, longest = set(), 0, 0
+    prompts, size, longest = set(), shared, 0
     for row in range(start, stop):
-        completion = len(completion_ids[row])
-        prompts, completions, longest = prompts | {tuple(prompt_ids[row])}, completions + completion, max(longest, completion)
-        size = shared + sum(len(prompt) - shared for prompt in prompts) + completions
-        if row > start and max(size, longest * (row + 1 - start) / 4) > tokens:
+        prompt, completion = tuple(prompt_ids[row]), len(completion_ids[row])
+        added = completion + (len(prompt) - shared if prompt not in prompts else 0)
+        if row > start and max(size + added, max(longest, completion) * (row + 1 - start) / 4) > tokens:
             yield slice(start, row)
-            start, prompts, completions, longest = row, {tuple(prompt_ids[row])}, completion, completion
+            start, prompts, size, longest, added = row, set(), shared, 0, completion + len(prompt) - shared
+        prompts.add(prompt)
+        size, longest = size + added, max(longest, completion)
     yield slice(start, stop)
 
 
