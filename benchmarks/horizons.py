@@ -138,19 +138,28 @@ def accuracy(right: dict[int, np.ndarray], horizon: int) -> float:
 
 
 def accuracy_table(out: Path, shown: list[str]) -> str:
-    """Accuracy by horizon, mean over seeds +- 95% interval; under each schedule p^h, and what the curriculum has more, paired."""
+    """Accuracy by horizon, mean over seeds +- 95% interval; under each schedule p^h with its own p."""
     lines = ["| | " + " | ".join(f"h = {h}" + " (unseen)" * (h > LONGEST) for h in MEASURED) + " |", "|---" * (len(MEASURED) + 1) + "|"]
-    ours = counts(out, COMPARED)
     for schedule in ["before", *shown]:
+        models = counts(out, schedule).values()
+        powers = [cell([accuracy(right, 1) ** h for right in models]).split(" ")[0] for h in MEASURED]
+        for name, cells in ((SCHEDULES.get(schedule, schedule), [cell([accuracy(right, h) for right in models]) for h in MEASURED]),
+                            ("$p^h$", powers)):  # fmt: skip
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def difference_table(out: Path, shown: list[str]) -> str:
+    """What the curriculum has more in accuracy than each other schedule, paired by seed: by horizon, and over the unseen ones."""
+    unseen = [h for h in MEASURED if h > LONGEST]
+    columns = {f"h = {h}": [h] for h in MEASURED} | {f"{unseen[0]} to {unseen[-1]} together": unseen}
+    lines = ["| curriculum minus | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    ours = counts(out, COMPARED)
+    for schedule in (schedule for schedule in shown if schedule != COMPARED):
         models = counts(out, schedule)
-        lines.append(f"| {SCHEDULES.get(schedule, schedule)} | "
-                     + " | ".join(cell([accuracy(right, h) for right in models.values()]) for h in MEASURED) + " |")  # fmt: skip
-        powers = [cell([accuracy(right, 1) ** h for right in models.values()]).split(" ")[0] for h in MEASURED]
-        lines.append("| $p^h$ | " + " | ".join(powers) + " |")
-        if schedule not in ("before", COMPARED):
-            seeds = sorted(models.keys() & ours.keys())
-            gains = [cell([accuracy(ours[seed], h) - accuracy(models[seed], h) for seed in seeds], signed=True) for h in MEASURED]
-            lines.append("| the curriculum has | " + " | ".join(gains) + " |")
+        gain = lambda seed, horizons: np.mean([accuracy(ours[seed], h) - accuracy(models[seed], h) for h in horizons])  # noqa: B023, E731
+        cells = [cell([gain(seed, horizons) for seed in sorted(models.keys() & ours.keys())], signed=True) for horizons in columns.values()]
+        lines.append(f"| {SCHEDULES[schedule]} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -175,7 +184,8 @@ def unseen_pass(right: dict[int, np.ndarray], unseen: list[int], samples: int) -
 def report(out: Path) -> dict[str, str]:
     """Every table of the reported runs."""
     found = [schedule for schedule in SCHEDULES if list((out / schedule).glob("seed*/test.json"))]
-    return {"accuracy": accuracy_table(out, found), "pass": pass_table(out, found), "reach": reach_table(out)}
+    return {"accuracy": accuracy_table(out, found), "difference": difference_table(out, found), "pass": pass_table(out, found),
+            "reach": reach_table(out)}  # fmt: skip
 
 
 def main(args: Args) -> None:
