@@ -243,7 +243,7 @@ def main(args: Args, task=None, sampler=None) -> Path:
     runtime.check_task(task, args)
     if args.overlong_buffer is None:
         args.overlong_buffer = args.max_new_tokens // 5
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=True)
     sampler = sampler or make_sampler(args.engine, model, runtime.eos_ids(model, tokenizer))
     run = runtime.Run("dapo", args, task.name, model)
     state = {"step": 0, "tokens": 0, "best": -1.0, "skips_in_a_row": 0, "test_before": {}}

@@ -347,7 +347,7 @@ def main(args: Args, task=None, sampler=None) -> Path:
     if args.method == "clip_cov" and not -math.inf < args.cov_low < args.cov_high:
         runtime.fail(f"--cov-low {args.cov_low:g}: must be a number below --cov-high {args.cov_high:g}, or no token can be drawn")
     runtime.check_task(task, args)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=True)
     sampler = sampler or make_sampler(args.engine, model, runtime.eos_ids(model, tokenizer))
     run = runtime.Run("entropy_baselines", args, task.name, model)
     state = {"step": 0, "tokens": 0, "best": -1.0, "skips_in_a_row": 0, "test_before": {},

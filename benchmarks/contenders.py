@@ -1,0 +1,298 @@
+"""One contender of benchmarks/compare.py, in a process of its own: for each line it reads it does its piece of work once, and answers
+with a line of JSON. Contenders that need another environment (TRL, vLLM) import it here and nothing of this repository.
+
+    python benchmarks/contenders.py NAME '{"model": .., "prompts": [text, ..], "group_size": .., "tokens": .., "forced": true}'
+"""
+
+import json
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+
+SEED = 0
+OFF = ("shared", "end to end", "buffers", "finished", "thin", "blocks", "on-policy", "fused")  # what `switch_off` knows
+
+
+def answer(**numbers) -> None:
+    print(json.dumps(numbers), file=REPLIES, flush=True)
+
+
+def peak_gb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+
+
+def serve(do) -> None:
+    """Ready, then one piece of work a line. `do` returns the numbers of the answer."""
+    answer(ready=True)
+    for _ in sys.stdin:
+        started = time.perf_counter()
+        numbers = do()
+        answer(seconds=time.perf_counter() - started, peak_gb=peak_gb(), **numbers)
+
+
+# --- ours -----------------------------------------------------------------------------------------------------------------
+
+
+def ours(work: dict):
+    """Model, ids of the prompts, sampler, and a function that samples them."""
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    import runtime
+    from rollout import HFSampler, completion_seed
+
+    if work.get("keep_memory", True):
+        runtime.keep_freed_memory()
+    switch_off(work.get("off"))
+    model, tokenizer = runtime.load_model(work["model"], work.get("checkpointing", False))
+    ids = [tokenizer.encode(prompt) for prompt in work["prompts"]]
+    sampler = HFSampler(model, [-1] if work["forced"] else runtime.eos_ids(model, tokenizer))
+    seeds = [completion_seed(SEED, 1, row, 0, 0) for row in range(len(ids) * work["group_size"])]
+    return model, ids, lambda: sampler.generate(ids, work["group_size"], work["tokens"], 1.0, seeds)
+
+
+def step_ours(work: dict) -> None:
+    """An optimizer step of grpo.py, on-policy."""
+    model, ids, sample = ours(work)
+    import torch
+
+    import grpo
+    from rollout import pad, pad_values, score_all
+
+    args = grpo.Args(max_new_tokens=work["tokens"], group_size=work["group_size"], micro_batch_tokens=work.get("micro_batch_tokens", 16384))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, weight_decay=0.0, fused=work.get("off") != "fused")
+
+    def step() -> dict:
+        started = time.perf_counter()
+        completions = sample()
+        sampling = time.perf_counter() - started
+        rewards = torch.arange(len(completions)).view(len(ids), -1).remainder(2).float()
+        advantages = grpo.group_advantages(rewards, args.advantage)
+        completion_ids = [completion.ids for completion in completions]
+        mask = pad(completion_ids, model.device)[1]
+        batch = {"prompt_ids": [prompt for prompt in ids for _ in range(args.group_size)], "completion_ids": completion_ids,
+                 "advantages": advantages.view(-1, 1), "completion_mask": mask, "loss_mask": mask,
+                 "rollout_logprobs": pad_values([completion.logprobs for completion in completions], mask)}  # fmt: skip
+        if work.get("off") == "on-policy":
+            batch["old_logprobs"], _ = score_all(model, batch["prompt_ids"], completion_ids, 1.0, args.micro_batch_tokens)
+        optimizer.zero_grad()
+        grpo.accumulate_gradients(model, batch, slice(None), args)
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), args.max_grad_norm)
+        optimizer.step()
+        return {"tokens": sum(map(len, completion_ids)), "sampling": sampling, "gradient_norm": norm.item()}
+
+    serve(step)
+
+
+def sample_ours(work: dict) -> None:
+    _, _, sample = ours(work)
+    serve(lambda: {"tokens": sum(len(completion.ids) for completion in sample())})
+
+
+def scoring_rows(model, ids: list[list[int]], work: dict) -> tuple[list, list]:
+    """Prompts and random completions, without sampling them."""
+    import torch
+
+    torch.manual_seed(SEED)
+    rows = [prompt for prompt in ids for _ in range(work["group_size"])]
+    return rows, torch.randint(2, model.config.vocab_size, (len(rows), work["tokens"])).tolist()
+
+
+def score_ours(work: dict) -> None:
+    """Log-probabilities of given completions, without gradient."""
+    model, ids, _ = ours(work)
+    from rollout import score_all
+
+    prompt_ids, completion_ids = scoring_rows(model, ids, work)
+    serve(lambda: {"sum": score_all(model, prompt_ids, completion_ids, 1.0, 16384)[0].sum().item(),
+                   "tokens": len(completion_ids) * work["tokens"]})  # fmt: skip
+
+
+def switch_off(what: str | None) -> None:
+    """Take one optimisation away, for the table of what each brings."""
+    if what not in (None, *OFF):
+        raise ValueError(f"{what}: there is no such optimisation")
+    import torch
+
+    import rollout
+    import shared_prompts
+    from shared_prompts import GrowingStretch, run_rows
+
+    def prefill_each(model, prompts):
+        model.set_attn_implementation("shared_prompts")
+        _, stretch = run_rows(model, [prompt[:-1] for prompt in prompts], torch.zeros(len(prompts), dtype=torch.long), [], keep=True)
+        return [(stretch, torch.arange(len(prompts)))]
+
+    def run_padded_rows(model, ids, start, above, keep=False):
+        width = max(map(len, ids))
+        hidden, stretch = run_rows(model, [[*row, *[0] * (width - len(row))] for row in ids], start, above, keep)
+        real = torch.arange(width) < torch.tensor([len(row) for row in ids])[:, None]
+        if keep:
+            stretch.padding = ~real
+        return hidden[real.flatten()], stretch
+
+    def extend_by_copying(self, layer, keys, values):
+        old = self.layers.get(layer)
+        self.layers[layer] = (keys, values) if old is None else tuple(torch.cat(pair, dim=2) for pair in zip(old, (keys, values)))
+        return self.layers[layer]
+
+    def exchange_by_copying(self, keep, new, columns):
+        def exchanged(part):
+            return torch.cat([part[keep, :, columns:], part.new_zeros(new, part.shape[1], part.shape[2] - columns, part.shape[3])])
+
+        self.layers = {layer: tuple(map(exchanged, pair)) for layer, pair in self.layers.items()}
+
+    if what == "shared":
+        rollout.prefill = prefill_each
+    elif what == "end to end":
+        rollout.run_rows = shared_prompts.run_rows = run_padded_rows
+    elif what == "buffers":
+        GrowingStretch.extend, GrowingStretch.exchange = extend_by_copying, exchange_by_copying
+    elif what == "finished":
+        rollout.DROP_AT = 2.0
+    elif what == "thin":
+        rollout.THIN = 0
+    elif what == "blocks":
+        rollout.LOGITS_AT_ONCE = 1 << 62
+
+
+# --- transformers ---------------------------------------------------------------------------------------------------------
+
+
+def transformers_model(work: dict):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if work.get("keep_memory"):
+        keep_freed_memory()
+    torch.manual_seed(SEED)
+    tokenizer = AutoTokenizer.from_pretrained(work["model"], padding_side="left")
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    return AutoModelForCausalLM.from_pretrained(work["model"], dtype=torch.float32).eval(), tokenizer
+
+
+def keep_freed_memory() -> None:
+    import ctypes
+
+    for option, size in ((-3, 1 << 30), (-1, (1 << 31) - 1), (-2, 256 << 20)):
+        ctypes.CDLL("libc.so.6").mallopt(option, size)
+
+
+def generation_flags(work: dict) -> dict:
+    lengths = {"min_new_tokens": work["tokens"]} if work["forced"] else {}
+    return dict(do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=work["tokens"], **lengths)
+
+
+def sample_generate(work: dict) -> None:
+    """transformers `generate` on the batch of all rows."""
+    import torch
+
+    model, tokenizer = transformers_model(work)
+    batch = tokenizer([prompt for prompt in work["prompts"] for _ in range(work["group_size"])], return_tensors="pt", padding=True)
+    ends = torch.tensor(model.generation_config.eos_token_id if isinstance(model.generation_config.eos_token_id, list)
+                        else [model.generation_config.eos_token_id])  # fmt: skip
+
+    def sample() -> dict:
+        with torch.no_grad():
+            new = model.generate(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], pad_token_id=tokenizer.pad_token_id,
+                                 **generation_flags(work))[:, batch["input_ids"].shape[1] :]  # fmt: skip
+        ended = torch.isin(new, ends)
+        lengths = torch.where(ended.any(1), ended.int().argmax(1) + 1, new.shape[1])
+        return {"tokens": int(lengths.sum())}
+
+    serve(sample)
+
+
+def sample_generate_batch(work: dict) -> None:
+    """transformers' continuous batching."""
+    from transformers import ContinuousBatchingConfig, GenerationConfig
+
+    model, tokenizer = transformers_model(work)
+    tokens = sum(len(tokenizer.encode(prompt)) + work["tokens"] for prompt in work["prompts"]) * work["group_size"]
+    room = ContinuousBatchingConfig(num_blocks=2 * tokens // 32 + 64, max_batch_tokens=1024, page_size=32)  # it takes 20 GB else
+    inputs = [tokenizer.encode(prompt) for prompt in work["prompts"] for _ in range(work["group_size"])]
+    end = -1 if work["forced"] else model.generation_config.eos_token_id
+    config = GenerationConfig(do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=work["tokens"], eos_token_id=end,
+                              pad_token_id=tokenizer.pad_token_id)  # fmt: skip
+
+    def sample() -> dict:
+        results = model.generate_batch(inputs=inputs, generation_config=config, continuous_batching_config=room, progress_bar=False)
+        return {"tokens": sum(len(result.generated_tokens) for result in results.values())}
+
+    serve(sample)
+
+
+def score_plain(work: dict) -> None:
+    """One padded forward pass of all rows with full logits."""
+    import torch
+
+    model, tokenizer = transformers_model(work)
+    ids = [tokenizer.encode(prompt) for prompt in work["prompts"]]
+    rows, completions = scoring_rows(model, ids, work)
+    width = max(map(len, rows))
+    full = torch.tensor([[0] * (width - len(row)) + row + completion for row, completion in zip(rows, completions)])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * (len(row) + work["tokens"]) for row in rows])
+
+    def score() -> dict:
+        with torch.no_grad():
+            logits = model(input_ids=full, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0), use_cache=False).logits
+            logprobs = torch.log_softmax(logits[:, width - 1 : -1].float(), dim=-1).gather(-1, full[:, width:, None])
+        return {"sum": logprobs.sum().item(), "tokens": logprobs.numel()}
+
+    serve(score)
+
+
+# --- TRL, vLLM ------------------------------------------------------------------------------------------------------------
+
+
+def step_trl(work: dict) -> None:
+    """An optimizer step of TRL's GRPOTrainer: `batch` rows per forward pass, with or without activation checkpointing."""
+    import torch
+    from datasets import Dataset
+    from transformers import TrainerCallback
+    from trl import GRPOConfig, GRPOTrainer
+
+    model, tokenizer = transformers_model(work)
+    rows = len(work["prompts"]) * work["group_size"]
+    batch = work.get("batch", 8)
+
+    class OneStepALine(TrainerCallback):
+        def on_step_begin(self, *args, **kwargs):
+            if not sys.stdin.readline():
+                os._exit(0)
+            self.started = time.perf_counter()
+
+        def on_step_end(self, *args, **kwargs):
+            answer(seconds=time.perf_counter() - self.started, peak_gb=peak_gb(), tokens=rows * work["tokens"])
+
+    config = GRPOConfig(output_dir=work["scratch"], per_device_train_batch_size=batch, gradient_accumulation_steps=rows // batch,
+                        num_generations=work["group_size"], max_completion_length=work["tokens"], temperature=1.0, beta=0.0,
+                        learning_rate=1e-6, use_cpu=True, bf16=False, gradient_checkpointing=work.get("checkpointing", True),
+                        generation_kwargs=generation_flags(work), max_steps=10**6, logging_steps=10**6, save_strategy="no",
+                        report_to="none", disable_tqdm=True, dataloader_num_workers=0)  # fmt: skip
+    trainer = GRPOTrainer(model=model, processing_class=tokenizer, args=config, callbacks=[OneStepALine()],
+                          reward_funcs=lambda completions, **_: [float(i % 2) for i in range(len(completions))],
+                          train_dataset=Dataset.from_dict({"prompt": work["prompts"]}))  # fmt: skip
+    torch.manual_seed(SEED)
+    answer(ready=True)
+    trainer.train()
+
+
+def sample_vllm(work: dict) -> None:
+    from vllm import LLM, SamplingParams
+
+    engine = LLM(work["model"], dtype="float32", max_model_len=1024, enable_prefix_caching=True, disable_log_stats=True)
+    params = SamplingParams(n=work["group_size"], temperature=1.0, top_p=1.0, top_k=0, max_tokens=work["tokens"], ignore_eos=work["forced"])
+
+    def sample() -> dict:
+        outputs = engine.generate(work["prompts"], params, use_tqdm=False)
+        engine.reset_prefix_cache()
+        return {"tokens": sum(len(completion.token_ids) for output in outputs for completion in output.outputs)}
+
+    serve(sample)
+
+
+if __name__ == "__main__":
+    REPLIES = os.fdopen(os.dup(1), "w")  # what libraries print must not come between
+    os.dup2(2, 1)
+    globals()[sys.argv[1]](json.loads(sys.argv[2]))

@@ -1,0 +1,124 @@
+"""The benchmark of speed: the same work for everyone, a floor that counts what it says, and tables that say what was measured."""
+
+import json
+
+import pytest
+import torch
+
+import rollout
+import shared_prompts
+from benchmarks import compare, contenders
+from benchmarks.compare import Contender, Work
+from runtime import load_model
+from shared_prompts import GrowingStretch
+
+TINY = Work("models/tiny", prompts=2, prompt_tokens=20, group_size=3, tokens=8)
+
+
+def test_prompts_have_the_asked_number_of_tokens():
+    """Catches prompts that are longer or shorter than the work says, or the same prompt twice."""
+    _, tokenizer = load_model(str(compare.ROOT / "models/tiny"))
+    texts = compare.texts(TINY)
+    assert [len(tokenizer.encode(text)) for text in texts] == [20, 20] and texts[0] != texts[1]
+
+
+def test_floor_by_hand(monkeypatch):
+    """Catches tokens that are counted twice or not at all: here a product takes as many seconds as it has multiplications."""
+    monkeypatch.setattr(compare, "seconds_of", lambda out, size, count, product, at_least: out * size * count)
+    found = compare.floor(TINY, threads=1)
+    model, _ = load_model(str(compare.ROOT / "models/tiny"))
+    head = model.get_output_embeddings().weight.numel()
+    layers = sum(layer.weight.numel() for layer in model.modules() if isinstance(layer, torch.nn.Linear)) - head
+    prompts, completions = 2 * 19, 6 * 8  # the last token of a prompt is the first input of its completions
+    sampling = layers * (prompts + completions) + head * completions
+    training = 3 * layers * (prompts + completions) + 3 * head * completions
+    assert found["sampling"] == sampling and found["seconds"] == sampling + training
+    assert found["gflop"] == round(2 * (sampling + training) / 1e9, 1)
+
+
+SWITCHED = ((rollout, "prefill"), (rollout, "run_rows"), (rollout, "THIN"), (rollout, "DROP_AT"), (rollout, "LOGITS_AT_ONCE"),
+            (shared_prompts, "run_rows"), (GrowingStretch, "extend"), (GrowingStretch, "exchange"))  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def answers():
+    """Two pieces of work of ours, of scoring in both ways, and of steps with something switched off, in this process."""
+    description = vars(TINY) | {"model": str(compare.ROOT / TINY.model), "prompts": compare.texts(TINY), "keep_memory": False}
+    found = {}
+    for name in ("score_ours", "score_plain", "sample_generate", "step_ours", *contenders.OFF):
+        with pytest.MonkeyPatch.context() as patch:
+            before = [getattr(module, attribute) for module, attribute in SWITCHED]
+            for (module, attribute), value in zip(SWITCHED, before):
+                patch.setattr(module, attribute, value)  # put back afterwards
+            patch.setattr(contenders, "serve", lambda do: found.update({name: [do(), do()]}))  # noqa: B023
+            worker = "step_ours" if name in contenders.OFF else name
+            getattr(contenders, worker)(description | ({"off": name} if name in contenders.OFF else {}))
+            changed = sum(getattr(module, attribute) is not value for (module, attribute), value in zip(SWITCHED, before))
+            assert (changed > 0) == (name in contenders.OFF and name not in ("on-policy", "fused")), name
+    return found
+
+
+def test_contenders_do_their_work(answers):
+    """Catches a contender that does less than the others, or nothing."""
+    for name, both in answers.items():
+        assert all(answer["tokens"] == 6 * 8 for answer in both), name
+
+
+def test_both_ways_of_scoring_agree(answers):
+    """Catches a plain forward pass at other positions or of other completions."""
+    ours, plain = answers["score_ours"][0]["sum"], answers["score_plain"][0]["sum"]
+    assert ours == pytest.approx(plain, rel=1e-5) and ours < -6 * 8 * 2  # of random tokens: more than 2 nats each
+
+
+def test_what_is_switched_off_changes_no_result(answers):
+    """Catches an optimisation that is none, and a switch that breaks the step instead of slowing it down."""
+    norms = [answers[name][0]["gradient_norm"] for name in ("step_ours", *contenders.OFF)]
+    assert max(norms) < 1.0001 * min(norms) and norms[0] > 0
+
+
+def test_every_switch_is_known():
+    """Catches a row of the table that switches nothing off."""
+    for options in compare.SWITCHES.values():
+        assert options == {"keep_memory": False} or options["off"] in contenders.OFF
+    assert {options.get("off") for options in compare.SWITCHES.values()} - {None} == set(contenders.OFF)
+
+
+def test_a_contender_answers_whenever_it_is_asked(tmp_path, monkeypatch):
+    """Catches what libraries print in the midst of the answers, and times that are those of another piece of work."""
+    monkeypatch.setattr(compare, "HOME", tmp_path)
+    contender = Contender("score_plain", TINY, threads=1)
+    both = [contender.work(), contender.work()]
+    contender.close()
+    assert all(answer["tokens"] == 6 * 8 and answer["seconds"] > 0 and answer["peak_gb"] > 0.1 for answer in both)
+    assert both[0]["sum"] == both[1]["sum"] and both[0]["seconds"] != both[1]["seconds"] and contender.process.returncode == 0
+
+
+def test_a_contender_that_dies_is_named(tmp_path, monkeypatch):
+    """Catches a benchmark that hangs, or ends without saying whose words to read."""
+    monkeypatch.setattr(compare, "HOME", tmp_path)
+    with pytest.raises(SystemExit, match=r"step_ours ended with code 1; its last words are in .*step_ours\.log"):
+        Contender("step_ours", TINY, threads=1, off="nothing of the kind")
+    assert "nothing of the kind" in (tmp_path / "step_ours.log").read_text()
+
+
+def test_tables_by_hand():
+    """Catches ratios turned round, means for medians, and the ratio of other things than the title says."""
+    seconds = {"ours": [1.0, 2.0, 9.0], "TRL": [5.0, 6.0, 6.0], "TRL at its defaults": [8.0, 8.0, 8.0]}
+    result = {name: {"seconds": values, "peak_gb": len(name), "tokens": 12} for name, values in seconds.items()}
+    row = compare.steps_table({"work": result | {"floor": {"seconds": 0.5}}}).splitlines()[2]
+    assert row == "| work | 2.00 | 4.0 GB | 6.00 | 3.0 GB | **3.00 (0.67 to 5.00)** | 4.00 (0.89 to 8.00) | 4.00 |"
+    rows = compare.others_table({"work": result}, "sampling").splitlines()
+    assert rows[2] == "| work: ours | 6 | 1.00 (1.00 to 1.00) | 4.0 GB |"
+    assert rows[3] == "| work: TRL | 2 | 3.00 (0.67 to 5.00) | 3.0 GB |"
+    everything = {"seconds": [2.0], "peak_gb": 1.0}
+    found = {"a": {"everything": everything} | {what: {"seconds": [2.5], "peak_gb": 1.5} for what in compare.SWITCHES}}
+    assert compare.switches_table(found).splitlines()[2].endswith("| +25% | +0.5 GB |")
+
+
+def test_best_setting_is_that_of_the_committed_search(tmp_path):
+    """Catches a comparison with anything but TRL's fastest setting, or with none that was searched."""
+    with pytest.raises(SystemExit, match="search first"):
+        compare.best_of_trl(tmp_path)
+    tried = [{"batch": 8, "checkpointing": True, "seconds": 3.0}, {"batch": 16, "checkpointing": False, "seconds": 2.0}]
+    (tmp_path / "search.json").write_text(json.dumps({"found": {"tried": tried}}))
+    assert compare.best_of_trl(tmp_path) == {"batch": 16, "checkpointing": False}
