@@ -20,7 +20,7 @@ from shared_prompts import GrowingStretch, Rows, common_length, follow, prefill,
 from tasks import Grade, Problem, grade_all
 
 DROP_AT = 1 / 8  # share of finished rows at which they make room for others in the batch that is sampled
-THIN = 48  # rows of a decode step up to which `thin_linear` is faster
+FEW_ROWS = 48  # of a batch, up to which `few_rows_linear` is faster
 PROMPT_TOKENS_AT_ONCE = 2**15  # whose keys and values the sampler keeps
 LOGITS_AT_ONCE = 2**24  # the largest [tokens, V] block of logits that ever exists, in numbers
 
@@ -131,31 +131,34 @@ def draw(logits: torch.Tensor, temperature: float, uniforms: torch.Tensor, top_p
     """
     if temperature == 0:
         return logits.argmax(-1), torch.zeros(len(logits), device=logits.device)
-    logprobs = torch.log_softmax(logits.float() / temperature, dim=-1)
+    probs = torch.softmax(logits.float() / temperature, dim=-1)  # [N, V]
     if top_p < 1.0:
-        sorted_probs, order = logprobs.exp().sort(dim=-1, descending=True)
+        sorted_probs, order = probs.sort(dim=-1, descending=True)
         dropped = sorted_probs.cumsum(-1) - sorted_probs >= top_p
-        logprobs = logprobs.masked_fill(dropped.gather(-1, order.argsort(-1)), -torch.inf).log_softmax(-1)
-    cumulative = logprobs.double().exp().cumsum(-1)
+        probs = probs.masked_fill(dropped.gather(-1, order.argsort(-1)), 0.0)
+        probs = probs / probs.sum(-1, keepdim=True)
+    cumulative = probs.cumsum(-1, dtype=torch.double)
     ids = torch.searchsorted(cumulative, uniforms[:, None] * cumulative[:, -1:], right=True).squeeze(1)
     ids = ids.clamp(max=logits.shape[1] - 1)
-    return ids, logprobs.gather(-1, ids[:, None]).squeeze(1)
+    return ids, probs.gather(-1, ids[:, None]).squeeze(1).log()
 
 
-def thin_linear(layer: torch.nn.Linear, x: torch.Tensor) -> torch.Tensor:
-    """A linear layer for few rows on a CPU: `weight @ x.T`, which MKL runs up to three times as fast as torch's `x @ weight.T`."""
-    product = (layer.weight @ x.flatten(0, -2).T).T.unflatten(0, x.shape[:-1])
+def few_rows_linear(layer: torch.nn.Linear, x: torch.Tensor) -> torch.Tensor:
+    """A linear layer whose x has few rows: MKL runs `weight @ x.T` up to three times as fast as torch's `x @ weight.T`."""
+    if x.shape[:-1].numel() > FEW_ROWS:
+        return torch.nn.functional.linear(x, layer.weight, layer.bias)
+    product = (layer.weight @ x.flatten(0, -2).T).T.contiguous().unflatten(0, x.shape[:-1])
     return product if layer.bias is None else product + layer.bias
 
 
 @contextmanager
-def thin_products(model: PreTrainedModel, rows: int):
-    """Within it the model's linear layers are `thin_linear`, if that pays for so many rows."""
+def fast_few_rows(model: PreTrainedModel):
+    """Within it the model's linear layers are `few_rows_linear`, if it is on a CPU."""
     layers = [module for module in model.modules() if type(module) is torch.nn.Linear and "forward" not in vars(module)]
-    if model.device.type != "cpu" or rows > THIN:
+    if model.device.type != "cpu":
         layers = []
     for layer in layers:
-        layer.forward = partial(thin_linear, layer)
+        layer.forward = partial(few_rows_linear, layer)
     try:
         yield
     finally:
@@ -192,7 +195,8 @@ class HFSampler:
             while last < len(prompt_ids) and tokens + len(prompt_ids[last]) <= PROMPT_TOKENS_AT_ONCE:
                 last, tokens = last + 1, tokens + len(prompt_ids[last])
             prompts = [prompt for prompt in prompt_ids[first:last] for _ in range(n)]
-            completions += self._generate(prompts, max_new_tokens, temperature, seeds[first * n : last * n], top_p)
+            with fast_few_rows(self.model):
+                completions += self._generate(prompts, max_new_tokens, temperature, seeds[first * n : last * n], top_p)
             first = last
         self.model.train(was_training)
         return completions
@@ -219,8 +223,7 @@ class HFSampler:
         while True:
             t = column - batch["first"]  # [rows]: tokens that each has so far
             rows = Rows(None, batch["start"], above, own, None if together else batch["first"])
-            with thin_products(model, len(t)):
-                logits = model(input_ids=batch["token"][:, None], **run_arguments((batch["start"] + t)[:, None], rows)).logits[:, 0]
+            logits = model(input_ids=batch["token"][:, None], **run_arguments((batch["start"] + t)[:, None], rows)).logits[:, 0]
             uniforms = batch["uniforms"].gather(1, t.clamp(max=max_new_tokens - 1)[:, None]).squeeze(1)
             batch["token"], logprob = draw(logits, temperature, uniforms, top_p)
             live = batch["length"] == 0

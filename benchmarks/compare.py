@@ -310,7 +310,7 @@ SWITCHES = {
     "finished rows leave": {"off": "finished"},
     "no second scoring when on-policy": {"off": "on-policy"},
     "pages kept (mallopt)": {"keep_memory": False},
-    "few rows as weight @ x.T": {"off": "thin"},
+    "few rows as weight @ x.T": {"off": "few rows"},
     "fused AdamW": {"off": "fused"},
 }
 

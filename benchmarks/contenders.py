@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 SEED = 0
-OFF = ("shared", "end to end", "buffers", "finished", "thin", "blocks", "on-policy", "fused")  # what `switch_off` knows
+OFF = ("shared", "end to end", "buffers", "finished", "few rows", "blocks", "on-policy", "fused")  # what `switch_off` knows
 
 
 def answer(**numbers) -> None:
@@ -150,8 +150,8 @@ def switch_off(what: str | None) -> None:
         GrowingStretch.extend, GrowingStretch.exchange = extend_by_copying, exchange_by_copying
     elif what == "finished":
         rollout.DROP_AT = 2.0
-    elif what == "thin":
-        rollout.THIN = 0
+    elif what == "few rows":
+        rollout.FEW_ROWS = 0
     elif what == "blocks":
         rollout.LOGITS_AT_ONCE = 1 << 62
 

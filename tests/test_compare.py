@@ -36,7 +36,7 @@ def test_floor_by_hand(monkeypatch):
     assert found["gflop"] == round(2 * (sampling + training) / 1e9, 1)
 
 
-SWITCHED = ((rollout, "prefill"), (rollout, "run_rows"), (rollout, "THIN"), (rollout, "DROP_AT"), (rollout, "LOGITS_AT_ONCE"),
+SWITCHED = ((rollout, "prefill"), (rollout, "run_rows"), (rollout, "FEW_ROWS"), (rollout, "DROP_AT"), (rollout, "LOGITS_AT_ONCE"),
             (shared_prompts, "run_rows"), (GrowingStretch, "extend"), (GrowingStretch, "exchange"))  # fmt: skip
 
 

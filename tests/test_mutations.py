@@ -235,7 +235,7 @@ MUTATIONS = [
              "{name: value[keep] for name, value in batch.items()}",
              '{name: value[: len(keep)] if name == "start" else value[keep] for name, value in batch.items()}',
              "test_rollout.py::test_sampled_logprobs_equal_the_scorers"),
-    Mutation("thin products without a bias", "rollout.py",
+    Mutation("few rows without a bias", "rollout.py",
              "return product if layer.bias is None else product + layer.bias",
              "return product",
              "test_rollout.py::test_few_rows_are_multiplied_the_other_way_round"),

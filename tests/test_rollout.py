@@ -595,18 +595,17 @@ def test_wrong_number_of_seeds_is_refused(count):
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])  # without and with biases
 def test_few_rows_are_multiplied_the_other_way_round(kind, monkeypatch):
-    """Catches products with the wrong rows or without a bias, layers that stay changed, and too many rows that go this way."""
-    model, ways = random_model(kind=kind), []
-    thin = rollout.thin_linear
-    monkeypatch.setattr(rollout, "thin_linear", lambda layer, x: ways.append(layer) or thin(layer, x))
-    with torch.no_grad(), rollout.thin_products(model, rollout.THIN):
-        few = model(torch.tensor([PROMPTS[0]])).logits
+    """Catches products with the wrong rows or without a bias, layers that stay changed, and many rows that go this way."""
+    model, ids = random_model(kind=kind), torch.tensor([PROMPTS[0], PROMPTS[0][::-1]])
     linear = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
-    assert ways == [layer for layer in ways if layer in linear] and set(map(id, ways)) == set(map(id, linear))
-    with torch.no_grad(), rollout.thin_products(model, rollout.THIN + 1):
-        many = model(torch.tensor([PROMPTS[0]])).logits
-    assert len(ways) == len(linear) and torch.allclose(few, many, rtol=0, atol=1e-12)
-    with pytest.raises(ZeroDivisionError), rollout.thin_products(model, 1):
+    plain, ways, product = model(ids).logits, [], torch.nn.functional.linear
+    monkeypatch.setattr(torch.nn.functional, "linear", lambda *args: ways.append(args) or product(*args))
+    for few_rows, count in ((ids.numel(), 0), (ids.numel() - 1, len(linear))):
+        monkeypatch.setattr(rollout, "FEW_ROWS", few_rows)
+        ways.clear()
+        with rollout.fast_few_rows(model):
+            assert torch.allclose(model(ids).logits, plain, rtol=0, atol=1e-12) and len(ways) == count
+    with pytest.raises(ZeroDivisionError), rollout.fast_few_rows(model):
         raise ZeroDivisionError
     assert not any("forward" in vars(layer) for layer in linear)
 
