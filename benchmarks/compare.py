@@ -381,6 +381,28 @@ def switches_table(found: dict) -> str:
     return "\n".join(lines)
 
 
+def plot_growth(found: dict, path: Path) -> None:
+    """Seconds of a step over what grows, and the floor below it."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(found), figsize=(17, 3.6), layout="constrained", sharey=True)
+    for axis, (what, points) in zip(axes, found.items()):
+        values = [float(value) for value in points]
+        for line, label, style in (("ours", "a step", "o-"), ("floor", "its matrix products alone", "s--")):
+            axis.plot(values, [point[line] for point in points.values()], style, label=label, markersize=4)
+        axis.set(xscale="log", yscale="log", xlabel=what)
+        axis.set_xticks(values, [f"{value:g}" for value in values], minor=False)
+        axis.set_xticks([], minor=True)
+        axis.grid(alpha=0.3, which="both", axis="y")
+    axes[0].set(ylabel="seconds")
+    axes[0].legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
 def report(out: Path) -> dict[str, str]:
     """The README's tables, from the logs that are there."""
     tables = {"steps": steps_table, "switches": switches_table, "sampling": partial(others_table, title="sampling"),
@@ -399,8 +421,7 @@ def machine(threads: int) -> dict:
 
 def main(args: Args) -> None:
     if args.tables:
-        print("\n\n".join(report(args.out).values()))
-        return
+        return show(args.out)
     if not (ROOT / SMOL / "model.safetensors").exists():
         runtime.fail(f"{SMOL}: is not there; benchmarks/convert_gguf.py makes it")
     HOME.mkdir(parents=True, exist_ok=True)
@@ -428,7 +449,14 @@ def main(args: Args) -> None:
         print(f"== {part}", flush=True)
         found = parts[part]()
         runtime.write_text(args.out / f"{part}.json", json.dumps({"machine": machine(args.threads), "found": found}, indent=1) + "\n")
-    print("\n\n".join(report(args.out).values()))
+    show(args.out)
+
+
+def show(out: Path) -> None:
+    """Print the tables, draw the figure."""
+    print("\n\n".join(report(out).values()))
+    if (out / "growth.json").exists():
+        plot_growth(json.loads((out / "growth.json").read_text())["found"], out / "growth.png")
 
 
 if __name__ == "__main__":

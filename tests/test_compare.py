@@ -122,3 +122,11 @@ def test_best_setting_is_that_of_the_committed_search(tmp_path):
     tried = [{"batch": 8, "checkpointing": True, "seconds": 3.0}, {"batch": 16, "checkpointing": False, "seconds": 2.0}]
     (tmp_path / "search.json").write_text(json.dumps({"found": {"tried": tried}}))
     assert compare.best_of_trl(tmp_path) == {"batch": 16, "checkpointing": False}
+
+
+def test_figure_of_growth_is_drawn(tmp_path):
+    """Catches logs that the figure cannot read."""
+    points = {value: {"ours": 2.0 * value, "floor": value, "peak_gb": 1.0} for value in (1, 2, 4)}
+    found = json.loads(json.dumps({"group size": points, "vocabulary": points}))
+    compare.plot_growth(found, tmp_path / "growth.png")
+    assert (tmp_path / "growth.png").stat().st_size > 5000
