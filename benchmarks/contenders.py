@@ -6,7 +6,7 @@ with a line of JSON. Contenders that need another environment (TRL, vLLM) import
 
 import json
 import os
-import resource
+import re
 import sys
 import time
 from pathlib import Path
@@ -20,7 +20,14 @@ def answer(**numbers) -> None:
 
 
 def peak_gb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    """Peak resident memory of this process and those that it started (Linux)."""
+    processes, total = [Path(f"/proc/{os.getpid()}")], 0
+    while processes:
+        process = processes.pop()
+        peak = re.search(r"VmHWM:\s+(\d+) kB", (process / "status").read_text())
+        total += int(peak[1]) if peak else 0
+        processes += [Path(f"/proc/{child}") for task in process.glob("task/*/children") for child in task.read_text().split()]
+    return total / 1e6
 
 
 def serve(do) -> None:
@@ -281,7 +288,8 @@ def step_trl(work: dict) -> None:
 def sample_vllm(work: dict) -> None:
     from vllm import LLM, SamplingParams
 
-    engine = LLM(work["model"], dtype="float32", max_model_len=1024, enable_prefix_caching=True, disable_log_stats=True)
+    engine = LLM(work["model"], dtype="float32", max_model_len=1024, enable_prefix_caching=True, disable_log_stats=True,
+                 kv_cache_memory_bytes=4 << 30)  # fmt: skip
     params = SamplingParams(n=work["group_size"], temperature=1.0, top_p=1.0, top_k=0, max_tokens=work["tokens"], ignore_eos=work["forced"])
 
     def sample() -> dict:
