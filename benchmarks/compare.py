@@ -81,10 +81,7 @@ GROWTH = {  # what grows: {value: (work, shape of the model)}; all else as in SM
     "hidden size": {H: (replace(SMALL, model=f"runs/benchmark/qwen-{H}"), grown(hidden_size=H, intermediate_size=4 * H))
                     for H in (256, 512, 768)},
 }  # fmt: skip
-# What was tried for TRL: rows per forward pass, activation checkpointing, glibc told to keep its pages.
 TRL_DEFAULT = {"batch": 8, "checkpointing": True, "keep_memory": False}
-TRL_SEARCH = [{"batch": batch, "checkpointing": checkpointing, "keep_memory": keep}
-              for batch, checkpointing, keep in itertools.product((4, 8, 16, 32), (True, False), (False, True))]  # fmt: skip
 
 
 @dataclass
@@ -246,32 +243,43 @@ def make_random_model(folder: Path, **shape) -> None:
 
 
 def search(args: Args) -> dict:
-    """TRL's settings on the first work, two steps each: what the comparison then uses is the fastest."""
-    work, found = next(iter(STEPS.values())), []
-    for setting in TRL_SEARCH:
-        contender = Contender("step_trl", work, args.threads, "trl", **setting)
+    """TRL's settings on the first work: rows of a forward pass and activation checkpointing, then what is left for the fastest of them.
+    The first of two steps is not counted. The comparison uses the fastest of all."""
+    work, tried = next(iter(STEPS.values())), []
+
+    def measure(threads: int, setting: dict) -> None:
+        contender = Contender("step_trl", work, threads, "trl", **setting)
         contender.work()
-        seconds = [round(contender.work()["seconds"], 3) for _ in range(2)]
-        found.append(setting | {"seconds": min(seconds)})
-        print("  ", found[-1], flush=True)
+        tried.append(setting | {"threads": threads, "seconds": round(contender.work()["seconds"], 2)})
+        print("  ", tried[-1], flush=True)
         contender.close()
-    return {"tried": found}
+
+    for batch, checkpointing in itertools.product((4, 8, 16, 32), (True, False)):
+        measure(args.threads, {"batch": batch, "checkpointing": checkpointing, "keep_memory": True})
+    fastest = {name: value for name, value in best(tried).items() if name != "threads"}
+    measure(args.threads, fastest | {"keep_memory": False})
+    measure(1, fastest)
+    return {"tried": tried}
+
+
+def best(tried: list[dict]) -> dict:
+    fastest = min(tried, key=lambda setting: setting["seconds"])
+    return {name: value for name, value in fastest.items() if name != "seconds"}
 
 
 def best_of_trl(out: Path) -> dict:
     file = out / "search.json"
     if not file.exists():
         sys.exit(f"error: {file}: is not there; search first: python benchmarks/compare.py --only search")
-    best = min(json.loads(file.read_text())["found"]["tried"], key=lambda setting: setting["seconds"])
-    return {name: value for name, value in best.items() if name != "seconds"}
+    return best(json.loads(file.read_text())["found"]["tried"])
 
 
 def steps(args: Args, works: dict[str, Work], repetitions: int) -> dict:
-    found = {}
+    found, fastest = {}, {"threads": args.threads} | best_of_trl(args.out)
     for name, work in works.items():
         print(name, flush=True)
         contenders = {"ours": Contender("step_ours", work, args.threads),
-                      "TRL": Contender("step_trl", work, args.threads, "trl", **best_of_trl(args.out)),
+                      "TRL": Contender("step_trl", work, environment="trl", **fastest),
                       "TRL at its defaults": Contender("step_trl", work, args.threads, "trl", **TRL_DEFAULT)}  # fmt: skip
         found[name] = side_by_side(contenders, repetitions) | {"floor": floor(work, args.threads)}
     return found

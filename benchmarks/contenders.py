@@ -261,7 +261,7 @@ def step_trl(work: dict) -> None:
 
     model, tokenizer = transformers_model(work)
     rows = len(work["prompts"]) * work["group_size"]
-    batch = work.get("batch", 8)
+    batch = min(work.get("batch", 8), rows)
 
     class OneStepALine(TrainerCallback):
         def on_step_begin(self, *args, **kwargs):
