@@ -47,6 +47,7 @@ import torch
 import tyro
 
 import runtime
+from distributed import clip_gradients, total
 from eval import evaluate
 from rollout import (
     completion_seed,
@@ -316,7 +317,7 @@ def accumulate_gradients(model, batch: dict, rows: slice, args: Args, bonus: flo
         sums.update(tokens=mask.sum().item(), gap=gap.sum().item(), entropy=(entropy * mask).sum().item(),
                     clipped=(clipped & mask).sum().item(), policy_loss=policy_loss.item(), total_loss=total_loss.item(),
                     mean_entropy=mean_entropy.item(), touched=touched[part].sum().item())  # fmt: skip
-    return sums
+    return total(sums)
 
 
 def problem_indices(args: Args, step: int) -> list[int]:
@@ -331,7 +332,7 @@ def problem_indices(args: Args, step: int) -> list[int]:
 def main(args: Args, task=None, sampler=None) -> Path:
     """Train and return the folder of the final model. A task or sampler of your own can be passed in."""
     # --- setup
-    runtime.keep_freed_memory()
+    runtime.start_process()
     torch.manual_seed(args.seed)
     if task is None:
         task = runtime.or_fail(load_task, args.task)
@@ -413,7 +414,7 @@ def main(args: Args, task=None, sampler=None) -> Path:
             sums.update(update)
             if math.isfinite(update["total_loss"]):
                 runtime.check_gap(update["gap"] / update["tokens"], args)
-            grad_norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), args.max_grad_norm).item())
+            grad_norms.append(clip_gradients(model, args.max_grad_norm))
             skipped = runtime.step_or_skip(optimizer, grad_norms[-1], update["total_loss"], state, run, rollout)
             sums["skipped"] += skipped
             if args.method == "adaptive_bonus" and not skipped:

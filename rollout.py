@@ -5,7 +5,8 @@ Rows are prompt-major: rows i*G .. i*G+G-1 belong to prompt i. Prompts and compl
 the loss and are never tokenised again; masks come from their lengths, never from `ids == pad`.
 """
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +16,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+import distributed
 import runtime
 from shared_prompts import GrowingStretch, Rows, common_length, follow, prefill, run_arguments, run_rows
 from tasks import Grade, Problem, grade_all
@@ -95,12 +97,15 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str, system: str | N
 
 def sample_rollout(sampler, tokenizer, task, problems: list[Problem], prompts: list[str], seeds: list[int], group_size: int,
                    max_new_tokens: int, temperature: float, system: str | None = None, top_p: float = 1.0) -> Rollout:  # fmt: skip
-    """Sample `group_size` completions for each prompt, one seed each, and grade them against the problems."""
+    """Sample `group_size` completions for each prompt, one seed each, and grade them against the problems. Ranks share the prompts."""
     prompt_ids = [encode_prompt(tokenizer, prompt, system) for prompt in prompts]
-    completions = sampler.generate(prompt_ids, group_size, max_new_tokens, temperature, seeds, top_p)
-    assert len(completions) == len(problems) * group_size, "the sampler must return n completions for each prompt"
+    mine = distributed.share(len(prompts))
+    rows = slice(mine.start * group_size, mine.stop * group_size)
+    completions = sampler.generate(prompt_ids[mine], group_size, max_new_tokens, temperature, seeds[rows], top_p)
+    assert len(completions) == len(problems[mine]) * group_size, "the sampler must return n completions for each prompt"
     texts = [tokenizer.decode(completion.ids, skip_special_tokens=True) for completion in completions]
-    grades = grade_all(task, texts, [problem for problem in problems for _ in range(group_size)])
+    grades = grade_all(task, texts, [problem for problem in problems[mine] for _ in range(group_size)])
+    completions, texts, grades = (distributed.gather(part) for part in (completions, texts, grades))
     return Rollout(problems, [ids for ids in prompt_ids for _ in range(group_size)], completions, texts, grades)
 
 
@@ -187,6 +192,7 @@ class HFSampler:
         """`n` completions for each of B prompts, prompt-major; seeds has one entry a completion (B*n)."""
         if len(seeds) != len(prompt_ids) * n:
             raise ValueError(f"{len(prompt_ids)} prompts x {n} completions need {len(prompt_ids) * n} seeds, not {len(seeds)}")
+        distributed.gather_weights(self.model)
         was_training = self.model.training
         self.model.eval()
         completions, first = [], 0
@@ -318,6 +324,10 @@ def score(model: PreTrainedModel, prompt_ids: list[list[int]], completion_ids: l
     entropies. It sees blocks of tokens, recomputed in the backward pass, so no [N, T, V] tensor ever exists. Equal prompts are
     run once, forward and backward, for all their completions; `share_prompts` False is the plain padded forward.
     """
+    return distributed.inside(model, _score, model, prompt_ids, completion_ids, temperature, token_function, share_prompts)
+
+
+def _score(model, prompt_ids, completion_ids, temperature, token_function, share_prompts):
     targets, mask = pad(completion_ids, model.device)  # [N, T]
     # Logits at position t score token t+1: the inputs are the last prompt token and the completion without its last.
     inputs = [[prompt[-1], *completion[:-1]] for prompt, completion in zip(prompt_ids, completion_ids)]
@@ -344,28 +354,36 @@ def score(model: PreTrainedModel, prompt_ids: list[list[int]], completion_ids: l
     return tuple(column.new_zeros(mask.shape).masked_scatter(mask, column) for column in columns)
 
 
-def micro_batches(prompt_ids: list[list[int]], completion_ids: list[list[int]], tokens: int, rows: slice | None = None) -> Iterator[slice]:
+def micro_batches(prompt_ids: list[list[int]], completion_ids: list[list[int]], tokens: int, rows: slice | None = None) -> list[slice]:
     """Consecutive rows of at most `tokens`, equal prompts counted once, and at least one row each. (Padded completions, which only
-    attention has, may be four times as many.)"""
+    attention has, may be four times as many.) Of several ranks each gets its own, and they get about as many tokens."""
     start, stop, _ = (rows or slice(None)).indices(len(prompt_ids))
+    if distributed.WORLD_SIZE > 1:
+        everything = sum(map(len, completion_ids[start:stop])) + sum(map(len, set(map(tuple, prompt_ids[start:stop]))))
+        tokens = min(tokens, math.ceil(everything / distributed.WORLD_SIZE))
     shared = common_length(prompt_ids[start:stop])
-    prompts, size, longest = set(), shared, 0
+    parts, prompts, size, longest = [], set(), shared, 0
     for row in range(start, stop):
         prompt, completion = tuple(prompt_ids[row]), len(completion_ids[row])
         added = completion + (len(prompt) - shared if prompt not in prompts else 0)
         if row > start and max(size + added, max(longest, completion) * (row + 1 - start) / 4) > tokens:
-            yield slice(start, row)
+            parts.append(slice(start, row))
             start, prompts, size, longest, added = row, set(), shared, 0, completion + len(prompt) - shared
         prompts.add(prompt)
         size, longest = size + added, max(longest, completion)
-    yield slice(start, stop)
+    parts.append(slice(start, stop))
+    return parts[distributed.RANK :: distributed.WORLD_SIZE]
 
 
 def score_all(model, prompt_ids, completion_ids, temperature: float, tokens: int, token_function: Callable = logprob_and_entropy):
     """`score` without gradients, in micro-batches of `tokens`: a tuple of [N, T]."""
-    width = max(map(len, completion_ids))
+    width, found = max(map(len, completion_ids)), []
+    distributed.gather_weights(model)
     with torch.no_grad():
-        parts = [score(model, prompt_ids[rows], completion_ids[rows], temperature, token_function)
-                 for rows in micro_batches(prompt_ids, completion_ids, tokens)]  # fmt: skip
-    widen = lambda part: torch.nn.functional.pad(part, (0, width - part.shape[1]))  # noqa: E731
-    return tuple(torch.cat([widen(part) for part in column]) for column in zip(*parts))
+        for rows in micro_batches(prompt_ids, completion_ids, tokens):
+            columns = score(model, prompt_ids[rows], completion_ids[rows], temperature, token_function)
+            found.append((rows.start, [torch.nn.functional.pad(column, (0, width - column.shape[1])) for column in columns]))
+    if distributed.WORLD_SIZE > 1:
+        found = distributed.gather([(first, [column.cpu() for column in columns]) for first, columns in found])
+        found = [(first, [column.to(model.device) for column in columns]) for first, columns in sorted(found, key=lambda part: part[0])]
+    return tuple(torch.cat(parts) for parts in zip(*(columns for _, columns in found)))

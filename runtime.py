@@ -26,6 +26,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
+import distributed
+from distributed import MAIN
 from tasks import is_error
 
 disable_progress_bar()  # one line a step is progress enough
@@ -41,6 +43,8 @@ def size_of(parameters: int) -> str:
 
 def fail(message: str) -> None:
     """Stop with one clear line."""
+    if not MAIN:
+        time.sleep(2)  # most often the main rank says the same and ends the others
     sys.exit(f"error: {message}")
 
 
@@ -50,6 +54,12 @@ def or_fail(function, *arguments):
         return function(*arguments)
     except ValueError as error:
         fail(str(error))
+
+
+def start_process() -> None:
+    """What every script does first."""
+    keep_freed_memory()
+    distributed.start()
 
 
 def keep_freed_memory() -> None:
@@ -106,6 +116,7 @@ def load_model(name: str, activation_checkpointing: bool = False) -> tuple[PreTr
         model.to("cuda")
         body = model.base_model
         body.forward = torch.autocast("cuda", torch.bfloat16)(body.forward)
+    distributed.shard(model)
     return model.train(), tokenizer
 
 
@@ -137,10 +148,10 @@ def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[
 def model_hash(model: PreTrainedModel) -> str:
     """The first 16 hex digits of a hash over all weights: which model a run started from."""
     digest = hashlib.sha256()
-    for name, weight in sorted(model.state_dict().items()):
+    for name, weight in sorted(distributed.full_weights(model).items()):
         digest.update(name.encode())
         digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]
+    return distributed.gather([digest.hexdigest()[:16]])[0]
 
 
 def peak_gb() -> float:
@@ -169,9 +180,12 @@ def write_text(path: Path, text: str) -> None:
 
 def save_model(folder: Path, model, tokenizer, extra: dict | None = None) -> None:
     """Write a plain Hugging Face folder aside, then rename it: a kill leaves the old one or the new one, never a half."""
+    weights = distributed.full_weights(model)
+    if not MAIN:
+        return
     aside, old = folder.with_name(folder.name + ".tmp"), folder.with_name(folder.name + ".old")
     shutil.rmtree(aside, ignore_errors=True)
-    model.save_pretrained(aside)
+    model.save_pretrained(aside, state_dict=weights)
     tokenizer.save_pretrained(aside)
     for name, content in (extra or {}).items():
         if name.endswith(".json"):
@@ -187,7 +201,7 @@ def save_model(folder: Path, model, tokenizer, extra: dict | None = None) -> Non
 
 def save_checkpoint(folder: Path, model, tokenizer, optimizer, state: dict) -> None:
     """Everything a run needs to go on: weights, optimizer, and a small JSON state (the step and the algorithm's own)."""
-    save_model(folder, model, tokenizer, {"optimizer.pt": optimizer.state_dict(), "state.json": state})
+    save_model(folder, model, tokenizer, {"optimizer.pt": distributed.full_optimizer(model, optimizer), "state.json": state})
 
 
 def load_checkpoint(folder: Path, model, optimizer) -> dict | None:
@@ -195,15 +209,16 @@ def load_checkpoint(folder: Path, model, optimizer) -> dict | None:
     for candidate in (folder, folder.with_name(folder.name + ".old")):
         if (candidate / "state.json").exists():
             load_weights(candidate, model)
-            optimizer.load_state_dict(torch.load(candidate / "optimizer.pt", map_location=model.device, weights_only=True))
+            distributed.load_optimizer(model, optimizer, torch.load(candidate / "optimizer.pt", map_location="cpu", weights_only=True))
             return json.loads((candidate / "state.json").read_text())
     return None
 
 
 def load_weights(folder: Path, model) -> None:
     """Copy the weights of a saved folder into a model of the same shape."""
+    distributed.wait_for_all()  # until the main rank has written it
     saved = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    model.load_state_dict(saved.state_dict())
+    distributed.load_weights(model, saved.state_dict())
 
 
 # --- the output folder, the log and the screen ----------------------------------------------------------------------------
@@ -278,7 +293,7 @@ class Run:
             "versions": {"python": sys.version.split()[0], **{name: version(name) for name in ("torch", "transformers", "numpy")}},
         }
         self.tracker = None
-        self.lock = lock(self.dir) if self.dir.exists() else None
+        self.lock = lock(self.dir) if self.dir.exists() and MAIN else None
         if args.resume and (self.dir / "config.json").exists():
             self.compare_with(json.loads((self.dir / "config.json").read_text()))
 
@@ -294,6 +309,10 @@ class Run:
     def start(self, steps_done: int) -> None:
         """Create the folder and open the log."""
         self.first_step = steps_done
+        distributed.wait_for_all()  # until the other ranks have seen that there was no such folder
+        self.tracker = lambda metrics, step: None
+        if not MAIN:
+            return
         self.dir.mkdir(parents=True, exist_ok=True)
         self.lock = self.lock or lock(self.dir)
         write_text(self.dir / "config.json", json.dumps(self.config, indent=1) + "\n")
@@ -309,6 +328,8 @@ class Run:
 
     def log(self, record: dict) -> None:
         """Append one step's record and show it."""
+        if not MAIN:
+            return
         record = {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in record.items()}
         with open(self.dir / "metrics.jsonl", "a") as file:
             file.write(json.dumps(record) + "\n")
@@ -318,6 +339,8 @@ class Run:
     def sample(self, step: int, rollout, advantages: torch.Tensor, **columns: list) -> None:
         """Write a step's first group to samples.jsonl and, every ten steps, one of its completions to the screen. An algorithm's own
         columns have an entry for each completion of the group."""
+        if not MAIN:
+            return
         count = len(rollout.texts) // len(rollout.problems)
         with open(self.dir / "samples.jsonl", "a") as file:
             for i in range(count):
@@ -347,7 +370,7 @@ class Run:
             self.say("  " + "   ".join(evals))
 
     def interrupted(self) -> Path:
-        self.lock.close()
+        self.close()
         self.say(f"stopped and saved; the same command with --resume --out-dir {self.dir} goes on")
         return self.dir / "last"
 
@@ -355,6 +378,8 @@ class Run:
         """Save the final model, draw the curves, and say what happened and what to do next."""
         final = self.dir / "final"
         save_model(final, model, tokenizer)
+        if not MAIN:
+            return final
         from plot import plot_run  # matplotlib is only needed here
 
         plot_run(self.dir)
@@ -362,10 +387,15 @@ class Run:
         for name, value in after.items():
             self.say(f"{name.split('/', 1)[1]:32} {before[name]:8.3f} {value:8.3f}")
         self.say(f"\ntook {minutes(time.time() - self.started)}; curves: {self.dir / 'curves.png'}; model: {final}")
-        self.lock.close()
         if self.args.task is not None:
             self.say(f"evaluate it: {self.eval_command(final)}")
+        self.close()
         return final
+
+    def close(self) -> None:
+        """Other processes may write into the folder."""
+        if self.lock:
+            self.lock.close()
 
     def eval_command(self, model: Path) -> str:
         """What to type to measure the model as it was measured here."""
@@ -381,7 +411,8 @@ class Run:
         return shlex.join(command)
 
     def say(self, text: str) -> None:
-        print(text, flush=True)
+        if MAIN:
+            print(text, flush=True)
 
 
 def marked_tokens(tokenizer, completion_ids: list[list[int]], selected: torch.Tensor) -> list[str]:
@@ -476,7 +507,8 @@ def step_or_skip(optimizer, grad_norm: float, loss: float, state: dict, run: "Ru
         batch = {"prompt_ids": rollout.prompt_ids, "completion_ids": rollout.completion_ids,
                  "logprobs": [completion.logprobs for completion in rollout.completions],
                  "scores": [grade.score for grade in rollout.grades]}  # fmt: skip
-        (run.dir / "failed_batch.json").write_text(json.dumps(batch))
+        if MAIN:
+            (run.dir / "failed_batch.json").write_text(json.dumps(batch))
         fail(f"loss or gradient was not finite in {MAX_SKIPS_IN_A_ROW} updates in a row; the batch is in {run.dir / 'failed_batch.json'}; "
              "try a smaller --lr")  # fmt: skip
     return True
@@ -549,13 +581,19 @@ class StopRequest:
     """Ctrl-C once: finish the step, save, stop. Twice: stop at once (the last checkpoint stays valid)."""
 
     def __init__(self):
-        self.requested = False
+        self.here = False
         signal.signal(signal.SIGINT, self._first)
 
     def _first(self, *_):
-        self.requested = True
+        self.here = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        print("\nfinishing this step, then saving; press Ctrl-C again to stop at once", flush=True)
+        if MAIN:
+            print("\nfinishing this step, then saving; press Ctrl-C again to stop at once", flush=True)
+
+    @property
+    def requested(self) -> bool:
+        """On any rank, so that all stop after the same step. All ranks must ask."""
+        return distributed.any_rank(self.here)
 
 
 def resolve_defaults(args, model, table: dict[str, dict]) -> None:

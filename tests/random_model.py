@@ -26,15 +26,21 @@ def random_model(dtype=torch.float64, seed: int = 0, vocab: int = 64, kind: str 
         for parameter in model.parameters():
             if parameter.ndim == 1:  # norms start at 1 and biases at 0: moved, so that a forgotten one is seen
                 parameter.add_(0.2 * torch.randn(parameter.shape))
-    if dtype == torch.float64:  # transformers' norm rounds to float32 whatever the model's dtype
-        for module in list(model.modules()):
-            for name, child in list(module.named_children()):
-                if type(child).__name__.endswith("RMSNorm"):
-                    norm = torch.nn.RMSNorm(len(child.weight), eps=child.variance_epsilon)
-                    norm.weight = child.weight
-                    setattr(module, name, norm)
+    if dtype == torch.float64:
+        model = in_float64(model)
     torch.set_default_dtype(default_dtype)
     return model.to(dtype).train()
+
+
+def in_float64(model):
+    """Its norms too, which those of transformers round to float32 whatever the model's dtype."""
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if type(child).__name__.endswith("RMSNorm"):
+                norm = torch.nn.RMSNorm(len(child.weight), eps=child.variance_epsilon)
+                norm.weight = child.weight
+                setattr(module, name, norm)
+    return model.double()
 
 
 def one_token_at_a_time(model, prompt: list[int], completion: list[int], temperature: float) -> torch.Tensor:

@@ -1,0 +1,164 @@
+"""Several processes on one model: `torchrun --nproc-per-node N grpo.py`. In one process everything here does nothing.
+
+Ranks share the work in two places: each samples and grades some of the prompts, and each scores some of the rows. What they made is
+gathered at once, so that rollout, advantages, weights, denominators and statistics are those of the whole batch on every rank, computed
+by the same lines as in one process. Gradients are summed.
+
+The model is sharded by PyTorch's FSDP2: each rank keeps its part of weights, gradients and optimizer moments in float32. The whole weights
+are gathered for a step (sampling, forward and backward passes) and given back before the update.
+"""
+
+import atexit
+import os
+from collections import Counter
+from types import MethodType
+
+import torch
+import torch.distributed as dist
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
+
+RANK, WORLD_SIZE, LOCAL_RANK = (int(os.environ.get(name, default)) for name, default in
+                                (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))  # fmt: skip
+MAIN = RANK == 0  # the rank that writes files and speaks
+
+
+def start() -> None:
+    """Meet the other processes that torchrun started."""
+    if WORLD_SIZE > 1 and not dist.is_initialized():
+        if torch.cuda.is_available():
+            torch.cuda.set_device(LOCAL_RANK)
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        atexit.register(dist.destroy_process_group)
+
+
+def share(count: int) -> slice:
+    """This rank's part of so many things: neighbours, and equally many for all ranks or one fewer."""
+    return slice(count * RANK // WORLD_SIZE, count * (RANK + 1) // WORLD_SIZE)
+
+
+def gather(things: list) -> list:
+    """The lists of all ranks, one after the other, on every rank."""
+    if WORLD_SIZE == 1:
+        return things
+    parts = [None] * WORLD_SIZE
+    dist.all_gather_object(parts, things)
+    return [thing for part in parts for thing in part]
+
+
+def total(sums: Counter) -> Counter:
+    """Sums over all ranks."""
+    totals = Counter()
+    for each in gather([sums]):
+        totals.update(each)
+    return totals
+
+
+def any_rank(flag: bool) -> bool:
+    """Whether it is true on at least one rank."""
+    return any(gather([flag]))
+
+
+def wait_for_all() -> None:
+    if WORLD_SIZE > 1:
+        dist.barrier()
+
+
+# --- the model ------------------------------------------------------------------------------------------------------------
+
+
+def shard(model) -> None:
+    """Leave to each rank its part of every weight, and of gradients and optimizer moments."""
+    if WORLD_SIZE == 1:
+        return
+    layers = next(module for module in model.base_model.modules() if isinstance(module, torch.nn.ModuleList))
+    for part in (*layers, model):
+        fully_shard(part)
+        part.set_gradient_divide_factor(1.0)  # gradients are summed
+    # A layer runs prompts, then what follows them, which uses the prompts' keys and values behind FSDP's back: weights stay until
+    # `release_weights`.
+    model.set_reshard_after_forward(False)
+    model.set_reshard_after_backward(False)
+    model.set_requires_gradient_sync(False)
+    model.inside = MethodType(lambda _, function, *arguments: function(*arguments), model)
+    register_fsdp_forward_method(model, "inside")
+    inside(model, lambda: model.base_model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device)))  # FSDP sets itself up
+    release_weights(model)
+
+
+def parts(model) -> list[FSDPModule]:
+    return [module for module in model.modules() if isinstance(module, FSDPModule)]
+
+
+def inside(model, function, *arguments):
+    """Call a function that uses parts of the model; FSDP takes the call for the model's forward pass."""
+    return model.inside(function, *arguments) if isinstance(model, FSDPModule) else function(*arguments)
+
+
+def gather_weights(model) -> None:
+    """The whole weights on every rank, for sampling and scoring. All ranks must call it."""
+    for part in parts(model):
+        part.unshard()
+
+
+def release_weights(model) -> None:
+    """Back to a part of them; `model.parameters()` are those that the optimizer knows again."""
+    for part in parts(model):
+        part.reshard()
+
+
+def clip_gradients(model, max_norm: float) -> float:
+    """Sum the gradients over ranks and clip them to this norm; returns their norm before."""
+    if isinstance(model, FSDPModule):
+        gather_weights(model)
+        model.set_requires_gradient_sync(True)
+        (0.0 * model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device)).logits.sum()).backward()  # FSDP sums at a pass
+        model.set_requires_gradient_sync(False)
+        release_weights(model)
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+    return (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
+
+
+# --- checkpoints, which do not depend on the number of ranks --------------------------------------------------------------
+
+
+def options() -> StateDictOptions:
+    return StateDictOptions(full_state_dict=WORLD_SIZE > 1, cpu_offload=WORLD_SIZE > 1)
+
+
+def full_weights(model) -> dict[str, torch.Tensor]:
+    """{name: whole weight} on the main rank. All ranks must call it."""
+    if not isinstance(model, FSDPModule):
+        return model.state_dict()
+    release_weights(model)
+    weights, names = get_model_state_dict(model, options=options()), {}
+    for name, weight in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(weight), name)
+        if name in weights:
+            weights[name] = weights[names[id(weight)]]  # tied weights are one tensor, as without FSDP
+    return weights
+
+
+def full_optimizer(model, optimizer) -> dict:
+    """The optimizer's state by names of weights, whole, on the main rank. All ranks must call it."""
+    release_weights(model)
+    return get_optimizer_state_dict(model, optimizer, options=options())
+
+
+def load_weights(model, weights: dict) -> None:
+    """Each rank takes its part of whole weights."""
+    release_weights(model)
+    set_model_state_dict(model, weights, options=options()) if isinstance(model, FSDPModule) else model.load_state_dict(weights)
+
+
+def load_optimizer(model, optimizer, state: dict) -> None:
+    """Each rank takes its part of what `full_optimizer` returned on the main one."""
+    release_weights(model)
+    set_optimizer_state_dict(model, optimizer, state, options=options())
