@@ -27,7 +27,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils.logging import disable_progress_bar
 
 import distributed
-from distributed import MAIN
 from tasks import is_error
 
 disable_progress_bar()  # one line a step is progress enough
@@ -43,7 +42,7 @@ def size_of(parameters: int) -> str:
 
 def fail(message: str) -> None:
     """Stop with one clear line."""
-    if not MAIN:
+    if not distributed.MAIN:
         time.sleep(2)  # most often the main rank says the same and ends the others
     sys.exit(f"error: {message}")
 
@@ -181,7 +180,7 @@ def write_text(path: Path, text: str) -> None:
 def save_model(folder: Path, model, tokenizer, extra: dict | None = None) -> None:
     """Write a plain Hugging Face folder aside, then rename it: a kill leaves the old one or the new one, never a half."""
     weights = distributed.full_weights(model)
-    if not MAIN:
+    if not distributed.MAIN:
         return
     aside, old = folder.with_name(folder.name + ".tmp"), folder.with_name(folder.name + ".old")
     shutil.rmtree(aside, ignore_errors=True)
@@ -293,7 +292,7 @@ class Run:
             "versions": {"python": sys.version.split()[0], **{name: version(name) for name in ("torch", "transformers", "numpy")}},
         }
         self.tracker = None
-        self.lock = lock(self.dir) if self.dir.exists() and MAIN else None
+        self.lock = lock(self.dir) if self.dir.exists() and distributed.MAIN else None
         if args.resume and (self.dir / "config.json").exists():
             self.compare_with(json.loads((self.dir / "config.json").read_text()))
 
@@ -311,7 +310,7 @@ class Run:
         self.first_step = steps_done
         distributed.wait_for_all()  # until the other ranks have seen that there was no such folder
         self.tracker = lambda metrics, step: None
-        if not MAIN:
+        if not distributed.MAIN:
             return
         self.dir.mkdir(parents=True, exist_ok=True)
         self.lock = self.lock or lock(self.dir)
@@ -328,7 +327,7 @@ class Run:
 
     def log(self, record: dict) -> None:
         """Append one step's record and show it."""
-        if not MAIN:
+        if not distributed.MAIN:
             return
         record = {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in record.items()}
         with open(self.dir / "metrics.jsonl", "a") as file:
@@ -339,7 +338,7 @@ class Run:
     def sample(self, step: int, rollout, advantages: torch.Tensor, **columns: list) -> None:
         """Write a step's first group to samples.jsonl and, every ten steps, one of its completions to the screen. An algorithm's own
         columns have an entry for each completion of the group."""
-        if not MAIN:
+        if not distributed.MAIN:
             return
         count = len(rollout.texts) // len(rollout.problems)
         with open(self.dir / "samples.jsonl", "a") as file:
@@ -378,7 +377,7 @@ class Run:
         """Save the final model, draw the curves, and say what happened and what to do next."""
         final = self.dir / "final"
         save_model(final, model, tokenizer)
-        if not MAIN:
+        if not distributed.MAIN:
             return final
         from plot import plot_run  # matplotlib is only needed here
 
@@ -411,7 +410,7 @@ class Run:
         return shlex.join(command)
 
     def say(self, text: str) -> None:
-        if MAIN:
+        if distributed.MAIN:
             print(text, flush=True)
 
 
@@ -507,7 +506,7 @@ def step_or_skip(optimizer, grad_norm: float, loss: float, state: dict, run: "Ru
         batch = {"prompt_ids": rollout.prompt_ids, "completion_ids": rollout.completion_ids,
                  "logprobs": [completion.logprobs for completion in rollout.completions],
                  "scores": [grade.score for grade in rollout.grades]}  # fmt: skip
-        if MAIN:
+        if distributed.MAIN:
             (run.dir / "failed_batch.json").write_text(json.dumps(batch))
         fail(f"loss or gradient was not finite in {MAX_SKIPS_IN_A_ROW} updates in a row; the batch is in {run.dir / 'failed_batch.json'}; "
              "try a smaller --lr")  # fmt: skip
@@ -587,7 +586,7 @@ class StopRequest:
     def _first(self, *_):
         self.here = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        if MAIN:
+        if distributed.MAIN:
             print("\nfinishing this step, then saving; press Ctrl-C again to stop at once", flush=True)
 
     @property

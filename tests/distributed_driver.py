@@ -1,9 +1,17 @@
-"""Five steps of every training script in float64. `torchrun --nproc-per-node N distributed_driver.py TOY_MODEL OUT [SCRIPT]`
+"""Every training script in float64, in several processes.
 
-Leaves OUT/<script>/, the output folder of each run.
+    torchrun --nproc-per-node N distributed_driver.py TOY_MODEL OUT [SCRIPT [STEPS [die]]]
+    python distributed_driver.py TOY_MODEL OUT fork 1 2 4       in 1, 2 and 4 ranks that are forked: torch is imported once
+
+Leaves OUT/<script>/, the output folder of each run, or OUT/<ranks>/<script>/; one that is there goes on. "die": the last rank is killed
+in the third step.
 """
 
+import os
+import signal
+import socket
 import sys
+import traceback
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -13,6 +21,7 @@ from random_model import in_float64  # noqa: E402
 from transformers import AutoModelForCausalLM  # noqa: E402
 
 import dapo  # noqa: E402
+import distributed  # noqa: E402
 import entropy_baselines  # noqa: E402
 import grpo  # noqa: E402
 import guide  # noqa: E402
@@ -34,15 +43,66 @@ class Float64:
         return in_float64(AutoModelForCausalLM.from_pretrained(path))
 
 
-def main(toy_model: str, out: Path, only: str | None = None) -> None:
+def die_in_the_third_step() -> None:
+    """A step makes two updates: this is before the sixth."""
+    original, calls = runtime.step_or_skip, []
+
+    def step_or_skip(*args):
+        calls.append(args)
+        if len(calls) == 6 and distributed.RANK == distributed.WORLD_SIZE - 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*args)
+
+    runtime.step_or_skip = step_or_skip
+
+
+def main(toy_model: str, out: str, only: str | None = None, steps: str = "5", die: str | None = None) -> None:
     runtime.AutoModelForCausalLM = Float64
     plot.plot_run = lambda run: None
+    if die:
+        die_in_the_third_step()
     for script, extra in SCRIPTS.items():
         if only in (None, script.__name__):
-            flags = toys.quick_flags(toy_model, out / script.__name__, prompts_per_step=4, minibatches=2, max_new_tokens=6,
-                                     micro_batch_tokens=60, seed=10, **extra)  # fmt: skip
+            folder = Path(out) / script.__name__
+            flags = toys.quick_flags(toy_model, folder, prompts_per_step=4, minibatches=2, max_new_tokens=6, micro_batch_tokens=60, seed=10,
+                                     steps=int(steps), resume=folder.exists(), **extra)  # fmt: skip
             script.main(script.Args(**flags), task=toys.HashTask())
 
 
+def as_rank(rank: int, ranks: int, port: int) -> None:
+    """What torchrun tells a process before it imports anything."""
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(ranks), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    distributed.RANK, distributed.WORLD_SIZE, distributed.MAIN = rank, ranks, rank == 0
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        return found.getsockname()[1]
+
+
+def fork(toy_model: str, out: str, *counts: str) -> int:
+    """Each number of ranks in turn; returns the worst exit status."""
+    worst = 0
+    for ranks in map(int, counts):
+        port, children = free_port(), []
+        for rank in range(ranks):
+            children.append(os.fork())
+            if children[-1] == 0:
+                status = 1
+                try:
+                    as_rank(rank, ranks, port)
+                    main(toy_model, f"{out}/{ranks}")
+                    status = 0
+                except BaseException:
+                    traceback.print_exc()
+                finally:
+                    os._exit(status)
+        worst = max([worst, *(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children)])
+    return worst
+
+
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), *sys.argv[3:])
+    if sys.argv[3:4] == ["fork"]:
+        sys.exit(fork(*sys.argv[1:3], *sys.argv[4:]))
+    main(*sys.argv[1:])

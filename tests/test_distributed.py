@@ -1,0 +1,91 @@
+"""Several processes on one model: the same numbers as one process, whatever the number of ranks, and no run that hangs."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import toys
+from distributed_driver import SCRIPTS
+from safetensors.torch import load_file
+
+TESTS = Path(__file__).resolve().parent
+NAMES = [script.__name__ for script in SCRIPTS]
+
+
+def launch(ranks: int, *arguments) -> subprocess.Popen:
+    """`torchrun --nproc-per-node ranks distributed_driver.py arguments`"""
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", ranks] if ranks else []
+    command = [sys.executable, *torchrun, TESTS / "distributed_driver.py", *arguments]
+    environment = os.environ | {"PYTHONPATH": f"{TESTS.parent}:{TESTS}", "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(list(map(str, command)), env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def finished(process: subprocess.Popen, seconds: float = 180) -> str:
+    output, _ = process.communicate(timeout=seconds)
+    assert process.returncode == 0, output
+    return output
+
+
+@pytest.fixture(scope="module")
+def runs(toy_model, tmp_path_factory):
+    """Five steps of every script with 1, 2 and 4 ranks."""
+    folder = tmp_path_factory.mktemp("ranks")
+    finished(launch(0, toy_model, folder, "fork", 1, 2, 4))
+    return folder
+
+
+def distance(one: Path, other: Path) -> float:
+    """Largest relative L2 distance between weights of the same name."""
+    one, other = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
+    assert one.keys() == other.keys() and all(weight.dtype == torch.float64 for weight in one.values())
+    return max(((one[name] - other[name]).norm() / one[name].norm()).item() for name in one)
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("script", NAMES)
+def test_ranks_change_nothing(runs, script, ranks, toy_model):
+    """Catches denominators, statistics or gradients of one rank's part, prompts sampled twice, and a rank's own random numbers."""
+    one, several = runs / "1" / script, runs / str(ranks) / script
+    assert distance(one / "final", several / "final") < 1e-10 and distance(one / "last", several / "last") < 1e-10
+    first, trained = (load_file(folder / "model.safetensors") for folder in (Path(toy_model), one / "final"))
+    assert any((trained[name] - weight).norm() > 1e-3 * weight.norm() for name, weight in first.items())
+    ours, theirs = toys.records(one), toys.records(several)
+    assert len(ours) == len(theirs) == 7
+    for left, right in zip(ours, theirs):
+        assert left.keys() == right.keys()
+        for name, value in left.items():
+            assert right[name] == (pytest.approx(value, rel=1e-6, abs=1e-9) if isinstance(value, float) else value), (left["step"], name)
+    assert (one / "samples.jsonl").read_text() == (several / "samples.jsonl").read_text()
+
+
+def test_a_run_goes_on_with_another_number_of_ranks(runs, toy_model, tmp_path):
+    """Catches a checkpoint that holds one rank's part, or that only as many ranks can read."""
+    finished(launch(2, toy_model, tmp_path / "1", "grpo", 3))  # of five steps
+    shutil.copytree(tmp_path / "1", tmp_path / "4")
+    for ranks in (1, 4):
+        finished(launch(ranks, toy_model, tmp_path / str(ranks), "grpo", 5))
+        assert distance(runs / "1/grpo/last", tmp_path / str(ranks) / "grpo/last") < 1e-10
+
+
+def test_a_killed_rank_ends_the_job(runs, toy_model, tmp_path):
+    """Catches ranks that wait for a dead one, and a checkpoint that its death has spoiled."""
+    started = time.time()
+    process = launch(2, toy_model, tmp_path, "grpo", 5, "die")
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0 and time.time() - started < 60, output
+    assert json.loads((tmp_path / "grpo/last/state.json").read_text())["step"] == 2
+    finished(launch(2, toy_model, tmp_path, "grpo", 5))
+    assert distance(runs / "1/grpo/last", tmp_path / "grpo/last") < 1e-10
+
+
+def test_messages_come_once(toy_model, tmp_path):
+    """Catches an error line for every rank."""
+    process = launch(2, toy_model + "-that-is-not-there", tmp_path, "grpo")
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0 and output.count("error: --model") == 1, output
