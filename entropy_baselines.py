@@ -148,7 +148,11 @@ class Args:
     train_size: int | None = None
     """train on this many problems only, over and over"""
     engine: Literal["auto", "hf", "vllm"] = "auto"
-    """sampler; auto takes vLLM where CUDA and vLLM are there (this version: always hf)"""
+    """sampler; auto takes vLLM where CUDA and vLLM are there, in one process"""
+    vllm_server: str | None = None
+    """sample on this vLLM server instead (its URL; rollout_vllm.py says how to start it)"""
+    vllm_memory: float = 0.4
+    """share of the GPU that vLLM in this process may take while it samples"""
     max_logprob_gap: float | None = None
     """stop when sampler and trainer differ by more than this on average (default 1e-4, or 0.05 in bfloat16)"""
     eval_every: int | None = None
@@ -349,7 +353,7 @@ def main(args: Args, task=None, sampler=None) -> Path:
         runtime.fail(f"--cov-low {args.cov_low:g}: must be a number below --cov-high {args.cov_high:g}, or no token can be drawn")
     runtime.check_task(task, args)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=True)
-    sampler = sampler or make_sampler(args.engine, model, runtime.eos_ids(model, tokenizer))
+    sampler = sampler or make_sampler(args, model, runtime.eos_ids(model, tokenizer))
     run = runtime.Run("entropy_baselines", args, task.name, model)
     state = {"step": 0, "tokens": 0, "best": -1.0, "skips_in_a_row": 0, "test_before": {},
              "bonus": args.bonus if args.method in ("naive_bonus", "adaptive_bonus") else 0.0, "entropy_at_start": None}  # fmt: skip

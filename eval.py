@@ -329,7 +329,7 @@ def measure(model_name: str, args, out_dir: Path | None, before: dict | None = N
     runtime.resolve_defaults(args, model, {size: {"max_new_tokens": length} for size, length in runtime.DEFAULT_LENGTHS.items()})
     jobs = jobs_of(tasks, args, tokenizer)
     texts = [(job.problem.horizon, job.index, job.prompt, job.problem.answer) for job in jobs]
-    sampler = make_sampler(args.engine, model, runtime.eos_ids(model, tokenizer))
+    sampler = make_sampler(args, model, runtime.eos_ids(model, tokenizer))
     settings = {
         "model": model_name, "model_hash": runtime.model_hash(model), "task": args.task, "split": args.split,
         "problems": len(jobs), "problems_hash": hashlib.sha256(json.dumps(sorted(texts)).encode()).hexdigest()[:16],

@@ -111,7 +111,11 @@ class Args:
     train_size: int | None = None
     """train on this many problems only, over and over"""
     engine: Literal["auto", "hf", "vllm"] = "auto"
-    """sampler; auto takes vLLM where CUDA and vLLM are there (this version: always hf)"""
+    """sampler; auto takes vLLM where CUDA and vLLM are there, in one process"""
+    vllm_server: str | None = None
+    """sample on this vLLM server instead (its URL; rollout_vllm.py says how to start it)"""
+    vllm_memory: float = 0.4
+    """share of the GPU that vLLM in this process may take while it samples"""
     max_logprob_gap: float | None = None
     """stop when sampler and trainer differ by more than this on average (default 1e-4, or 0.05 in bfloat16)"""
     eval_every: int | None = None
@@ -258,7 +262,7 @@ def main(args: Args, task=None, sampler=None) -> Path:
     runtime.check_args(args)
     runtime.check_task(task, args)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=True)
-    sampler = sampler or make_sampler(args.engine, model, runtime.eos_ids(model, tokenizer))
+    sampler = sampler or make_sampler(args, model, runtime.eos_ids(model, tokenizer))
     reference = runtime.load_model(args.model)[0].eval().requires_grad_(False) if args.kl_coef else None  # [D1]
     run = runtime.Run("grpo", args, task.name, model)
     state = {"step": 0, "tokens": 0, "best": -1.0, "skips_in_a_row": 0, "test_before": {}}

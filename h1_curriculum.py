@@ -136,7 +136,11 @@ class Args:
     train_size: int | None = None
     """train on this many problems of each horizon only, over and over"""
     engine: Literal["auto", "hf", "vllm"] = "auto"
-    """sampler; auto takes vLLM where CUDA and vLLM are there (this version: always hf)"""
+    """sampler; auto takes vLLM where CUDA and vLLM are there, in one process"""
+    vllm_server: str | None = None
+    """sample on this vLLM server instead (its URL; rollout_vllm.py says how to start it)"""
+    vllm_memory: float = 0.4
+    """share of the GPU that vLLM in this process may take while it samples"""
     max_logprob_gap: float | None = None
     """stop when sampler and trainer differ by more than this on average (default 1e-4, or 0.05 in bfloat16)"""
     eval_every: int | None = None
@@ -425,7 +429,7 @@ def main(args: Args, task=None, sampler=None) -> Path:
     task = EveryHorizon(task, args.max_horizon)
     task.check(args)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=True)
-    sampler = sampler or make_sampler(args.engine, model, runtime.eos_ids(model, tokenizer))
+    sampler = sampler or make_sampler(args, model, runtime.eos_ids(model, tokenizer))
     run = runtime.Run("h1_curriculum", args, task.name, model, keep=["steps", "token_budget"] if "e2h" in args.schedule else [])
     state = {"step": 0, "tokens": 0, "best": -1.0, "skips_in_a_row": 0, "test_before": {}, "stage": 1, "stage_step": 0,
              "stage_tokens": 0, "stage_best": -1.0, "target": 0.0}  # fmt: skip

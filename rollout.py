@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -259,14 +260,18 @@ class HFSampler:
             above = follow(stretches, batch["row"])
 
 
-def make_sampler(engine: str, model: PreTrainedModel, eos_ids: list[int]):
-    """The sampler that --engine names. "auto" is hf in this version: vLLM can sample for eval.py, but cannot be trained yet."""
+def make_sampler(args, model: PreTrainedModel, eos_ids: list[int]):
+    """The sampler that --engine and --vllm-server name."""
     check_model(model)
-    if engine == "vllm":
-        from rollout_vllm import VLLMSampler  # vLLM is only needed here
+    server, engine = getattr(args, "vllm_server", None), args.engine
+    if engine == "auto":
+        alone_on_gpu = torch.cuda.is_available() and distributed.WORLD_SIZE == 1
+        engine = "vllm" if server or (alone_on_gpu and find_spec("vllm")) else "hf"
+    if engine == "hf":
+        return HFSampler(model, eos_ids)
+    from rollout_vllm import ServerSampler, VLLMSampler  # only needed here
 
-        return VLLMSampler(model, eos_ids)
-    return HFSampler(model, eos_ids)
+    return ServerSampler(server, model, eos_ids) if server else VLLMSampler(model, eos_ids, getattr(args, "vllm_memory", 0.9))
 
 
 def check_model(model: PreTrainedModel) -> None:

