@@ -38,17 +38,20 @@ CPU_SETTINGS = {
     "enable_chunked_prefill": False,  # vLLM 0.32 rewinds a seeded generator after part of a prompt, which the CPU's cannot do
 }
 SETTINGS = {
-    "skip_tokenizer_init": True,
     "generation_config": "vllm",  # the model's own generation_config.json must not change the sampling
     "logprobs_mode": "processed_logprobs",  # after temperature and top-p
 }
+
+
+def dtype_name() -> str:
+    return "bfloat16" if torch.cuda.is_available() else "float32"
 
 
 def write_weights(model, folder: Path) -> None:
     """The model for vLLM: config.json, and all weights in one file, which is there whole or not at all. All ranks must call it."""
     weights = distributed.full_weights(model)
     if distributed.MAIN:
-        dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
+        dtype = getattr(torch, dtype_name())
         folder.mkdir(parents=True, exist_ok=True)
         config = copy.deepcopy(model.config)
         config.tie_word_embeddings, config.dtype, config.architectures = False, dtype, [type(model).__name__.removeprefix("FSDP")]
@@ -85,7 +88,8 @@ class VLLMSampler:
         write_weights(model, self.folder)
         random_state = torch.get_rng_state()
         settings = {"gpu_memory_utilization": memory, "enable_sleep_mode": True} if self.sleeps else CPU_SETTINGS
-        self.llm = LLM(model=str(self.folder), enforce_eager=not self.sleeps, **SETTINGS, **settings)
+        self.llm = LLM(model=str(self.folder), dtype=dtype_name(), enforce_eager=not self.sleeps, skip_tokenizer_init=True,
+                       **SETTINGS, **settings)  # fmt: skip
         torch.set_rng_state(random_state)  # vLLM seeds the process
         self.awake = True
 
@@ -216,13 +220,14 @@ class Args:
 
 
 def main(args: Args) -> None:
-    model, _ = load_model(args.model)
+    model, tokenizer = load_model(args.model)
     write_weights(model, args.folder.absolute())
+    tokenizer.save_pretrained(args.folder)
     memory = CPU_SETTINGS["kv_cache_memory_bytes"]
     cpu = "" if torch.cuda.is_available() else f" --no-enable-chunked-prefill --kv-cache-memory-bytes {memory}"
-    print(f"wrote {args.folder.absolute()}; start the server with\n\n"
-          f"VLLM_SERVER_DEV_MODE=1 vllm serve {args.folder.absolute()} --port {args.port} --skip-tokenizer-init --generation-config vllm "
-          f"--logprobs-mode {SETTINGS['logprobs_mode']}{cpu}\n\n"
+    serve = (f"VLLM_SERVER_DEV_MODE=1 python -m vllm.entrypoints.openai.api_server --model {args.folder.absolute()} --port {args.port} "
+             f"--dtype {dtype_name()} --generation-config vllm --logprobs-mode {SETTINGS['logprobs_mode']}{cpu}")  # fmt: skip
+    print(f"wrote {args.folder.absolute()}; start the server with\n\n{serve}\n\n"
           f"and the run with --vllm-server http://localhost:{args.port} (or that machine's name)")  # fmt: skip
 
 
