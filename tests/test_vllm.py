@@ -2,12 +2,14 @@
 
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import runtime
-from rollout import HFSampler, completion_seed, encode_prompt, make_sampler, score_all
+from rollout import HFSampler, completion_seed, encode_prompt, make_sampler, probe_gap, score_all
 from tasks import load_task
 
 pytestmark = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
@@ -20,7 +22,7 @@ def world():
     model, tokenizer = runtime.load_model(TINY)
     eos = runtime.eos_ids(model, tokenizer)
     prompts = [encode_prompt(tokenizer, load_task(f"chain?horizon={h}").problem("dev", 0, 0).prompt) for h in (1, 3, 2)]
-    return model.eval(), HFSampler(model, eos), make_sampler("vllm", model, eos), prompts, eos
+    return model.eval(), HFSampler(model, eos), make_sampler(SimpleNamespace(engine="vllm"), model, eos), prompts, eos
 
 
 def test_order_lengths_and_ends(world):
@@ -60,3 +62,64 @@ def test_top_p_keeps_the_nucleus(world):
     _, ours, sampler, prompts, _ = world
     greedy = [c.ids for c in ours.generate(prompts, 1, 16, 0.0, [0] * 3)]
     assert [c.ids for c in sampler.generate(prompts, 1, 16, 1.0, [5, 6, 7], top_p=1e-4)] == greedy
+
+
+# --- weights that are trained ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def probe(world):
+    """The check that every script makes after each push: ends the run if sampler and trainer disagree. The weights are put back."""
+    model, _, sampler, _, _ = world
+    tokenizer, task = runtime.load_model(TINY)[1], load_task("chain")
+    limit = 0.05 if torch.cuda.is_available() else 1e-4
+    args = SimpleNamespace(seed=0, system_prompt=None, max_new_tokens=32, temperature=1.0, micro_batch_tokens=4096, max_logprob_gap=limit)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    yield lambda other=None: probe_gap(other or sampler, model, tokenizer, task, args)
+    model.load_state_dict(before)
+    sampler.load_weights(model)
+
+
+def train(model) -> None:
+    """All weights move, as far as in many updates."""
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.1 * weight.std().nan_to_num() * torch.randn_like(weight))
+
+
+def test_probe_passes_after_each_push(world, probe):
+    """Catches weights that do not arrive, the head of a tied model among them, and prompts kept from before."""
+    model, _, sampler, _, _ = world
+    probe()
+    for _ in range(5):
+        train(model)
+        sampler.load_weights(model)
+        probe()
+
+
+def test_probe_stops_at_stale_weights(world, probe):
+    """Catches a probe that would let a run go on with weights that were never pushed."""
+    train(world[0])
+    with pytest.raises(SystemExit, match="log-probabilities differ"):
+        probe()
+
+
+def test_probe_stops_at_a_tied_head_that_was_left_behind(world, probe):
+    """Catches a probe that looks at the body only: vLLM, reloading a tied model, leaves its head as it was."""
+    model, _, sampler, _, _ = world
+    file = sampler.folder / "model.safetensors"
+    old_head = load_file(file)["lm_head.weight"]
+    train(model)
+    sampler.load_weights(model)
+    save_file(load_file(file) | {"lm_head.weight": old_head}, file, metadata={"format": "pt"})
+    sampler.llm.collective_rpc("reload_weights", kwargs={"weights_path": str(sampler.folder)})
+    with pytest.raises(SystemExit, match="log-probabilities differ"):
+        probe()
+
+
+def test_probe_stops_at_another_temperature(world, probe):
+    """Catches a probe that asks the sampler for what it should have done."""
+    sampler = world[2]
+    colder = SimpleNamespace(generate=lambda prompts, n, length, temperature, seeds: sampler.generate(prompts, n, length, 0.9, seeds))
+    with pytest.raises(SystemExit, match="log-probabilities differ"):
+        probe(colder)
