@@ -11,6 +11,7 @@ are gathered for a step (sampling, forward and backward passes) and given back b
 import atexit
 import os
 from collections import Counter
+from dataclasses import replace
 from types import MethodType
 
 import torch
@@ -152,10 +153,13 @@ def full_optimizer(model, optimizer) -> dict:
     return get_optimizer_state_dict(model, optimizer, options=options())
 
 
-def load_weights(model, weights: dict) -> None:
-    """Each rank takes its part of whole weights."""
+def load_weights(model, weights: dict, strict: bool = True) -> None:
+    """Each rank takes its part of whole weights; not `strict`: those that are not given stay."""
     release_weights(model)
-    set_model_state_dict(model, weights, options=options()) if isinstance(model, FSDPModule) else model.load_state_dict(weights)
+    if isinstance(model, FSDPModule):
+        set_model_state_dict(model, weights, options=replace(options(), strict=strict))
+    else:
+        model.load_state_dict(weights, strict=strict)
 
 
 def load_optimizer(model, optimizer, state: dict) -> None:

@@ -142,6 +142,8 @@ class Args:
     """tokens per forward and backward pass, equal prompts counted once; changes memory and speed, never the result"""
     activation_checkpointing: bool = False
     """recompute activations in the backward pass: less memory, about a third slower"""
+    lora_rank: int | None = None
+    """train adapters of this rank instead of all weights (LoRA; needs peft)"""
 
     seed: int = 0
     """problems, their order and every sampled token follow from it"""
@@ -344,7 +346,7 @@ def main(args: Args, task=None, sampler=None) -> Path:
         args.task = None  # a task of your own
     args.out_dir = args.out_dir or Path(f"runs/entropy_baselines/{args.method}-{task.name}-seed{args.seed}")
     runtime.check_out_dir(args.out_dir, args.resume)
-    model, tokenizer = runtime.load_model(args.model, args.activation_checkpointing)
+    model, tokenizer = runtime.load_model(args.model, args.activation_checkpointing, args.lora_rank)
     runtime.resolve_defaults(args, model, DEFAULTS)
     runtime.check_args(args)
     if args.method == "kl_cov" and args.minibatches * args.epochs == 1:  # [D4]

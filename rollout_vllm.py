@@ -26,6 +26,7 @@ import tyro
 from safetensors.torch import save_file
 
 import distributed
+import lora
 from rollout import Completion
 from runtime import fail, load_model
 
@@ -49,7 +50,7 @@ def dtype_name() -> str:
 
 def write_weights(model, folder: Path) -> None:
     """The model for vLLM: config.json, and all weights in one file, which is there whole or not at all. All ranks must call it."""
-    weights = distributed.full_weights(model)
+    weights = lora.merged(distributed.full_weights(model), model)
     if distributed.MAIN:
         dtype = getattr(torch, dtype_name())
         folder.mkdir(parents=True, exist_ok=True)

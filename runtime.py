@@ -27,6 +27,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils.logging import disable_progress_bar
 
 import distributed
+import lora
 from tasks import is_error
 
 disable_progress_bar()  # one line a step is progress enough
@@ -75,7 +76,8 @@ def keep_freed_memory() -> None:
 # --- models -------------------------------------------------------------------------------------------------------------
 
 
-def load_model(name: str, activation_checkpointing: bool = False) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_model(name: str, activation_checkpointing: bool = False,
+               lora_rank: int | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:  # fmt: skip
     """Load a folder, a hub name or a .gguf file, in float32 whatever the file says (bfloat16 weights lose small updates).
 
     On a GPU the model body computes in bfloat16 autocast over these float32 weights; the head stays float32.
@@ -109,6 +111,8 @@ def load_model(name: str, activation_checkpointing: bool = False) -> tuple[PreTr
                 setattr(module, dropout, 0.0)
     if model.get_output_embeddings() is None:
         fail(f"--model {name}: is no causal language model with an output head")
+    if lora_rank:
+        lora.add_adapter(model, lora_rank, name)
     if activation_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if torch.cuda.is_available():
@@ -147,7 +151,7 @@ def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[
 def model_hash(model: PreTrainedModel) -> str:
     """The first 16 hex digits of a hash over all weights: which model a run started from."""
     digest = hashlib.sha256()
-    for name, weight in sorted(distributed.full_weights(model).items()):
+    for name, weight in sorted(lora.merged(distributed.full_weights(model), model).items()):
         digest.update(name.encode())
         digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy())
     return distributed.gather([digest.hexdigest()[:16]])[0]
@@ -184,7 +188,8 @@ def save_model(folder: Path, model, tokenizer, extra: dict | None = None) -> Non
         return
     aside, old = folder.with_name(folder.name + ".tmp"), folder.with_name(folder.name + ".old")
     shutil.rmtree(aside, ignore_errors=True)
-    model.save_pretrained(aside, state_dict=weights)
+    model.save_pretrained(aside, state_dict=lora.merged(weights, model))
+    lora.save_adapter(aside / "adapter", weights, model)
     tokenizer.save_pretrained(aside)
     for name, content in (extra or {}).items():
         if name.endswith(".json"):
@@ -216,8 +221,11 @@ def load_checkpoint(folder: Path, model, optimizer) -> dict | None:
 def load_weights(folder: Path, model) -> None:
     """Copy the weights of a saved folder into a model of the same shape."""
     distributed.wait_for_all()  # until the main rank has written it
-    saved = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    distributed.load_weights(model, saved.state_dict())
+    if lora.has_adapter(model):
+        distributed.load_weights(model, lora.load_adapter(folder / "adapter"), strict=False)
+    else:
+        saved = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        distributed.load_weights(model, saved.state_dict())
 
 
 # --- the output folder, the log and the screen ----------------------------------------------------------------------------
@@ -534,7 +542,8 @@ def check_args(args) -> None:
         if isinstance(value, float) and math.isnan(value):
             fail(f"--{name.replace('_', '-')} nan: is not a number")
     check_at_least_one(args, "steps", "prompts_per_step", "max_new_tokens", "micro_batch_tokens", "minibatches", "epochs", "eval_every",
-                       "eval_problems", "eval_samples", "test_problems", "save_every", "train_size", "token_budget")  # fmt: skip
+                       "eval_problems", "eval_samples", "test_problems", "save_every", "train_size", "token_budget",
+                       "lora_rank")  # fmt: skip
     if args.group_size < 2:
         fail(f"--group-size {args.group_size}: a completion is compared with its group; give at least 2")
     if args.prompts_per_step % args.minibatches:

@@ -1,9 +1,9 @@
 """Every training script in float64, in several processes.
 
-    torchrun --nproc-per-node N distributed_driver.py TOY_MODEL OUT [SCRIPT [STEPS [die]]]
+    torchrun --nproc-per-node N distributed_driver.py TOY_MODEL OUT [RUN [STEPS [die]]]
     python distributed_driver.py TOY_MODEL OUT fork 1 2 4       in 1, 2 and 4 ranks that are forked: torch is imported once
 
-Leaves OUT/<script>/, the output folder of each run, or OUT/<ranks>/<script>/; one that is there goes on. "die": the last rank is killed
+Leaves OUT/<run>/, the output folder of each run, or OUT/<ranks>/<run>/; one that is there goes on. "die": the last rank is killed
 in the third step.
 """
 
@@ -30,9 +30,15 @@ import plot  # noqa: E402
 import runtime  # noqa: E402
 import siren  # noqa: E402
 
-SCRIPTS = {grpo: {"kl_coef": 0.1}, dapo: {"max_refills": 3, "overlong_buffer": 4}, siren: {"beta": 1.0},
-           guide: {"max_refills": 2}, entropy_baselines: {"method": "clip_cov", "cov_low": -1.0, "cov_high": 1.0, "cov_fraction": 0.2},
-           h1_curriculum: {"max_horizon": 3, "steps_per_stage": 2, "eval_problems": 3}}  # fmt: skip
+RUNS = {  # name: script and flags
+    "grpo": (grpo, {"kl_coef": 0.1}),
+    "lora": (grpo, {"lora_rank": 4, "lr": 1e-2}),
+    "dapo": (dapo, {"max_refills": 3, "overlong_buffer": 4}),
+    "siren": (siren, {"beta": 1.0}),
+    "guide": (guide, {"max_refills": 2}),
+    "entropy_baselines": (entropy_baselines, {"method": "clip_cov", "cov_low": -1.0, "cov_high": 1.0, "cov_fraction": 0.2}),
+    "h1_curriculum": (h1_curriculum, {"max_horizon": 3, "steps_per_stage": 2, "eval_problems": 3}),
+}
 
 
 class Float64:
@@ -61,11 +67,11 @@ def main(toy_model: str, out: str, only: str | None = None, steps: str = "5", di
     plot.plot_run = lambda run: None
     if die:
         die_in_the_third_step()
-    for script, extra in SCRIPTS.items():
-        if only in (None, script.__name__):
-            folder = Path(out) / script.__name__
+    for name, (script, extra) in RUNS.items():
+        if only in (None, name):
+            folder = Path(out) / name
             flags = toys.quick_flags(toy_model, folder, prompts_per_step=4, minibatches=2, max_new_tokens=6, micro_batch_tokens=60, seed=10,
-                                     steps=int(steps), resume=folder.exists(), **extra)  # fmt: skip
+                                     steps=int(steps), resume=folder.exists()) | extra  # fmt: skip
             script.main(script.Args(**flags), task=toys.HashTask())
 
 
