@@ -27,6 +27,7 @@ from typing import Annotated, Literal
 import numpy as np
 import tyro
 
+import distributed
 import runtime
 from rollout import completion_seed, encode_prompt, make_sampler, sample_rollout
 from runtime import EVAL_SEED, fail
@@ -643,6 +644,8 @@ def main(args: Args) -> dict:
     if args.plot:
         print(plot_results(args.plot, args.out_dir))
         return {}
+    if distributed.WORLD_SIZE > 1:
+        fail("eval.py runs in one process; start it without torchrun, one evaluation on each GPU (CUDA_VISIBLE_DEVICES)")
     runtime.keep_freed_memory()
     args = replace(args)
     check_args(args)

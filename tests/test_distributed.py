@@ -19,7 +19,7 @@ TESTS = Path(__file__).resolve().parent
 
 def launch(ranks: int, *arguments) -> subprocess.Popen:
     """`torchrun --nproc-per-node ranks distributed_driver.py arguments`"""
-    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", ranks] if ranks else []
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", ranks] if ranks else []
     command = [sys.executable, *torchrun, TESTS / "distributed_driver.py", *arguments]
     environment = os.environ | {"PYTHONPATH": f"{TESTS.parent}:{TESTS}", "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(list(map(str, command)), env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)

@@ -161,7 +161,7 @@ def test_output_folder(run, script, monkeypatch, capsys):
     config = json.loads((folder / "config.json").read_text())
     assert config.keys() == {"script", "flags", "parameters", "model_hash", "git_commit", "device", "versions"}
     assert config["flags"].keys() == {field.name for field in fields(script.Args)}
-    may_be_none = {"task", "system_prompt", "token_budget", "importance_cap", "train_size"}
+    may_be_none = {"task", "system_prompt", "token_budget", "importance_cap", "train_size", "vllm_server", "lora_rank"}
     may_be_none |= {guide: {"hints"}, h1_curriculum: {"advance_at"}}.get(script, set())
     assert {name for name, value in config["flags"].items() if value is None} == may_be_none  # all others are resolved
     assert config["script"] == script.__name__ and config["versions"]["torch"] == torch.__version__
@@ -992,7 +992,7 @@ VARIANTS = {  # functions that differ from grpo.py's, that are gone, that are ne
         flags_new={"beta", "nucleus_p", "tau", "nucleus_rule", "anchor"},
         topics=r"""\bkl\b|kl_coef|reference|ref_logprobs|AGGREGATIONS|constant\(|args\.advantage|group_advantages\(rewards\)|runs/|Run\(
             |siren|anchor|nucleus|peak|selected|penalty|\bH\b|entropy|token_numbers|several\ updates|policy_loss|def\ accum|Returns\ sums
-            |state\ =|update\ =|run\.sample|"loss_mask":"""),
+            |state\ =|update\ =|run\.sample|"loss_mask":|total\(sums\)|return\ sums"""),
     entropy_baselines: dict(
         changed={"group_advantages", "accumulate_gradients", "main"}, gone={"k3", "sequence_mean", "token_mean"},
         new={"adapted", "shaped_advantages", "top_tokens", "covariances", "random_tokens", "completion_mean", "logprob_and_live_entropy",

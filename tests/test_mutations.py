@@ -257,8 +257,8 @@ MUTATIONS = [
              "test_rollout.py::test_completion_seed_depends_on_every_part_of_its_key"),
     # --- order of rows
     Mutation("problems tiled", "rollout.py",
-             "[problem for problem in problems for _ in range(group_size)]",
-             "problems * group_size",
+             "[problem for problem in problems[mine] for _ in range(group_size)]",
+             "problems[mine] * group_size",
              "test_rollout.py::test_rows_are_prompt_major_from_sampler_to_reward "
              "test_loop.py::test_rows_are_prompt_major_from_sampler_to_loss[grpo]"),
     Mutation("prompts tiled", "rollout.py",
@@ -295,8 +295,8 @@ MUTATIONS = [
              'state["step"] = step + 1\n',
              "test_loop.py::test_ctrl_c_finishes_the_step_and_resumes[grpo]"),
     Mutation("resume forgets the optimizer", "runtime.py",
-             "optimizer.load_state_dict(",
-             "str(",
+             "distributed.load_optimizer(",
+             "print(",
              "test_loop.py::test_ctrl_c_finishes_the_step_and_resumes[grpo]"),
     Mutation("resume logs a step twice", "runtime.py",
              'record["step"] <= last_step and',
