@@ -41,8 +41,8 @@ EVERY = {"only_short": 18, "only_long": 5, "curriculum": 5}  # steps between two
 COMPARED = "curriculum"
 
 REACHED = 0.5  # accuracy at which a horizon counts as learned
-DIRECT = {1: 100_000, 2: 150_000, 3: 300_000, 4: 600_000, 5: 1_200_000, 6: 1_200_000}  # horizon: tokens after which it is given up
-LADDER = "--schedule curriculum --max-horizon 6 --advance-at 0.5 --steps-per-stage 60 --token-budget 1200000"
+DIRECT = {1: 100_000, 2: 150_000, 3: 300_000, 4: 500_000, 5: 800_000, 6: 1_100_000}  # horizon: tokens after which it is given up
+LADDER = "--schedule curriculum --max-horizon 6 --advance-at 0.5 --steps-per-stage 60 --token-budget 1100000"
 
 CHOSEN = {schedule: "--lr 1e-4" for schedule in SCHEDULES}  # the best of the trials of each, see `score`
 
