@@ -36,6 +36,7 @@ Letters in shapes: B prompts, G completions of each (a group), N = B*G rows, T c
 rows i*G .. i*G+G-1 belong to prompt i. Masks come from lengths; EOS is inside the mask when the completion ended by itself.
 """
 
+import json
 import math
 import random
 import time
@@ -109,7 +110,7 @@ class Args:
     clip_high: float = 0.2
     """the ratio is clipped above at 1 + clip_high"""
     mask_truncated: bool = False
-    """leave completions cut at --max-new-tokens out of the loss instead of scoring them"""
+    """leave completions that were cut out of the loss instead of scoring them"""
     importance_cap: float | None = None
     """weight tokens by min(pi_old / sampler, cap), for a sampler that differs from the trainer (2.0 is common)"""
     minibatches: int = 1
@@ -120,7 +121,7 @@ class Args:
     lr: float | None = None
     """peak learning rate of AdamW"""
     warmup_steps: int | None = None
-    """steps of linear warm-up; constant afterwards"""
+    """steps of linear warm-up, in each stage of the curriculum anew; constant afterwards"""
     weight_decay: float = 0.0
     """AdamW's weight decay"""
     max_grad_norm: float = 1.0
@@ -376,6 +377,9 @@ def check_schedule(args: Args, task) -> None:
         return
     if args.advance_at is not None and not 0 < args.advance_at <= 1:
         runtime.fail(f"--advance-at {args.advance_at:g}: must be above 0 and at most 1")
+    before = args.out_dir / "config.json"
+    if args.resume and args.steps_per_stage is None and before.exists():  # more --steps do not make the stages longer
+        args.steps_per_stage = json.loads(before.read_text())["flags"]["steps_per_stage"]
     args.steps_per_stage = args.steps_per_stage or math.ceil(args.steps / args.max_horizon)
     stages = math.ceil(args.steps / args.steps_per_stage)
     if stages < args.max_horizon and args.advance_at is None:
@@ -419,8 +423,8 @@ def main(args: Args, task=None, sampler=None) -> Path:
     model, tokenizer = runtime.load_model(args.model, args.activation_checkpointing)
     runtime.resolve_defaults(args, model, DEFAULTS)
     runtime.check_args(args)
-    check_schedule(args, task)
     check_budgets(args)
+    check_schedule(args, task)
     task = EveryHorizon(task, args.max_horizon)
     task.check(args)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
@@ -532,7 +536,8 @@ def main(args: Args, task=None, sampler=None) -> Path:
                 sampler.load_weights(model)
                 probe_gap(sampler, model, tokenizer, task, args)
             state |= {"stage": state["stage"] + 1, "stage_step": 0, "stage_tokens": 0, "stage_best": -1.0}
-            run.say(f"next: stage {state['stage']}, chains of {state['stage']} steps, from the best model of the stage before")
+            if not last:
+                run.say(f"next: stage {state['stage']}, chains of {state['stage']} steps, from the best model of the stage before")
         if step % args.save_every == 0 or last or stop.requested or stage_over:
             runtime.save_checkpoint(args.out_dir / "last", model, tokenizer, optimizer, state)
         if stop.requested and not last:

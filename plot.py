@@ -186,7 +186,10 @@ def plot_horizons() -> Path:
     axes[0].set(title="test accuracy by number of steps (trained up to 5)", xlabel="steps", ylim=(0, 1))
     rate = lambda tests: [[np.mean(test[h]["correct"]) / (16 if int(h) <= 5 else 128) for h in test] for test in tests]  # noqa: E731
     axes[1].set(title="dev accuracy, mean of 1 to 5 steps", ylim=(0, 1))
-    axes[2].set(title="reward of the sampled batch", ylim=(0, 1))
+    axes[2].set(title="reward of the sampled batch, whatever its horizons", ylim=(0, 1))
+    axes[0].axvspan(5.5, 8.2, color="0.93", zorder=0)
+    axes[0].text(6.85, 0.04, "never trained on", ha="center", fontsize=8)
+    axes[0].plot([], [], ":", color="0.5", linewidth=1, label="$p^h$ of the same color")
     for color, (name, label) in enumerate(SCHEDULES.items()):
         folders = [path.parent for path in sorted(REFERENCE.glob(f"horizons/{name}/seed*/test.json"))]
         if not folders:
