@@ -377,9 +377,8 @@ def check_schedule(args: Args, task) -> None:
         return
     if args.advance_at is not None and not 0 < args.advance_at <= 1:
         runtime.fail(f"--advance-at {args.advance_at:g}: must be above 0 and at most 1")
-    before = args.out_dir / "config.json"
-    if args.resume and args.steps_per_stage is None and before.exists():  # more --steps do not make the stages longer
-        args.steps_per_stage = json.loads(before.read_text())["flags"]["steps_per_stage"]
+    if args.resume and args.steps_per_stage is None and (args.out_dir / "config.json").exists():  # more --steps, not longer stages
+        args.steps_per_stage = json.loads((args.out_dir / "config.json").read_text())["flags"]["steps_per_stage"]
     args.steps_per_stage = args.steps_per_stage or math.ceil(args.steps / args.max_horizon)
     stages = math.ceil(args.steps / args.steps_per_stage)
     if stages < args.max_horizon and args.advance_at is None:
@@ -536,7 +535,7 @@ def main(args: Args, task=None, sampler=None) -> Path:
                 sampler.load_weights(model)
                 probe_gap(sampler, model, tokenizer, task, args)
             state |= {"stage": state["stage"] + 1, "stage_step": 0, "stage_tokens": 0, "stage_best": -1.0}
-            if not last:
+            if not last:  # else no stage comes next
                 run.say(f"next: stage {state['stage']}, chains of {state['stage']} steps, from the best model of the stage before")
         if step % args.save_every == 0 or last or stop.requested or stage_over:
             runtime.save_checkpoint(args.out_dir / "last", model, tokenizer, optimizer, state)
