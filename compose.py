@@ -8,6 +8,7 @@ One {"prompt", "answer", "horizon", "split", "hint", "solution"} a line. A chain
 """
 
 import json
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +38,8 @@ def main(args: Args) -> None:
     if args.out.exists():
         runtime.fail(f"--out {args.out}: exists and is never overwritten; give another name or delete it")
     runtime.check_at_least_one(args, "problems", "held_out")
+    if "horizon=" in args.task and not args.task.startswith("chain"):
+        runtime.fail(f"--task {args.task}: leave horizon= out; --horizons says which chains are written")
     spec = args.task if args.task.startswith("chain") else f"{args.task}{'&' if '?' in args.task else '?'}horizon=1"
     task, rows = runtime.or_fail(load_task, spec), {}
     for horizon in args.horizons:
@@ -50,8 +53,10 @@ def main(args: Args) -> None:
                 row = {name: getattr(problem, name) for name in ("prompt", "answer", "horizon", "hint", "solution")} | {"split": split}
                 rows.setdefault(problem.prompt, {name: value for name, value in row.items() if value is not None})
     runtime.write_text(args.out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows.values()))
-    counts = {horizon: sum(row["horizon"] == horizon for row in rows.values()) for horizon in args.horizons}
-    print(f"{args.out}: " + ", ".join(f"{count} of horizon {horizon}" for horizon, count in counts.items()) + " (each prompt once)")
+    counts = Counter((row["horizon"], row["split"]) for row in rows.values())
+    print(f"{args.out}, each prompt once:")
+    for horizon in args.horizons:
+        print(f"  horizon {horizon}: " + ", ".join(f"{counts[horizon, split]} {split}" for split in ("train", "dev", "test")))
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ Letters in shapes: B prompts, G completions of each (a group), N = B*G rows, T c
 rows i*G .. i*G+G-1 belong to prompt i. Masks come from lengths; EOS is inside the mask when the completion ended by itself.
 """
 
+import json
 import math
 import random
 import time
@@ -110,7 +111,7 @@ class Args:
     clip_high: float = 0.2
     """the ratio is clipped above at 1 + clip_high"""
     mask_truncated: bool = False
-    """leave completions cut at --max-new-tokens out of the loss instead of scoring them"""
+    """leave completions that were cut out of the loss instead of scoring them"""
     importance_cap: float | None = None
     """weight tokens by min(pi_old / sampler, cap), for a sampler that differs from the trainer (2.0 is common)"""
     minibatches: int = 1
@@ -121,7 +122,7 @@ class Args:
     lr: float | None = None
     """peak learning rate of AdamW"""
     warmup_steps: int | None = None
-    """steps of linear warm-up; constant afterwards"""
+    """steps of linear warm-up, in each stage of the curriculum anew; constant afterwards"""
     weight_decay: float = 0.0
     """AdamW's weight decay"""
     max_grad_norm: float = 1.0
@@ -383,6 +384,8 @@ def check_schedule(args: Args, task) -> None:
         return
     if args.advance_at is not None and not 0 < args.advance_at <= 1:
         runtime.fail(f"--advance-at {args.advance_at:g}: must be above 0 and at most 1")
+    if args.resume and args.steps_per_stage is None and (args.out_dir / "config.json").exists():  # more --steps, not longer stages
+        args.steps_per_stage = json.loads((args.out_dir / "config.json").read_text())["flags"]["steps_per_stage"]
     args.steps_per_stage = args.steps_per_stage or math.ceil(args.steps / args.max_horizon)
     stages = math.ceil(args.steps / args.steps_per_stage)
     if stages < args.max_horizon and args.advance_at is None:
@@ -426,8 +429,8 @@ def main(args: Args, task=None, sampler=None) -> Path:
     model, tokenizer = runtime.load_model(args.model, args.activation_checkpointing, args.lora_rank)
     runtime.resolve_defaults(args, model, DEFAULTS)
     runtime.check_args(args)
-    check_schedule(args, task)
     check_budgets(args)
+    check_schedule(args, task)
     task = EveryHorizon(task, args.max_horizon)
     task.check(args)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=True)
@@ -539,7 +542,8 @@ def main(args: Args, task=None, sampler=None) -> Path:
                 sampler.load_weights(model)
                 probe_gap(sampler, model, tokenizer, task, args)
             state |= {"stage": state["stage"] + 1, "stage_step": 0, "stage_tokens": 0, "stage_best": -1.0}
-            run.say(f"next: stage {state['stage']}, chains of {state['stage']} steps, from the best model of the stage before")
+            if not last:  # else no stage comes next
+                run.say(f"next: stage {state['stage']}, chains of {state['stage']} steps, from the best model of the stage before")
         if step % args.save_every == 0 or last or stop.requested or stage_over:
             runtime.save_checkpoint(args.out_dir / "last", model, tokenizer, optimizer, state)
         if stop.requested and not last:

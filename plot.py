@@ -183,23 +183,28 @@ def plot_horizons() -> Path:
     """The schedules of benchmarks/horizons.py: accuracy by horizon after the last step (dotted: p^h), held-out accuracy over sampled
     tokens, and the reward of the sampled batch, which says little where the schedules sample different horizons."""
     figure, axes = plt.subplots(1, 3, figsize=(17, 4.5), layout="constrained")
-    axes[0].set(title="test accuracy by number of steps (trained up to 5)", xlabel="steps", yscale="log", ylim=(5e-4, 1))
+    axes[0].set(title="test accuracy by number of steps (trained up to 5)", xlabel="steps", ylim=(0, 1))
+    rate = lambda tests: [[np.mean(test[h]["correct"]) / (16 if int(h) <= 5 else 128) for h in test] for test in tests]  # noqa: E731
     axes[1].set(title="dev accuracy, mean of 1 to 5 steps", ylim=(0, 1))
-    axes[2].set(title="reward of the sampled batch", ylim=(0, 1))
+    axes[2].set(title="reward of the sampled batch, whatever its horizons", ylim=(0, 1))
+    axes[0].axvspan(5.5, 8.2, color="0.93", zorder=0)
+    axes[0].text(6.85, 0.04, "never trained on", ha="center", fontsize=8)
+    axes[0].plot([], [], ":", color="0.5", linewidth=1, label="$p^h$ of the same color")
     for color, (name, label) in enumerate(SCHEDULES.items()):
         folders = [path.parent for path in sorted(REFERENCE.glob(f"horizons/{name}/seed*/test.json"))]
         if not folders:
             continue
         style = dict(label=label, color=f"C{color}", linewidth=2.5 if name == "curriculum" else 1.2)
         tests = [json.loads((folder / "test.json").read_text()) for folder in folders]
-        horizons = [int(h) for h in tests[0]]
-        rates = [[np.mean(test[str(h)]["correct"]) / (16 if h <= 5 else 128) for h in horizons] for test in tests]
-        draw_band(axes[0], horizons, np.maximum(rates, 1e-4), **style)
-        axes[0].plot(horizons, np.mean(rates, axis=0)[0] ** np.array(horizons), ":", color=style["color"], linewidth=1)
+        horizons, rates = [int(h) for h in tests[0]], rate(tests)
+        draw_band(axes[0], horizons, rates, **style)
+        axes[0].plot(horizons, np.mean(np.array(rates)[:, :1] ** horizons, axis=0), ":", color=style["color"], linewidth=1)
         seeds = [read_metrics(folder) for folder in folders]
         for axis, metric in ((axes[1], "eval/chain/avg@8"), (axes[2], "reward/mean")):
             grid, values = over_tokens(seeds, metric)
             draw_band(axis, grid / 1e3, values, **style)
+    before = json.loads((REFERENCE / "horizons/tiny.json").read_text())
+    axes[0].plot([int(h) for h in before], rate([before])[0], "k--", linewidth=1, label="before")
     return finish(figure, axes, REFERENCE / "horizons.png")
 
 

@@ -28,9 +28,9 @@ from tasks import Problem, compose  # noqa: E402
 
 LONGEST, MEASURED = 3, 5  # horizons: trained on, and measured
 SCHEDULE = f"h1_curriculum.py --max-horizon {LONGEST} --schedule"
-ARMS = {"only_long": [*SCHEDULE.split(), "only_long"], "curriculum": [*SCHEDULE.split(), "curriculum", "--steps-per-stage", "7"]}
-BUDGET = ("--token-budget 40000 --steps 1000 --prompts-per-step 8 --group-size 8 --lr 1e-5 --eval-every 7 --eval-problems 30 "
-          "--eval-samples 4 --test-problems 3 --save-every 5 --micro-batch-tokens 4096").split()  # fmt: skip
+ARMS = {"only_long": [*SCHEDULE.split(), "only_long"], "curriculum": [*SCHEDULE.split(), "curriculum", "--steps-per-stage", "5"]}
+BUDGET = ("--token-budget 30000 --steps 1000 --prompts-per-step 8 --group-size 8 --lr 1e-5 --eval-every 5 --eval-problems 30 "
+          "--eval-samples 4 --test-problems 3 --save-every 5 --micro-batch-tokens 2048").split()  # fmt: skip
 SUMS = [Problem(f"What is {a} {sign} {b}?", str(answer), template=f"What is {{x}} {sign} {b}?", program=f"x{sign}{b}")
         for a in range(2, 10) for b in range(2, 10) for sign, answer in (("+", a + b), ("-", a - b)) if answer >= 2]  # fmt: skip
 

@@ -14,7 +14,7 @@ def check_reported_runs(logs: Path, chosen: dict[str, str], command: Callable[[s
         for seed in range(1, 6):
             script, *flags = shlex.split(command(arm, setting, seed))
             config = json.loads((logs / arm / f"seed{seed}" / "config.json").read_text())
-            wanted = vars(tyro.cli(scripts[script].Args, args=flags))
+            wanted = json.loads(json.dumps(vars(tyro.cli(scripts[script].Args, args=flags)), default=str))
             assert config["script"] == scripts[script].__name__ and config["flags"]["seed"] == seed, (arm, seed)
             for name, value in wanted.items():
                 if name not in ("out_dir", "resume") and value is not None:

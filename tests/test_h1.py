@@ -220,14 +220,15 @@ def test_stopped_inside_a_stage_and_at_its_edge(run, stop_at, monkeypatch):
 
 
 def test_resume_with_another_length(run):
-    """Catches a run of E2H, whose schedule is spread over the whole length, that goes on with another one; stages do not mind."""
+    """Catches a run of E2H, whose schedule is spread over the whole length, that goes on with another one, and stages that more
+    steps make longer."""
     flags = dict(max_horizon=2, eval_every=100, save_every=1)
     run("e2h", schedule="e2h_cosine", steps=3, **flags)
     with pytest.raises(SystemExit, match="--resume: --steps was 3 and is now 5"):
         run("e2h", schedule="e2h_cosine", steps=5, resume=True, **flags)
     for schedule, more in (("uniform_mix", {}), ("curriculum", {"steps_per_stage": 2})):
-        run(schedule, schedule=schedule, steps=4, **more, **flags)
-        run(schedule, schedule=schedule, steps=6, resume=True, **more, **flags)
+        run(schedule, schedule=schedule, steps=4, **flags)  # of the curriculum: two in each stage
+        run(schedule, schedule=schedule, steps=6, resume=True, **flags)
         assert column(run(f"whole {schedule}", schedule=schedule, steps=6, **more, **flags), "reward/mean") == column(
             run.folder(schedule), "reward/mean")  # fmt: skip
 
@@ -354,7 +355,7 @@ def test_a_file_that_compose_wrote_trains(toy_model, tmp_path, capsys):
 
     out = tmp_path / "chains.jsonl"
     compose.main(compose.Args(task="chain?style=h1", out=out, horizons=(1, 2), problems=20, held_out=5))
-    assert "30 of horizon 1, 30 of horizon 2" in capsys.readouterr().out
+    assert "horizon 1: 20 train, 5 dev, 5 test\n  horizon 2: 20 train, 5 dev, 5 test" in capsys.readouterr().out
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert Counter((row["horizon"], row["split"]) for row in rows) == {
         (h, split): number for h in (1, 2) for split, number in (("train", 20), ("dev", 5), ("test", 5))}  # fmt: skip
@@ -366,6 +367,7 @@ def test_a_file_that_compose_wrote_trains(toy_model, tmp_path, capsys):
     with pytest.raises(SystemExit, match="--out .*chains.jsonl: exists and is never overwritten"):
         compose.main(compose.Args(task="chain", out=out))
     for flags, said in ((dict(task="gsm9k"), "--task gsm9k"), (dict(task="chain", problems=0), "--problems 0: must be at least 1"),
+                        (dict(task="gsm8k?horizon=3"), "--task gsm8k.horizon=3: leave horizon= out"),
                         (dict(task="chain", horizons=(11,)), "--horizons 11: --task chain: horizon=11 is not")):  # fmt: skip
         with pytest.raises(SystemExit, match=said):
             compose.main(compose.Args(out=tmp_path / "other.jsonl", **flags))

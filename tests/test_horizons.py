@@ -62,7 +62,9 @@ def test_difference_table_by_hand(logs):
     write_counts(logs / "only_long/seed3/test.json", 0.0, 0.0)  # a seed that the curriculum does not have yet
     table = horizons.difference_table(logs, ["only_long", "curriculum"]).splitlines()
     assert table[0].endswith("| h = 8 | 6 to 8 together |")
-    assert table[2:] == ["| only long | +0.250 ± 0.000 |" + " +0.125 ± 1.588 |" * 8]  # .25 and 0: mean .125, 12.706 x .125
+    assert table[2] == "| only long | +0.250 ± 0.000 |" + " +0.125 ± 1.588 |" * 8  # .25 and 0: mean .125, 12.706 x .125
+    # less p^h: at two steps .5 - .75^2 and .25 - .75^2 against .25 - .5^2: -.0625 and -.3125
+    assert table[3].startswith("| only long, both less their $p^h$ | +0.000 ± 0.000 | -0.188 ± 1.588 |") and len(table) == 4
 
 
 def test_pass_table_by_hand(logs):

@@ -1021,7 +1021,7 @@ VARIANTS = {  # functions that differ from grpo.py's, that are gone, that are ne
         new={"draw_horizons", "one_horizon", "time_used", "e2h_cosine", "e2h_gaussian", "adarft_target", "stage_is_over",
              "completion_budget", "format_terms", "task_of_scores", "check_schedule", "check_budgets", "h1_record"},
         imports_gone=["from tasks import load_task"],
-        imports_new=["import random", "from tasks import Problem, load_task, number"],
+        imports_new=["import json", "import random", "from tasks import Problem, load_task, number"],
         flags_changed=set(), flags_gone={"advantage", "aggregation", "kl_coef"},
         flags_new={"schedule", "max_horizon", "steps_per_stage", "advance_at", "completion_budgets", "format_reward"},
         topics=r"""\bkl\b|kl_coef|reference|ref_logprobs|AGGREGATIONS|constant\(|args\.advantage|advantages|runs/|Run\(|check|probe_gap|h1_|horizon|stage
