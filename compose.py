@@ -38,7 +38,7 @@ def main(args: Args) -> None:
     if args.out.exists():
         runtime.fail(f"--out {args.out}: exists and is never overwritten; give another name or delete it")
     runtime.check_at_least_one(args, "problems", "held_out")
-    if "horizon=" in args.task and not args.task.startswith("chain"):
+    if "horizon=" in args.task.partition("?")[2] and not args.task.startswith("chain"):
         runtime.fail(f"--task {args.task}: leave horizon= out; --horizons says which chains are written")
     spec = args.task if args.task.startswith("chain") else f"{args.task}{'&' if '?' in args.task else '?'}horizon=1"
     task, rows = runtime.or_fail(load_task, spec), {}

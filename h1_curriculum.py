@@ -385,7 +385,7 @@ def check_schedule(args: Args, task) -> None:
     if args.advance_at is not None and not 0 < args.advance_at <= 1:
         runtime.fail(f"--advance-at {args.advance_at:g}: must be above 0 and at most 1")
     if args.resume and args.steps_per_stage is None and (args.out_dir / "config.json").exists():  # more --steps, not longer stages
-        args.steps_per_stage = json.loads((args.out_dir / "config.json").read_text())["flags"]["steps_per_stage"]
+        args.steps_per_stage = json.loads((args.out_dir / "config.json").read_text())["flags"].get("steps_per_stage")
     args.steps_per_stage = args.steps_per_stage or math.ceil(args.steps / args.max_horizon)
     stages = math.ceil(args.steps / args.steps_per_stage)
     if stages < args.max_horizon and args.advance_at is None:

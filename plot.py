@@ -184,7 +184,7 @@ def plot_horizons() -> Path:
     tokens, and the reward of the sampled batch, which says little where the schedules sample different horizons."""
     figure, axes = plt.subplots(1, 3, figsize=(17, 4.5), layout="constrained")
     axes[0].set(title="test accuracy by number of steps (trained up to 5)", xlabel="steps", ylim=(0, 1))
-    rate = lambda tests: [[np.mean(test[h]["correct"]) / (16 if int(h) <= 5 else 128) for h in test] for test in tests]  # noqa: E731
+    rate = lambda test: [np.mean(test[h]["correct"]) / (16 if int(h) <= 5 else 128) for h in test]  # noqa: E731
     axes[1].set(title="dev accuracy, mean of 1 to 5 steps", ylim=(0, 1))
     axes[2].set(title="reward of the sampled batch, whatever its horizons", ylim=(0, 1))
     axes[0].axvspan(5.5, 8.2, color="0.93", zorder=0)
@@ -196,7 +196,7 @@ def plot_horizons() -> Path:
             continue
         style = dict(label=label, color=f"C{color}", linewidth=2.5 if name == "curriculum" else 1.2)
         tests = [json.loads((folder / "test.json").read_text()) for folder in folders]
-        horizons, rates = [int(h) for h in tests[0]], rate(tests)
+        horizons, rates = [int(h) for h in tests[0]], [rate(test) for test in tests]
         draw_band(axes[0], horizons, rates, **style)
         axes[0].plot(horizons, np.mean(np.array(rates)[:, :1] ** horizons, axis=0), ":", color=style["color"], linewidth=1)
         seeds = [read_metrics(folder) for folder in folders]
@@ -204,7 +204,7 @@ def plot_horizons() -> Path:
             grid, values = over_tokens(seeds, metric)
             draw_band(axis, grid / 1e3, values, **style)
     before = json.loads((REFERENCE / "horizons/tiny.json").read_text())
-    axes[0].plot([int(h) for h in before], rate([before])[0], "k--", linewidth=1, label="before")
+    axes[0].plot([int(h) for h in before], rate(before), "k--", linewidth=1, label="before")
     return finish(figure, axes, REFERENCE / "horizons.png")
 
 

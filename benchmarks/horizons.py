@@ -142,10 +142,9 @@ def accuracy_table(out: Path, shown: list[str]) -> str:
     lines = ["| | " + " | ".join(f"h = {h}" + " (unseen)" * (h > LONGEST) for h in MEASURED) + " |", "|---" * (len(MEASURED) + 1) + "|"]
     for schedule in ["before", *shown]:
         models = counts(out, schedule).values()
+        rates = [cell([accuracy(right, h) for right in models]) for h in MEASURED]
         powers = [cell([accuracy(right, 1) ** h for right in models]).split(" ")[0] for h in MEASURED]
-        for name, cells in ((SCHEDULES.get(schedule, schedule), [cell([accuracy(right, h) for right in models]) for h in MEASURED]),
-                            ("$p^h$", powers)):  # fmt: skip
-            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        lines += [f"| {SCHEDULES.get(schedule, schedule)} | " + " | ".join(rates) + " |", "| $p^h$ | " + " | ".join(powers) + " |"]
     return "\n".join(lines)
 
 
@@ -155,13 +154,18 @@ def difference_table(out: Path, shown: list[str]) -> str:
     unseen = [h for h in MEASURED if h > LONGEST]
     columns = {f"h = {h}": [h] for h in MEASURED} | {f"{unseen[0]} to {unseen[-1]} together": unseen}
     lines = ["| curriculum minus | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    ours = counts(out, COMPARED)
-    for beyond, note in ((lambda right, h: 0.0, ""), (lambda right, h: accuracy(right, 1) ** h, ", both less their $p^h$")):
+    models = {schedule: counts(out, schedule) for schedule in {COMPARED, *shown}}
+
+    def value(schedule: str, seed: str, horizons: list[int], less_chance: bool) -> float:
+        right = models[schedule][seed]
+        return float(np.mean([accuracy(right, h) - less_chance * accuracy(right, 1) ** h for h in horizons]))
+
+    for less_chance in (False, True):
         for schedule in (schedule for schedule in shown if schedule != COMPARED):
-            theirs = counts(out, schedule)
-            value = lambda right, horizons: np.mean([accuracy(right, h) - beyond(right, h) for h in horizons])  # noqa: B023, E731
-            gains = [[value(ours[seed], horizons) - value(theirs[seed], horizons) for seed in sorted(theirs.keys() & ours.keys())]
+            seeds = sorted(models[schedule].keys() & models[COMPARED].keys())
+            gains = [[value(COMPARED, seed, horizons, less_chance) - value(schedule, seed, horizons, less_chance) for seed in seeds]
                      for horizons in columns.values()]  # fmt: skip
+            note = ", both less their $p^h$" * less_chance
             lines.append(f"| {SCHEDULES[schedule]}{note} | " + " | ".join(cell(column, signed=True) for column in gains) + " |")
     return "\n".join(lines)
 

@@ -233,6 +233,13 @@ def test_resume_with_another_length(run):
             run.folder(schedule), "reward/mean")  # fmt: skip
 
 
+def test_resume_in_the_folder_of_another_script(toy_model, tmp_path):
+    """Catches a traceback where the folder's flags know nothing of stages."""
+    (tmp_path / "config.json").write_text(json.dumps({"flags": {"seed": 0}, "model_hash": ""}))
+    with pytest.raises(SystemExit, match="--resume: --.* was None and is now"):
+        h1.main(h1.Args(**quick_flags(toy_model, tmp_path, max_horizon=2, resume=True)), task=HashTask())
+
+
 # --- completions and rewards ------------------------------------------------------------------------------------------------
 
 
@@ -372,6 +379,9 @@ def test_a_file_that_compose_wrote_trains(toy_model, tmp_path, capsys):
         with pytest.raises(SystemExit, match=said):
             compose.main(compose.Args(out=tmp_path / "other.jsonl", **flags))
     assert not (tmp_path / "other.jsonl").exists()
+    named = tmp_path / "horizon=1.jsonl"  # a file's name is no setting
+    named.write_text("".join(json.dumps({"prompt": f"What is {n} more than 3?", "answer": str(n + 3)}) + "\n" for n in range(2, 60)))
+    compose.main(compose.Args(task=f"jsonl:{named}", out=tmp_path / "other.jsonl", horizons=(1,), problems=3, held_out=2))
 
 
 def test_task_of_scores():
