@@ -111,7 +111,7 @@ def test_tables_by_hand():
     assert rows[2] == "| work: ours | 6 | 1.00 (1.00 to 1.00) | 4.0 GB |"
     assert rows[3] == "| work: TRL | 2 | 3.00 (0.67 to 5.00) | 3.0 GB |"
     everything = {"seconds": [2.0], "peak_gb": 1.0}
-    found = {"a": {"everything": everything} | {what: {"seconds": [2.5], "peak_gb": 1.5} for what in compare.SWITCHES}}
+    found = {"a": {what: {"with": everything, "without": {"seconds": [2.5], "peak_gb": 1.5}} for what in compare.SWITCHES}}
     assert compare.switches_table(found).splitlines()[2].endswith("| +25% | +0.5 GB |")
 
 

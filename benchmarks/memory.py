@@ -1,0 +1,104 @@
+"""What a run needs, planned before it is started: memory of a GPU by the model's size, the number of GPUs and the flags.
+
+    python benchmarks/memory.py                 the README's table
+    python benchmarks/memory.py --check-here    a step of SmolLM2-135M on this machine beside its plan
+
+P parameters, L layers of hidden size d and inner size f, N GPUs, T = --micro-batch-tokens, with --activation-checkpointing, bytes:
+
+    one GPU         16 P                  weights, gradients and two moments of AdamW, float32
+    N GPUs          12 P / N + 8 P        a part of weights and moments; all weights and gradients while a batch is worked on
+    --lora-rank     4 P / N (+ 4 P)       frozen weights (all of them, if N > 1, while a batch is worked on); the adapter is small
+    activations     4 T (L d + 6 d + 3 f) what each layer began with, and one layer anew
+    logits          3 x 4 x 2^24          one block of them, its softmax and its gradient (rollout.LOGITS_AT_ONCE)
+    vLLM            2 P + 4 L k a token   bfloat16 weights, keys and values of everything that is sampled at once, k = key heads x head size
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import tyro
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+import grpo  # noqa: E402
+import runtime  # noqa: E402
+from rollout import LOGITS_AT_ONCE  # noqa: E402
+
+GPU = 80e9  # bytes of the GPU that the table plans for
+SMOL = "runs/SmolLM2-135M-Instruct"
+
+
+@dataclass(frozen=True)
+class Model:
+    """Sizes as in the model's config.json."""
+
+    parameters: float
+    layers: int
+    hidden: int
+    inner: int
+    keys: int  # key heads x head size
+
+
+MODELS = {
+    "SmolLM2-135M": Model(0.1345e9, 30, 576, 1536, 3 * 64),
+    "Qwen2.5-0.5B": Model(0.494e9, 24, 896, 4864, 2 * 64),
+    "Qwen2.5-1.5B": Model(1.544e9, 28, 1536, 8960, 2 * 128),
+    "Qwen2.5-3B": Model(3.086e9, 36, 2048, 11008, 2 * 128),
+    "Qwen2.5-7B": Model(7.616e9, 28, 3584, 18944, 4 * 128),
+}
+
+
+def training(model: Model, gpus: int, tokens: int, lora: bool = False) -> float:
+    """Bytes on each GPU while a micro-batch of so many tokens is worked on."""
+    P = model.parameters
+    if lora:
+        weights = 4 * P / gpus + (4 * P if gpus > 1 else 0)
+    else:
+        weights = 16 * P if gpus == 1 else 12 * P / gpus + 8 * P
+    activations = 4 * tokens * (model.layers * model.hidden + 6 * model.hidden + 3 * model.inner)
+    return weights + activations + 3 * 4 * LOGITS_AT_ONCE
+
+
+def sampling(model: Model, tokens: int) -> float:
+    """Bytes of vLLM with the keys and values of so many tokens."""
+    return 2 * model.parameters + 4 * model.layers * model.keys * tokens
+
+
+def table() -> str:
+    """Planned memory by layout, in GB of each GPU; those above an 80 GB GPU struck out."""
+    layouts = {"1 GPU": (1, 16384, False), "1 GPU, LoRA": (1, 16384, True), "2 GPUs": (2, 16384, False), "8 GPUs": (8, 16384, False),
+               "8 GPUs, `--micro-batch-tokens 4096`": (8, 4096, False)}  # fmt: skip
+    lines = ["| GB of each GPU | " + " | ".join(layouts) + " | vLLM, 100k tokens at once |", "|---" * (len(layouts) + 2) + "|"]
+    for name, model in MODELS.items():
+        needs = [training(model, *layout) for layout in layouts.values()] + [sampling(model, 100_000)]
+        lines.append(f"| {name} | " + " | ".join(f"{need / 1e9:.1f}" if need < GPU else f"~~{need / 1e9:.0f}~~" for need in needs) + " |")
+    return "\n".join(lines)
+
+
+def check() -> str:
+    """Peak memory of two updates on this machine, less that of the bare process, beside the plan."""
+    runtime.keep_freed_memory()
+    before, tokens = runtime.peak_gb(), 4096
+    model, _ = runtime.load_model(str(ROOT / SMOL), activation_checkpointing=True)
+    args = grpo.Args(max_new_tokens=256, micro_batch_tokens=tokens)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
+    prompts, completions = [[5] * 256 for _ in range(16)], torch.randint(5, 4000, (15, 256)).tolist()
+    mask = torch.ones(15, 256)
+    batch = {"prompt_ids": prompts[:15], "completion_ids": completions, "completion_mask": mask > 0, "loss_mask": mask > 0,
+             "advantages": torch.randn(15, 1), "rollout_logprobs": torch.zeros(15, 256)}  # fmt: skip
+    for _ in range(2):
+        optimizer.zero_grad()
+        grpo.accumulate_gradients(model, batch, slice(None), args)
+        optimizer.step()
+    plan = training(MODELS["SmolLM2-135M"], 1, tokens) / 1e9
+    return f"SmolLM2-135M, {tokens} tokens, one process: {runtime.peak_gb() - before:.1f} GB, planned {plan:.1f} GB"
+
+
+def main(check_here: tyro.conf.FlagCreatePairsOff[bool] = False) -> None:
+    print(check() if check_here else table())
+
+
+if __name__ == "__main__":
+    tyro.cli(main, description=__doc__)
