@@ -25,6 +25,7 @@ HARD_ARMS = {"grpo": "GRPO", "filter": "Filter-GRPO", "guide": "Guide", "no_corr
 NEAR_ARMS = {"grpo_near": "GRPO", "guide_near": "Guide", "no_correction_near": "Guide, no correction"}
 SCHEDULES = {"only_short": "only short", "only_long": "only long", "uniform_mix": "uniform mix", "curriculum": "curriculum",
              "adarft": "AdaRFT", "e2h_cosine": "E2H, cosine", "e2h_gaussian": "E2H, Gaussian"}  # fmt: skip
+REACHED = 0.5  # accuracy at which a horizon counts as learned
 T_975 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}  # Student's t, by seeds
 PANELS = [  # title, metrics drawn in it
     ("reward of the sampled batch", ["reward/mean"]),
@@ -208,6 +209,36 @@ def plot_horizons() -> Path:
     return finish(figure, axes, REFERENCE / "horizons.png")
 
 
+def plot_reach() -> Path:
+    """Sampled tokens until a horizon is learned, on a log scale: a line through the geometric means, a point for each seed."""
+    figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
+    for title, horizons in tokens_to_learn(REFERENCE / "horizons", range(1, 7)).items():
+        learned = {h: [value for value in seeds if value is not None] for h, seeds in horizons.items()}
+        (line,) = axis.plot(list(learned), [np.exp(np.mean(np.log(seeds))) / 1e3 for seeds in learned.values()], label=title)
+        for h, seeds in learned.items():
+            axis.plot([h] * len(seeds), np.divide(seeds, 1e3), "o", color=line.get_color(), markersize=4)
+    axis.set(title=f"until half of the dev problems are right (avg@8 = {REACHED})", xlabel="steps of the chain", yscale="log",
+             ylabel="sampled tokens (thousands)")  # fmt: skip
+    return finish(figure, [axis], REFERENCE / "reach.png")
+
+
+def tokens_to_learn(out: Path, horizons) -> dict[str, dict[int, list[float | None]]]:
+    """{training: {horizon: sampled tokens of each seed at the first dev score of at least REACHED, None where there is none}}, of the
+    runs on one horizon alone and of the curriculum through all of them."""
+    found: dict[str, dict[int, list[float | None]]] = {}
+    for title, folder in (("on this horizon alone", "direct_h{}"), ("by the curriculum", "ladder")):
+        for h in horizons:
+            seeds = [read_metrics(path.parent) for path in sorted(out.glob(f"{folder.format(h)}/seed*/metrics.jsonl"))]
+            found.setdefault(title, {})[h] = [tokens_until(curves, f"eval/chain-h{h}/avg@8") for curves in seeds]
+    return found
+
+
+def tokens_until(curves: dict[str, dict[int, float]], metric: str) -> float | None:
+    """Tokens sampled before the first score of at least REACHED."""
+    steps = [step for step, value in sorted(curves[metric].items()) if value >= REACHED]
+    return ({0: 0.0} | curves["rollout/tokens_total"])[steps[0]] if steps else None
+
+
 def over_tokens(seeds: list[dict], metric: str, points: int = 13) -> tuple[np.ndarray, list[np.ndarray]]:
     """A metric at the same numbers of sampled tokens for all seeds, interpolated: grid [points], one row a seed."""
     tokens = [{0: 0.0} | curves["rollout/tokens_total"] for curves in seeds]
@@ -248,6 +279,7 @@ def main(runs: tyro.conf.Positional[tuple[Path, ...]] = ()) -> None:
         print(plot_entropy_methods())
         print(plot_hard_chains())
         print(plot_horizons())
+        print(plot_reach())
         for variant, seeds in reference_runs().items():
             print(f"{variant}: {reference_row(seeds)}")
 

@@ -26,7 +26,7 @@ from benchmarks import arms  # noqa: E402
 from benchmarks.arms import cell, run_arms, score  # noqa: E402
 from benchmarks.reference import run_all  # noqa: E402
 from eval import evaluate, ladder, pass_at_k  # noqa: E402
-from plot import SCHEDULES, read_metrics, scores  # noqa: E402
+from plot import REACHED, SCHEDULES, scores, tokens_to_learn  # noqa: E402
 from rollout import HFSampler  # noqa: E402
 from tasks import ChainTask  # noqa: E402
 
@@ -40,7 +40,6 @@ STAGE = 15  # steps of each stage of the curriculum: five of them use up the tok
 EVERY = {"only_short": 18, "only_long": 5, "curriculum": 5}  # steps between two dev scores, some 40,000 tokens; else 8
 COMPARED = "curriculum"
 
-REACHED = 0.5  # accuracy at which a horizon counts as learned
 DIRECT = {1: 100_000, 2: 150_000, 3: 300_000, 4: 500_000, 5: 800_000, 6: 1_100_000}  # horizon: tokens after which it is given up
 LADDER = "--schedule curriculum --max-horizon 6 --advance-at 0.5 --steps-per-stage 60 --token-budget 1100000"
 
@@ -72,22 +71,15 @@ def reach_commands(seed: int) -> dict[str, str]:
     return {name: f"h1_curriculum.py {flags} {rest}" for name, flags in runs.items()}
 
 
-def tokens_until(curves: dict[str, dict[int, float]], horizon: int) -> float | None:
-    """Sampled tokens at the first dev score of a run in which the horizon's accuracy is at least REACHED; None: never."""
-    found = [step for step, value in sorted(curves[f"eval/chain-h{horizon}/avg@8"].items()) if value >= REACHED]
-    return ({0: 0.0} | curves["rollout/tokens_total"])[found[0]] if found else None
-
-
 def reach_table(out: Path) -> str:
     """Tokens until each horizon is learned: geometric mean over the seeds that learned it, and how many did."""
     lines = [f"| thousands of sampled tokens until dev avg@8 reaches {REACHED} | " + " | ".join(f"h = {h}" for h in DIRECT) + " |",
              "|---" * (len(DIRECT) + 1) + "|"]  # fmt: skip
-    for title, folder in (("on this horizon alone", "direct_h{}"), ("by the curriculum", "ladder")):
+    for title, horizons in tokens_to_learn(out, list(DIRECT)).items():
         cells = []
-        for h in DIRECT:
-            seeds = [read_metrics(path.parent) for path in sorted(out.glob(f"{folder.format(h)}/seed*/metrics.jsonl"))]
-            tokens = [value for curves in seeds if (value := tokens_until(curves, h)) is not None]
-            mean = f"{np.exp(np.mean(np.log(np.maximum(tokens, 1)))) / 1e3:.0f}" if tokens else f"over {DIRECT[h] / 1e3:.0f}"
+        for seeds in horizons.values():
+            tokens = [value for value in seeds if value is not None]
+            mean = f"{np.exp(np.mean(np.log(np.maximum(tokens, 1)))) / 1e3:.0f}" if tokens else "never"
             cells.append(mean + (f" ({len(tokens)} of {len(seeds)})" if len(tokens) < len(seeds) else ""))
         lines.append(f"| {title} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -191,8 +183,8 @@ def unseen_pass(right: dict[int, np.ndarray], unseen: list[int], samples: int) -
 def report(out: Path) -> dict[str, str]:
     """Every table of the reported runs."""
     found = [schedule for schedule in SCHEDULES if list((out / schedule).glob("seed*/test.json"))]
-    tables = {"accuracy": accuracy_table(out, found), "difference": difference_table(out, found), "pass": pass_table(out, found)}
-    return tables | ({"reach": reach_table(out)} if list(out.glob("ladder/seed*")) else {})
+    return {"accuracy": accuracy_table(out, found), "difference": difference_table(out, found), "pass": pass_table(out, found),
+            "reach": reach_table(out)}  # fmt: skip
 
 
 def main(args: Args) -> None:
