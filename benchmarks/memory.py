@@ -8,9 +8,11 @@ P parameters, L layers of hidden size d and inner size f, N GPUs, T = --micro-ba
     one GPU         16 P                  weights, gradients and two moments of AdamW, float32
     N GPUs          12 P / N + 8 P        a part of weights and moments; all weights and gradients while a batch is worked on
     --lora-rank     4 P / N (+ 4 P)       frozen weights (all of them, if N > 1, while a batch is worked on); the adapter is small
-    activations     4 T (L d + 6 d + 3 f) what each layer began with, and one layer anew
-    logits          3 x 4 x 2^24          one block of them, its softmax and its gradient (rollout.LOGITS_AT_ONCE)
+    activations     4 T (L d + 40 d + 8 f) what each layer began with; one layer anew, with its gradients
+    logits          5 x 4 x 2^24          one block of them, and what is made of it (rollout.LOGITS_AT_ONCE)
     vLLM            2 P + 4 L k a token   bfloat16 weights, keys and values of everything that is sampled at once, k = key heads x head size
+
+Attention scores are not in it: a GPU keeps none. A CPU keeps those of one layer: 32 T H S for H heads and rows of S tokens.
 """
 
 import sys
@@ -57,8 +59,8 @@ def training(model: Model, gpus: int, tokens: int, lora: bool = False) -> float:
         weights = 4 * P / gpus + (4 * P if gpus > 1 else 0)
     else:
         weights = 16 * P if gpus == 1 else 12 * P / gpus + 8 * P
-    activations = 4 * tokens * (model.layers * model.hidden + 6 * model.hidden + 3 * model.inner)
-    return weights + activations + 3 * 4 * LOGITS_AT_ONCE
+    activations = 4 * tokens * (model.layers * model.hidden + 40 * model.hidden + 8 * model.inner)
+    return weights + activations + 5 * 4 * LOGITS_AT_ONCE
 
 
 def sampling(model: Model, tokens: int) -> float:
@@ -84,15 +86,14 @@ def check() -> str:
     model, _ = runtime.load_model(str(ROOT / SMOL), activation_checkpointing=True)
     args = grpo.Args(max_new_tokens=256, micro_batch_tokens=tokens)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
-    prompts, completions = [[5] * 256 for _ in range(16)], torch.randint(5, 4000, (15, 256)).tolist()
-    mask = torch.ones(15, 256)
-    batch = {"prompt_ids": prompts[:15], "completion_ids": completions, "completion_mask": mask > 0, "loss_mask": mask > 0,
-             "advantages": torch.randn(15, 1), "rollout_logprobs": torch.zeros(15, 256)}  # fmt: skip
+    mask = torch.ones(15, 256, dtype=torch.bool)  # with the prompt 16 x 256 tokens
+    batch = {"prompt_ids": [[5] * 256] * 15, "completion_ids": torch.randint(5, 4000, mask.shape).tolist(), "completion_mask": mask,
+             "loss_mask": mask, "advantages": torch.randn(15, 1), "rollout_logprobs": torch.zeros(mask.shape)}  # fmt: skip
     for _ in range(2):
         optimizer.zero_grad()
         grpo.accumulate_gradients(model, batch, slice(None), args)
         optimizer.step()
-    plan = training(MODELS["SmolLM2-135M"], 1, tokens) / 1e9
+    plan = (training(MODELS["SmolLM2-135M"], 1, tokens) + 32 * tokens * 9 * 511) / 1e9
     return f"SmolLM2-135M, {tokens} tokens, one process: {runtime.peak_gb() - before:.1f} GB, planned {plan:.1f} GB"
 
 

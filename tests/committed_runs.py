@@ -8,6 +8,11 @@ from pathlib import Path
 import tyro
 
 
+def logged_flags(config: dict, module) -> dict:
+    """The flags of a committed run; those that the script did not have then are at their defaults, which change nothing."""
+    return json.loads(json.dumps(vars(tyro.cli(module.Args, args=[])), default=str)) | config["flags"]
+
+
 def check_reported_runs(logs: Path, chosen: dict[str, str], command: Callable[[str, str, int], str], scripts: dict) -> None:
     """Every arm has its five seeds, and each log is of the script, setting and seed that `command` gives."""
     for arm, setting in chosen.items():
@@ -18,4 +23,4 @@ def check_reported_runs(logs: Path, chosen: dict[str, str], command: Callable[[s
             assert config["script"] == scripts[script].__name__ and config["flags"]["seed"] == seed, (arm, seed)
             for name, value in wanted.items():
                 if name not in ("out_dir", "resume") and value is not None:
-                    assert config["flags"][name] == value, (arm, seed, name)
+                    assert logged_flags(config, scripts[script])[name] == value, (arm, seed, name)

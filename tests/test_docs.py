@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import test_mutations
 import tyro
+from committed_runs import logged_flags
 
 import compose
 import dapo
@@ -21,6 +22,7 @@ import guide
 import h1_curriculum
 import hints
 import plot
+import rollout_vllm
 import runtime
 import sft
 import siren
@@ -34,6 +36,7 @@ from benchmarks import (
     h1_smollm2,
     hard_chains,
     horizons,
+    memory,
     real_model,
     reference,
     siren_smollm2,
@@ -43,7 +46,7 @@ from benchmarks import (
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 SCRIPTS = {"grpo.py": grpo.Args, "dapo.py": dapo.Args, "siren.py": siren.Args, "guide.py": guide.Args, "hints.py": hints.Args,
-           "h1_curriculum.py": h1_curriculum.Args, "compose.py": compose.Args,
+           "h1_curriculum.py": h1_curriculum.Args, "compose.py": compose.Args, "rollout_vllm.py": rollout_vllm.Args,
            "entropy_baselines.py": entropy_baselines.Args,
            "eval.py": evaluation.Args, "sft.py": sft.Args,
            "benchmarks/reference.py": reference.Args, "benchmarks/real_model.py": real_model.Args,
@@ -55,8 +58,8 @@ SCRIPTS = {"grpo.py": grpo.Args, "dapo.py": dapo.Args, "siren.py": siren.Args, "
 
 
 def commands(text: str) -> list[tuple[str, list[str]]]:
-    """Every `python script.py flags` in it."""
-    found = re.findall(r"python ([\w/]+\.py)([^\n&`#|;]*)", text)
+    """Every `python script.py flags` in it, `torchrun .. script.py flags` too."""
+    found = re.findall(r"(?:python|torchrun [^\n]*?) ([\w/]+\.py)([^\n&`#|;]*)", text)
     return [(script, shlex.split(flags.split("  ")[0])) for script, flags in found if script in SCRIPTS]
 
 
@@ -99,6 +102,20 @@ def test_the_gpu_command_is_planned():
     runtime.resolve_defaults(args, Model(), grpo.DEFAULTS)
     runtime.check_args(args)
     assert args.lr == 1e-6 and args.max_new_tokens == 512 and args.activation_checkpointing
+
+
+def test_the_readme_shows_the_planned_memory():
+    """A table that is not that of the formula."""
+    assert memory.table() in README
+
+
+def test_planned_memory_by_hand():
+    """A formula that forgets a part, or counts it on the wrong GPUs."""
+    model = memory.Model(parameters=1e9, layers=10, hidden=100, inner=1000, keys=50)
+    extra = 4 * 1000 * (1000 + 4000 + 8000) + 5 * 4 * 2**24  # activations of 1,000 tokens, a block of logits
+    assert memory.training(model, 1, 1000) == 16e9 + extra and memory.training(model, 4, 1000) == 3e9 + 8e9 + extra
+    assert memory.training(model, 1, 1000, lora=True) == 4e9 + extra and memory.training(model, 4, 1000, lora=True) == 5e9 + extra
+    assert memory.sampling(model, 1000) == 2e9 + 4 * 10 * 50 * 1000  # keys and values, two bytes each
 
 
 def resolved_for_7b(module, flags: list[str]):
@@ -257,7 +274,7 @@ def test_the_readme_shows_siren_on_the_real_model():
 def test_what_the_default_run_is_said_to_reach(name, module, metrics):
     """A number in a docstring that no committed log of `python guide.py` or `python h1_curriculum.py` has."""
     folder = ROOT / f"runs/reference/{name}/chain-seed0"
-    flags = json.loads((folder / "config.json").read_text())["flags"]
+    flags = logged_flags(json.loads((folder / "config.json").read_text()), module)
     defaults = json.loads(json.dumps(vars(tyro.cli(module.Args, args=[])), default=str))
     assert all(flags[name] == value for name, value in defaults.items() if value is not None) and flags["seed"] == 0
     for metric in metrics:
