@@ -2,9 +2,9 @@
 
     python rollout_vllm.py --model models/tiny --folder /tmp/weights      makes the folder for a server, and says how to start it
 
-Both read weights from a folder, at their start and again whenever trained weights are pushed, by vLLM's own `reload_weights`. In that
-folder the head is always a weight of its own: vLLM, reloading, leaves a head that is tied to the embeddings as it was. Weights are in
-bfloat16 on a GPU and in float32 on a CPU. requirements-vllm.txt says how to install vLLM.
+Both read weights from a folder, at their start and again whenever trained weights are pushed, by vLLM's own `reload_weights`; between
+GPUs a server can take them by its NCCL transfer instead. The head is always a weight of its own: vLLM, reloading, leaves a head that is
+tied to the embeddings as it was. Weights are in bfloat16 on a GPU and in float32 on a CPU. requirements-vllm.txt says how to install vLLM.
 """
 
 import atexit
@@ -48,17 +48,23 @@ def dtype_name() -> str:
     return "bfloat16" if torch.cuda.is_available() else "float32"
 
 
+def plain_weights(model) -> dict[str, torch.Tensor]:
+    """{name: weight for vLLM, each in memory of its own} on the main rank. All ranks must call it."""
+    weights = lora.merged(distributed.full_weights(model), model)
+    dtype = getattr(torch, dtype_name())
+    return {name: weight.detach().to("cpu", dtype, copy=True).contiguous() for name, weight in weights.items()} if distributed.MAIN else {}
+
+
 def write_weights(model, folder: Path) -> None:
     """The model for vLLM: config.json, and all weights in one file, which is there whole or not at all. All ranks must call it."""
-    weights = lora.merged(distributed.full_weights(model), model)
+    weights = plain_weights(model)
     if distributed.MAIN:
         dtype = getattr(torch, dtype_name())
         folder.mkdir(parents=True, exist_ok=True)
         config = copy.deepcopy(model.config)
         config.tie_word_embeddings, config.dtype, config.architectures = False, dtype, [type(model).__name__.removeprefix("FSDP")]
         config.save_pretrained(folder)
-        separate = {name: weight.detach().to("cpu", dtype, copy=True).contiguous() for name, weight in weights.items()}
-        save_file(separate, folder / "aside.tmp", metadata={"format": "pt"})
+        save_file(weights, folder / "aside.tmp", metadata={"format": "pt"})
         (folder / "aside.tmp").rename(folder / "model.safetensors")
     distributed.wait_for_all()
 
@@ -137,8 +143,10 @@ AT_ONCE = 256  # requests that are open together
 
 
 class ServerSampler:
-    """vLLM's own server, on this machine or another one that sees the same folder. While it restarts, requests wait; it then starts from
-    the folder, so with the weights that were pushed last, and equal seeds give it the same completions."""
+    """vLLM's own server, on this machine or another one. Weights go to it through a folder that both see; if it was started with a
+    transfer by NCCL and the trainer has a GPU, from GPU to GPU. While it restarts, requests wait. It then starts from the folder: with the
+    weights that were pushed last, and equal seeds give it the same completions. After a transfer by NCCL it would have older ones, and
+    the run ends so that it can be resumed."""
 
     shares_weights = False
 
@@ -147,6 +155,7 @@ class ServerSampler:
         check_version(self.ask("/version")["version"], f"--vllm-server {url}")
         served = self.ask("/v1/models")["data"][0]
         self.name, self.folder = served["id"], Path(served["root"])
+        self.nccl, self.sender, self.sent = False, None, None  # the engine of the transfer, and which weights went over it
         self.check(model)
 
     def check(self, model) -> None:
@@ -161,8 +170,9 @@ class ServerSampler:
             theirs, ours = config.get(name), getattr(model.config, name, None)
             if theirs != ours:
                 fail(f"{where}: it serves another model than --model: {name} is {theirs}, not {ours}")
-        engine = self.ask("/server_info?config_format=json")["vllm_config"]["model_config"]
-        if engine["logprobs_mode"] != SETTINGS["logprobs_mode"]:
+        engine = self.ask("/server_info?config_format=json")["vllm_config"]
+        self.nccl = torch.cuda.is_available() and (engine.get("weight_transfer_config") or {}).get("backend") == "nccl"
+        if engine["model_config"]["logprobs_mode"] != SETTINGS["logprobs_mode"]:
             fail(f"{where}: it was started without --logprobs-mode {SETTINGS['logprobs_mode']}; start it as python rollout_vllm.py says")
 
     def ask(self, path: str, body: dict | None = None) -> dict:
@@ -187,12 +197,47 @@ class ServerSampler:
             pause = min(2 * pause, 15)
 
     def load_weights(self, model) -> None:
-        write_weights(model, self.folder)
+        if self.nccl:
+            self.send(plain_weights(model))
+        else:
+            write_weights(model, self.folder)
+            if distributed.MAIN:
+                self.ask("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(self.folder)}})
         if distributed.MAIN:
-            self.ask("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(self.folder)}})
             if not self.ask("/reset_prefix_cache", {})["success"]:
                 fail(f"--vllm-server {self.url}: its cache of prompts could not be emptied; does something else use it?")
         distributed.wait_for_all()
+
+    def send(self, weights: dict[str, torch.Tensor]) -> None:
+        """From the main rank's GPU to the server's, by vLLM's transfer engine."""
+        if not distributed.MAIN:
+            return
+        from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
+        from vllm.distributed.weight_transfer.clients import HTTPVLLMWeightSyncClient
+        from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo, NCCLTrainerWeightTransferEngine
+        from vllm.utils.network_utils import get_ip, get_open_port
+
+        class Source(WeightSource):
+            def metadata(self) -> list:
+                return [ParamMeta(name, weight.dtype, tuple(weight.shape)) for name, weight in weights.items()]
+
+            def __iter__(self):
+                return ((name, weight.to("cuda")) for name, weight in weights.items())
+
+        if self.sender is None:
+            ranks = self.ask("/get_world_size")["world_size"]
+            meeting = NCCLTrainerInitInfo(get_ip(), get_open_port(), 1 + ranks, rank=0)
+            self.sender = NCCLTrainerWeightTransferEngine.trainer_init(meeting, client=HTTPVLLMWeightSyncClient(self.url), source=Source())
+        self.check_sent()
+        self.sender.source = Source()
+        self.sender.send_weights()
+        self.sent = str(time.time_ns())
+        self.ask("/update_weight_version", {"new_version": self.sent})
+
+    def check_sent(self) -> None:
+        """A server that was started again has the weights of its folder instead of those that were sent."""
+        if self.sent and self.ask("/weight_info")["weight_version"] != self.sent:
+            fail(f"--vllm-server {self.url}: it was started again and has lost the weights; --resume goes on from the last checkpoint")
 
     def generate(self, prompt_ids: list[list[int]], n: int, max_new_tokens: int, temperature: float, seeds: list[int],
                  top_p: float = 1.0) -> list[Completion]:  # fmt: skip
@@ -207,7 +252,9 @@ class ServerSampler:
             return Completion(ids, choice["logprobs"]["token_logprobs"], "stop" if ids[-1] in self.eos_ids else "length")
 
         with ThreadPoolExecutor(AT_ONCE) as threads:
-            return list(threads.map(complete, range(len(seeds))))
+            completions = list(threads.map(complete, range(len(seeds))))
+        self.check_sent()
+        return completions
 
 
 @dataclass
@@ -228,8 +275,10 @@ def main(args: Args) -> None:
     cpu = "" if torch.cuda.is_available() else f" --no-enable-chunked-prefill --kv-cache-memory-bytes {memory}"
     serve = (f"VLLM_SERVER_DEV_MODE=1 python -m vllm.entrypoints.openai.api_server --model {args.folder.absolute()} --port {args.port} "
              f"--dtype {dtype_name()} --generation-config vllm --logprobs-mode {SETTINGS['logprobs_mode']}{cpu}")  # fmt: skip
+    transfer = "\n\nadd to the server's line, for weights from GPU to GPU: --weight-transfer-config '{\"backend\": \"nccl\"}'"
     print(f"wrote {args.folder.absolute()}; start the server with\n\n{serve}\n\n"
-          f"and the run with --vllm-server http://localhost:{args.port} (or that machine's name)")  # fmt: skip
+          f"and the run with --vllm-server http://localhost:{args.port} (or that machine's name)"
+          + transfer * torch.cuda.is_available())  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -111,6 +111,9 @@ def load_model(name: str, activation_checkpointing: bool = False,
                 setattr(module, dropout, 0.0)
     if model.get_output_embeddings() is None:
         fail(f"--model {name}: is no causal language model with an output head")
+    tokens = max(tokenizer.get_vocab().values()) + 1
+    if model.get_input_embeddings().num_embeddings > tokens:  # rows that only fill up would be sampled, and mean nothing
+        model.resize_token_embeddings(tokens)
     if lora_rank:
         lora.add_adapter(model, lora_rank, name)
     if activation_checkpointing:

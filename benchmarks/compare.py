@@ -24,6 +24,7 @@ from statistics import median
 
 import torch
 import tyro
+from transformers import AutoModelForCausalLM
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -186,7 +187,7 @@ def floor(work: Work, threads: int, seconds_each: float = 0.3) -> dict:
     """The matrix products of one on-policy step at the rates that they run at here: prompts once and N rows token by token when
     sampling; forward and backward of every distinct token when training, the head at completion tokens only."""
     torch.set_num_threads(threads)
-    model, _ = runtime.load_model(str(ROOT / work.model))
+    model = AutoModelForCausalLM.from_pretrained(ROOT / work.model, dtype=torch.float32)
     head = model.get_output_embeddings()
     shapes = [tuple(module.weight.shape) for module in model.modules() if isinstance(module, torch.nn.Linear) and module is not head]
     rows, prompt_tokens = work.prompts * work.group_size, work.prompts * (work.prompt_tokens - 1)

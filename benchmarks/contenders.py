@@ -45,13 +45,17 @@ def serve(do) -> None:
 def ours(work: dict):
     """Model, ids of the prompts, sampler, and a function that samples them."""
     sys.path.insert(0, str(Path(__file__).parents[1]))
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     import runtime
     from rollout import HFSampler, completion_seed
 
     if work.get("keep_memory", True):
         runtime.keep_freed_memory()
     switch_off(work.get("off"))
-    model, tokenizer = runtime.load_model(work["model"], work.get("checkpointing", False))
+    model = AutoModelForCausalLM.from_pretrained(work["model"], dtype=torch.float32).train()  # with the whole of its vocabulary
+    tokenizer = AutoTokenizer.from_pretrained(work["model"])
     ids = [tokenizer.encode(prompt) for prompt in work["prompts"]]
     sampler = HFSampler(model, [-1] if work["forced"] else runtime.eos_ids(model, tokenizer))
     seeds = [completion_seed(SEED, 1, row, 0, 0) for row in range(len(ids) * work["group_size"])]

@@ -9,6 +9,7 @@ from random_model import EOS, distance, distributions, gradient, one_token_at_a_
 from transformers import AutoConfig, AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 
 import rollout
+import runtime
 from rollout import Completion, HFSampler, Rollout, check_model, completion_seed, draw, micro_batches, pad, score, score_all
 from shared_prompts import Grid, GrowingStretch
 from tasks import Grade, Problem
@@ -585,6 +586,20 @@ def test_sampling_leaves_the_models_mode_and_gradients_alone():
     assert model.training and gradient(model).count_nonzero() == 0
     sample(model.eval(), tokens=2)
     assert not model.training
+
+
+def test_ids_that_are_no_token_are_never_sampled(toy_model, tmp_path):
+    """Catches rows that only fill a vocabulary up to a round number, as Qwen's do, taken for tokens."""
+    model, tokenizer = runtime.load_model(toy_model)
+    tokens = len(tokenizer)
+    model.resize_token_embeddings(tokens + 16, mean_resizing=False)
+    with torch.no_grad():
+        model.lm_head.weight[tokens:] = 3 * torch.randn(16, 32)  # of tokens they would be the most likely ones
+    runtime.save_model(tmp_path / "filled", model, tokenizer)
+    loaded, _ = runtime.load_model(str(tmp_path / "filled"))
+    completions = HFSampler(loaded, [tokenizer.eos_token_id]).generate([[5, 6, 7]], 8, 16, 1.0, list(range(8)))
+    assert max(token for completion in completions for token in completion.ids) < tokens == loaded.config.vocab_size
+    assert torch.equal(loaded.lm_head.weight, model.lm_head.weight[:tokens])
 
 
 def test_load_weights_changes_the_policy_that_samples():

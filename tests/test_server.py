@@ -1,8 +1,11 @@
 """The sampler that asks a vLLM server, against a server that says what vLLM's would: requests, refusals, restarts."""
 
 import json
+import sys
 import threading
+from collections import namedtuple
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,6 +27,8 @@ class Server:
             "/server_info": {"vllm_config": {"model_config": {"logprobs_mode": "processed_logprobs"}}},
             "/collective_rpc": {"results": [None]},
             "/reset_prefix_cache": {"success": True},
+            "/get_world_size": {"world_size": 3},
+            "/update_weight_version": {"success": True},
         }
         self.start()
 
@@ -104,6 +109,71 @@ def test_weights_are_written_before_the_server_reads_them(world):
     assert server.requests == [("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}),
                                ("/reset_prefix_cache", {})]  # fmt: skip
     assert not list(folder.glob("*.tmp"))
+
+
+@pytest.fixture
+def nccl(monkeypatch):
+    """vLLM's side of a transfer from GPU to GPU, which cannot be run here: what it is given, and what it is told to send."""
+    seen = []
+
+    class Engine:
+        @classmethod
+        def trainer_init(cls, meeting, client, source):
+            seen.append(("meet", meeting, client))
+            return cls()
+
+        def send_weights(self):
+            moved = [(name, tuple(weight.shape), weight.dtype) for name, weight in self.source]
+            assert moved == [(part.name, part.shape, part.dtype) for part in self.source.metadata()]
+            seen.append(("send", dict(self.source)))
+
+    modules = {"base": dict(ParamMeta=namedtuple("ParamMeta", "name dtype shape"), WeightSource=object),
+               "clients": dict(HTTPVLLMWeightSyncClient=lambda url: url),
+               "nccl_engine": dict(NCCLTrainerInitInfo=lambda *place, rank: (*place, rank),
+                                   NCCLTrainerWeightTransferEngine=Engine)}  # fmt: skip
+    modules = {f"distributed.weight_transfer.{name}": content for name, content in modules.items()}
+    modules["utils.network_utils"] = dict(get_ip=lambda: "here", get_open_port=lambda: 4321)
+    for name, content in modules.items():
+        monkeypatch.setitem(sys.modules, f"vllm.{name}", SimpleNamespace(**content))
+    for name in ("vllm", "vllm.distributed", "vllm.distributed.weight_transfer", "vllm.utils"):
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace(__path__=[]))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(rollout_vllm, "dtype_name", lambda: "float32")
+    move = torch.Tensor.to
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, *where, **how: tensor if where == ("cuda",) else move(tensor, *where, **how))
+    return seen
+
+
+def test_weights_from_gpu_to_gpu(world, nccl):
+    """Catches a group of another size than trainer and workers, a tied head that is left out, and a cache of prompts that is kept."""
+    server, model, _ = world
+    server.answers["/server_info"]["vllm_config"]["weight_transfer_config"] = {"backend": "nccl"}
+    sampler = ServerSampler(server.url, model, [EOS])
+    for _ in range(2):
+        with torch.no_grad():
+            model.get_input_embeddings().weight.add_(1.0)
+        sampler.load_weights(model)
+        server.answers["/weight_info"] = {"weight_version": sampler.sent}
+    assert [what for what, *_ in nccl] == ["meet", "send", "send"]
+    assert nccl[0][1:] == (("here", 4321, 4, 0), server.url.rstrip("/"))
+    sent = nccl[-1][1]
+    assert all(torch.equal(sent[name], model.lm_head.weight) for name in ("lm_head.weight", "model.embed_tokens.weight"))
+    assert [path for path, _ in server.requests if path == "/reset_prefix_cache"] == ["/reset_prefix_cache"] * 2
+    assert not any(path == "/collective_rpc" for path, _ in server.requests)
+
+
+def test_a_restart_that_loses_sent_weights_ends_the_run(world, nccl):
+    """Catches completions of a policy that is older than the one that is trained."""
+    server, model, _ = world
+    server.answers["/server_info"]["vllm_config"]["weight_transfer_config"] = {"backend": "nccl"}
+    sampler = ServerSampler(server.url, model, [EOS])
+    sampler.load_weights(model)
+    server.answers["/weight_info"] = {"weight_version": sampler.sent}
+    sampler.generate([[5]], 1, 9, 1.0, [1])
+    server.answers["/weight_info"] = {"weight_version": "default"}
+    for use in (lambda: sampler.generate([[5]], 1, 9, 1.0, [1]), lambda: sampler.load_weights(model)):
+        with pytest.raises(SystemExit, match="has lost the weights; --resume goes on"):
+            use()
 
 
 def test_requests_wait_for_a_server_that_restarts(world):
