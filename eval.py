@@ -27,7 +27,6 @@ from typing import Annotated, Literal
 import numpy as np
 import tyro
 
-import distributed
 import runtime
 from rollout import completion_seed, encode_prompt, make_sampler, sample_rollout
 from runtime import EVAL_SEED, fail
@@ -644,8 +643,7 @@ def main(args: Args) -> dict:
     if args.plot:
         print(plot_results(args.plot, args.out_dir))
         return {}
-    if distributed.WORLD_SIZE > 1:
-        fail("eval.py runs in one process; start it without torchrun, one evaluation on each GPU (CUDA_VISIBLE_DEVICES)")
+    runtime.in_one_process("eval.py")
     runtime.keep_freed_memory()
     args = replace(args)
     check_args(args)

@@ -62,6 +62,12 @@ def start_process() -> None:
     distributed.start()
 
 
+def in_one_process(script: str) -> None:
+    """Refuse several processes, which would do the same thing side by side."""
+    if distributed.WORLD_SIZE > 1:
+        fail(f"{script} runs in one process; start it without torchrun, one on each GPU (CUDA_VISIBLE_DEVICES)")
+
+
 def keep_freed_memory() -> None:
     """Tell glibc to keep freed pages for the next tensor; without it a CPU step spends much of its time in page faults."""
     try:

@@ -27,7 +27,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from rollout import encode_prompt, score
-from runtime import keep_freed_memory
+from runtime import in_one_process, keep_freed_memory
 from tasks import LETTERS, ChainTask, Problem, hint_text, hinted_steps, run_program, start_number, with_hint, write_chain
 
 PAD, END, SYSTEM, USER, ASSISTANT = "<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"
@@ -181,6 +181,7 @@ def learning_rate(args: Args, step: int) -> float:
 
 
 def main(args: Args) -> None:
+    in_one_process("sft.py")
     if args.out_dir.exists():
         sys.exit(f"--out-dir {args.out_dir} exists; choose another folder or remove it")
     keep_freed_memory()

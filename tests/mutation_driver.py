@@ -16,8 +16,11 @@ from pathlib import Path
 
 import matplotlib.pyplot  # noqa: F401
 import numpy  # noqa: F401
+import peft  # noqa: F401
 import pytest
 import torch  # noqa: F401
+import torch.distributed.checkpoint.state_dict  # noqa: F401
+import torch.distributed.fsdp  # noqa: F401
 import torch.utils.checkpoint  # noqa: F401
 import tyro  # noqa: F401
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM  # noqa: F401

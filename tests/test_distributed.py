@@ -14,6 +14,10 @@ import toys
 from distributed_driver import RUNS
 from safetensors.torch import load_file
 
+import distributed
+import eval as evaluation
+import sft
+
 TESTS = Path(__file__).resolve().parent
 
 
@@ -88,3 +92,11 @@ def test_messages_come_once(toy_model, tmp_path):
     process = launch(2, toy_model + "-that-is-not-there", tmp_path, "grpo")
     output, _ = process.communicate(timeout=120)
     assert process.returncode != 0 and output.count("error: --model") == 1, output
+
+
+@pytest.mark.parametrize("module, flags", [(evaluation, {"model": "models/tiny"}), (sft, {})])
+def test_scripts_of_one_process_refuse_others(module, flags, monkeypatch):
+    """Catches ranks that all write the same folder."""
+    monkeypatch.setattr(distributed, "WORLD_SIZE", 2)
+    with pytest.raises(SystemExit, match=rf"{module.__name__}.py runs in one process; start it without torchrun"):
+        module.main(module.Args(**flags))
