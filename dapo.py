@@ -33,7 +33,7 @@ import torch
 import tyro
 
 import runtime
-from distributed import clip_gradients, total
+from distributed import clip_gradients, gather_weights, total
 from eval import evaluate
 from rollout import (
     completion_seed,
@@ -199,6 +199,7 @@ def accumulate_gradients(model, batch: dict, rows: slice, args: Args) -> Counter
     batch holds lists prompt_ids and completion_ids [N] and tensors advantages [N, 1], completion_mask, loss_mask,
     rollout_logprobs and (with several updates) old_logprobs [N, T]. Returns sums for the log.
     """
+    gather_weights(model)
     sums = Counter()
     weights = torch.zeros_like(batch["rollout_logprobs"])  # [N, T], made before the split so that it does not depend on it
     weights[rows] = token_mean(batch["loss_mask"][rows], args.max_new_tokens)
@@ -342,9 +343,10 @@ def main(args: Args, task=None, sampler=None) -> Path:
         if kept:
             run.sample(step, rollout, advantages)
         state["step"] = step
-        if step % args.save_every == 0 or last or stop.requested:
+        stopping = stop.requested
+        if step % args.save_every == 0 or last or stopping:
             runtime.save_checkpoint(args.out_dir / "last", model, tokenizer, optimizer, state)
-        if stop.requested and not last:
+        if stopping and not last:
             return run.interrupted()
 
     # --- the best checkpoint by dev, measured on test

@@ -1,4 +1,4 @@
-"""Several processes on one model: `torchrun --nproc-per-node N grpo.py`. In one process everything here does nothing.
+"""Several processes on one model: `torchrun --nproc-per-node N grpo.py`. In one process nothing here is shared or waits.
 
 Ranks share the work in two places: each samples and grades some of the prompts, and each scores some of the rows. What they made is
 gathered at once, so that rollout, advantages, weights, denominators and statistics are those of the whole batch on every rank, computed
@@ -12,6 +12,7 @@ import atexit
 import os
 from collections import Counter
 from dataclasses import replace
+from datetime import timedelta
 from types import MethodType
 
 import torch
@@ -29,6 +30,7 @@ from torch.distributed.tensor import DTensor
 RANK, WORLD_SIZE, LOCAL_RANK = (int(os.environ.get(name, default)) for name, default in
                                 (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))  # fmt: skip
 MAIN = RANK == 0  # the rank that writes files and speaks
+PATIENCE = timedelta(hours=2)  # with a rank that writes a large checkpoint, or waits for a server
 
 
 def start() -> None:
@@ -36,7 +38,7 @@ def start() -> None:
     if WORLD_SIZE > 1 and not dist.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(LOCAL_RANK)
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
         atexit.register(dist.destroy_process_group)
 
 
@@ -150,19 +152,22 @@ def full_weights(model) -> dict[str, torch.Tensor]:
 def full_optimizer(model, optimizer) -> dict:
     """The optimizer's state by names of weights, whole, on the main rank. All ranks must call it."""
     release_weights(model)
+    if not optimizer.state:  # torch would make one, as after a first step
+        return {"state": {}, "param_groups": []}
     return get_optimizer_state_dict(model, optimizer, options=options())
 
 
 def load_weights(model, weights: dict, strict: bool = True) -> None:
-    """Each rank takes its part of whole weights; not `strict`: those that are not given stay."""
+    """Each rank takes its part of whole weights, which the main one has; not `strict`: those that are not given stay."""
     release_weights(model)
     if isinstance(model, FSDPModule):
-        set_model_state_dict(model, weights, options=replace(options(), strict=strict))
+        set_model_state_dict(model, weights, options=replace(options(), strict=strict, broadcast_from_rank0=True))
     else:
         model.load_state_dict(weights, strict=strict)
 
 
 def load_optimizer(model, optimizer, state: dict) -> None:
-    """Each rank takes its part of what `full_optimizer` returned on the main one."""
+    """Each rank takes its part of what `full_optimizer` returned on the main one; the others have {}."""
     release_weights(model)
-    set_optimizer_state_dict(model, optimizer, state, options=options())
+    if any_rank(bool(state.get("state"))):
+        set_optimizer_state_dict(model, optimizer, state, options=replace(options(), broadcast_from_rank0=WORLD_SIZE > 1))

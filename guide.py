@@ -49,7 +49,7 @@ import torch
 import tyro
 
 import runtime
-from distributed import clip_gradients, total
+from distributed import clip_gradients, gather_weights, total
 from eval import evaluate
 from rollout import (
     Rollout,
@@ -279,6 +279,7 @@ def accumulate_gradients(model, batch: dict, rows: slice, args: Args) -> Counter
     batch holds lists prompt_ids (those that are trained: plain) and completion_ids [N] and tensors advantages and guided [N, 1],
     completion_mask, loss_mask, rollout_logprobs and, where they are needed, old_logprobs [N, T]. Returns sums for the log.
     """
+    gather_weights(model)
     sums = Counter()
     weights = torch.zeros_like(batch["rollout_logprobs"])  # [N, T], made before the split so that it does not depend on it
     weights[rows] = AGGREGATIONS[args.aggregation](batch["loss_mask"][rows], args.max_new_tokens)
@@ -421,7 +422,7 @@ def main(args: Args, task=None, sampler=None) -> Path:
     state = {"step": 0, "tokens": 0, "best": -1.0, "skips_in_a_row": 0, "test_before": {}, "solved": []}
     state = (runtime.load_checkpoint(args.out_dir / "last", model, optimizer) if args.resume else None) or state
     run.start(state["step"])
-    run.say(f"hints: {hints_found}")
+    runtime.say(f"hints: {hints_found}")
     stop = runtime.StopRequest()
     G = args.group_size
     sampling = dict(group_size=G, max_new_tokens=args.max_new_tokens, temperature=args.temperature, system=args.system_prompt)
@@ -527,9 +528,10 @@ def main(args: Args, task=None, sampler=None) -> Path:
         if kept:
             run.sample(step, rollout, advantages, guided=guided[:G, 0].tolist())
         state["step"] = step
-        if step % args.save_every == 0 or last or stop.requested:
+        stopping = stop.requested
+        if step % args.save_every == 0 or last or stopping:
             runtime.save_checkpoint(args.out_dir / "last", model, tokenizer, optimizer, state)
-        if stop.requested and not last:
+        if stopping and not last:
             return run.interrupted()
 
     # --- the best checkpoint by dev, measured on test

@@ -49,7 +49,7 @@ import torch
 import tyro
 
 import runtime
-from distributed import clip_gradients, total
+from distributed import clip_gradients, gather_weights, total
 from eval import evaluate
 from rollout import (
     completion_seed,
@@ -300,6 +300,7 @@ def accumulate_gradients(model, batch: dict, rows: slice, args: Args) -> Counter
     batch holds lists prompt_ids and completion_ids [N] and tensors advantages [N, 1], completion_mask, loss_mask,
     rollout_logprobs and (with several updates) old_logprobs [N, T], and longest. Returns sums for the log.
     """
+    gather_weights(model)
     sums = Counter()
     weights = torch.zeros_like(batch["rollout_logprobs"])  # [N, T], made before the split so that it does not depend on it
     weights[rows] = constant(batch["loss_mask"][rows], batch["longest"])
@@ -389,7 +390,7 @@ def check_schedule(args: Args, task) -> None:
     args.steps_per_stage = args.steps_per_stage or math.ceil(args.steps / args.max_horizon)
     stages = math.ceil(args.steps / args.steps_per_stage)
     if stages < args.max_horizon and args.advance_at is None:
-        print(f"--steps {args.steps}: end in stage {stages} of {args.max_horizon}")
+        runtime.say(f"--steps {args.steps}: end in stage {stages} of {args.max_horizon}")
 
 
 def check_budgets(args: Args) -> None:
@@ -543,10 +544,11 @@ def main(args: Args, task=None, sampler=None) -> Path:
                 probe_gap(sampler, model, tokenizer, task, args)
             state |= {"stage": state["stage"] + 1, "stage_step": 0, "stage_tokens": 0, "stage_best": -1.0}
             if not last:  # else no stage comes next
-                run.say(f"next: stage {state['stage']}, chains of {state['stage']} steps, from the best model of the stage before")
-        if step % args.save_every == 0 or last or stop.requested or stage_over:
+                runtime.say(f"next: stage {state['stage']}, chains of {state['stage']} steps, from the best model of the stage before")
+        stopping = stop.requested
+        if step % args.save_every == 0 or last or stopping or stage_over:
             runtime.save_checkpoint(args.out_dir / "last", model, tokenizer, optimizer, state)
-        if stop.requested and not last:
+        if stopping and not last:
             return run.interrupted()
 
     # --- the best checkpoint by dev, measured on test

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+from transformers.pytorch_utils import Conv1D
 
 SCALING = 2.0  # alpha / r
 PREFIX = "base_model.model."  # of names in a file of peft
@@ -21,6 +22,8 @@ def add_adapter(model, rank: int, name: str) -> None:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
         raise SystemExit("error: --lora-rank: the package peft is not installed; run: pip install peft") from None
+    if any(isinstance(module, Conv1D) for module in model.modules()):
+        raise SystemExit(f"error: --lora-rank: {name} keeps its weights transposed (as GPT-2 does), which is not supported; leave it out")
     config = LoraConfig(r=rank, lora_alpha=round(SCALING * rank), target_modules="all-linear", base_model_name_or_path=name,
                         task_type="CAUSAL_LM")  # fmt: skip
     inject_adapter_in_model(config, model)
@@ -36,6 +39,7 @@ def merged(weights: dict[str, torch.Tensor], model) -> dict[str, torch.Tensor]:
     """The weights of a plain model; `weights` are all of this one, under the names that they have with adapters (or none of them: {})."""
     if not has_adapter(model):
         return weights
+    weights = {name: weight.detach().cpu() for name, weight in weights.items()}
     plain = {name.replace(".base_layer", ""): weight for name, weight in weights.items() if ".lora_" not in name}
     for name in weights:
         if ".lora_A." in name:

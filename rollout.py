@@ -301,7 +301,8 @@ def probe_gap(sampler, model: PreTrainedModel, tokenizer, task, args) -> None:
     """
     prompts = [encode_prompt(tokenizer, task.problem("dev", index, args.seed).prompt, args.system_prompt) for index in range(4)]
     seeds = [completion_seed(args.seed, 0, index, 0, 0) for index in range(4)]
-    completions = sampler.generate(prompts, 1, min(32, args.max_new_tokens), args.temperature, seeds)
+    completions = sampler.generate(prompts, 1, min(32, args.max_new_tokens), args.temperature, seeds) if distributed.MAIN else []
+    completions = distributed.gather(completions)  # the same for all ranks
     logprobs, _ = score_all(model, prompts, [c.ids for c in completions], args.temperature, args.micro_batch_tokens)
     gaps = [abs(ours - theirs) for row, c in zip(logprobs.tolist(), completions) for ours, theirs in zip(row, c.logprobs)]
     runtime.check_gap(sum(gaps) / len(gaps), args)
@@ -388,6 +389,8 @@ def score_all(model, prompt_ids, completion_ids, temperature: float, tokens: int
         for rows in micro_batches(prompt_ids, completion_ids, tokens):
             columns = score(model, prompt_ids[rows], completion_ids[rows], temperature, token_function)
             found.append((rows.start, [torch.nn.functional.pad(column, (0, width - column.shape[1])) for column in columns]))
+    if not model.training:  # a reference model, which is not needed again in this step
+        distributed.release_weights(model)
     if distributed.WORLD_SIZE > 1:
         found = distributed.gather([(first, [column.cpu() for column in columns]) for first, columns in found])
         found = [(first, [column.to(model.device) for column in columns]) for first, columns in sorted(found, key=lambda part: part[0])]

@@ -127,7 +127,7 @@ def load_model(name: str, activation_checkpointing: bool = False,
     if torch.cuda.is_available():
         model.to("cuda")
         body = model.base_model
-        body.forward = torch.autocast("cuda", torch.bfloat16)(body.forward)
+        body.forward = torch.autocast("cuda", torch.bfloat16, cache_enabled=False)(body.forward)  # its copies of all weights would stay
     distributed.shard(model)
     return model.train(), tokenizer
 
@@ -222,7 +222,8 @@ def load_checkpoint(folder: Path, model, optimizer) -> dict | None:
     for candidate in (folder, folder.with_name(folder.name + ".old")):
         if (candidate / "state.json").exists():
             load_weights(candidate, model)
-            distributed.load_optimizer(model, optimizer, torch.load(candidate / "optimizer.pt", map_location="cpu", weights_only=True))
+            state = torch.load(candidate / "optimizer.pt", map_location="cpu", weights_only=True) if distributed.MAIN else {}
+            distributed.load_optimizer(model, optimizer, state)
             return json.loads((candidate / "state.json").read_text())
     return None
 
@@ -231,15 +232,16 @@ def load_weights(folder: Path, model) -> None:
     """Copy the weights of a saved folder into a model of the same shape."""
     distributed.wait_for_all()  # until the main rank has written it
     if lora.has_adapter(model):
-        distributed.load_weights(model, lora.load_adapter(folder / "adapter"), strict=False)
+        distributed.load_weights(model, lora.load_adapter(folder / "adapter") if distributed.MAIN else {}, strict=False)
     else:
-        saved = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        distributed.load_weights(model, saved.state_dict())
+        saved = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict() if distributed.MAIN else {}
+        distributed.load_weights(model, saved)
 
 
 # --- the output folder, the log and the screen ----------------------------------------------------------------------------
 
-MAY_CHANGE_ON_RESUME = {"steps", "token_budget", "save_every", "out_dir", "resume", "track", "vllm_server", "vllm_memory"}
+MAY_CHANGE_ON_RESUME = {"steps", "token_budget", "save_every", "out_dir", "resume", "track", "micro_batch_tokens",
+                        "activation_checkpointing", "vllm_server", "vllm_memory"}  # fmt: skip
 
 COLUMNS = [  # title, metric, width, format
     ("reward", "reward/mean", 6, ".3f"),
@@ -336,11 +338,11 @@ class Run:
             truncate_log(self.dir / name, self.first_step or -1)  # no checkpoint yet: step 0 is logged again too
         self.tracker = open_tracker(self.args.track, self.dir, self.config)
         flags, rows = self.args, self.args.prompts_per_step * self.args.group_size
-        self.say(f"{self.config['parameters']:,} parameters on {self.config['device']}; task {self.task}; lr {flags.lr:g}")
-        self.say(f"{flags.steps} steps of {flags.prompts_per_step} prompts x {flags.group_size} completions of at most "
+        say(f"{self.config['parameters']:,} parameters on {self.config['device']}; task {self.task}; lr {flags.lr:g}")
+        say(f"{flags.steps} steps of {flags.prompts_per_step} prompts x {flags.group_size} completions of at most "
                  f"{flags.max_new_tokens} tokens ({rows * flags.max_new_tokens:,} tokens a step at most)")  # fmt: skip
         resumed = f", going on after step {steps_done}" if steps_done else ""
-        self.say(f"output: {self.dir}{resumed}")
+        say(f"output: {self.dir}{resumed}")
 
     def log(self, record: dict) -> None:
         """Append one step's record and show it."""
@@ -369,25 +371,25 @@ class Run:
         if step % 10 == 1:
             problem, grade = rollout.problems[0], rollout.grades[0]
             text = "\n".join(f"  | {line}" for line in f"{problem.prompt}\n> {rollout.texts[0]}".splitlines())
-            self.say(f"{text}\n  | gold {problem.answer}, parsed {grade.parsed}, reward {grade.score:g} ({grade.why})")
+            say(f"{text}\n  | gold {problem.answer}, parsed {grade.parsed}, reward {grade.score:g} ({grade.why})")
 
     def show(self, record: dict) -> None:
         evals = [f"{name} {value:.3f}" for name, value in record.items() if "/avg@" in name]
         if "reward/mean" in record:
             if self.lines % 20 == 0:
-                self.say(f"{'step':>9} | " + " ".join(f"{title:>{width}}" for title, _, width, _ in COLUMNS) + " | left")
+                say(f"{'step':>9} | " + " ".join(f"{title:>{width}}" for title, _, width, _ in COLUMNS) + " | left")
             self.lines += 1
             step, steps = record["step"], self.args.steps
             record = record | {"time/step": sum(value for name, value in record.items() if name.startswith("time/"))}
             cells = [f"{record[name]:>{width}{form}}" if record.get(name) is not None else " " * width for _, name, width, form in COLUMNS]
             left = (time.time() - self.started) / (step - self.first_step) * (steps - step)
-            self.say(f"{step:>4}/{steps:<4} | {' '.join(cells)} | {minutes(left)}")
+            say(f"{step:>4}/{steps:<4} | {' '.join(cells)} | {minutes(left)}")
         if evals:
-            self.say("  " + "   ".join(evals))
+            say("  " + "   ".join(evals))
 
     def interrupted(self) -> Path:
         self.close()
-        self.say(f"stopped and saved; the same command with --resume --out-dir {self.dir} goes on")
+        say(f"stopped and saved; the same command with --resume --out-dir {self.dir} goes on")
         return self.dir / "last"
 
     def finish(self, model, tokenizer, before: dict, after: dict) -> Path:
@@ -399,12 +401,12 @@ class Run:
         from plot import plot_run  # matplotlib is only needed here
 
         plot_run(self.dir)
-        self.say(f"\n{'test (best checkpoint by dev)':32} {'before':>8} {'after':>8}")
+        say(f"\n{'test (best checkpoint by dev)':32} {'before':>8} {'after':>8}")
         for name, value in after.items():
-            self.say(f"{name.split('/', 1)[1]:32} {before[name]:8.3f} {value:8.3f}")
-        self.say(f"\ntook {minutes(time.time() - self.started)}; curves: {self.dir / 'curves.png'}; model: {final}")
+            say(f"{name.split('/', 1)[1]:32} {before[name]:8.3f} {value:8.3f}")
+        say(f"\ntook {minutes(time.time() - self.started)}; curves: {self.dir / 'curves.png'}; model: {final}")
         if self.args.task is not None:
-            self.say(f"evaluate it: {self.eval_command(final)}")
+            say(f"evaluate it: {self.eval_command(final)}")
         self.close()
         return final
 
@@ -426,10 +428,6 @@ class Run:
             command += ["--max-new-tokens", str(self.args.max_new_tokens)]
         return shlex.join(command)
 
-    def say(self, text: str) -> None:
-        if distributed.MAIN:
-            print(text, flush=True)
-
 
 def marked_tokens(tokenizer, completion_ids: list[list[int]], selected: torch.Tensor) -> list[str]:
     """The completions with [[ ]] round the selected tokens [N, T], for a reader of samples.jsonl."""
@@ -441,6 +439,12 @@ def marked_tokens(tokenizer, completion_ids: list[list[int]], selected: torch.Te
             marked += f"[[{text[len(before) :]}]]" if chosen else text[len(before) :]
         texts.append(marked)
     return texts
+
+
+def say(text: str) -> None:
+    """Print, once for all ranks."""
+    if distributed.MAIN:
+        print(text, flush=True)
 
 
 def minutes(seconds: float) -> str:
@@ -606,8 +610,7 @@ class StopRequest:
     def _first(self, *_):
         self.here = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        if distributed.MAIN:
-            print("\nfinishing this step, then saving; press Ctrl-C again to stop at once", flush=True)
+        say("\nfinishing this step, then saving; press Ctrl-C again to stop at once")
 
     @property
     def requested(self) -> bool:

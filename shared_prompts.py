@@ -148,7 +148,10 @@ def attention(module, query, key, value, attention_mask, scaling, dropout=0.0, s
         seen = [torch.ones(1, 1, 1, part.shape[2], dtype=torch.bool, device=part.device) if hide is None else ~hide
                 for hide, part in zip(hidden, keys)]  # fmt: skip
         mask = torch.cat([part.expand(N, 1, T, -1) for part in seen], dim=-1)
-        output = scaled_dot_product_attention(query, torch.cat(keys, 2), torch.cat(values, 2), mask, scale=scaling, enable_gqa=H != K)
+        keys, values, repeat = torch.cat(keys, 2), torch.cat(values, 2), H != K
+        if repeat and query.is_cuda:  # whose kernels know either a mask or shared key heads; without one of them they keep all scores
+            keys, values, repeat = keys.repeat_interleave(H // K, 1), values.repeat_interleave(H // K, 1), False
+        output = scaled_dot_product_attention(query, keys, values, mask, scale=scaling, enable_gqa=repeat)
     else:
         query = (query * scaling).reshape(N, K, -1, D)  # the heads that share a key head are so many queries of it
         scores = [spread(gather(query, grid) @ keys.transpose(-1, -2), grid) for keys, _, grid in above]

@@ -53,7 +53,7 @@ import torch
 import tyro
 
 import runtime
-from distributed import clip_gradients, total
+from distributed import clip_gradients, gather_weights, total
 from eval import evaluate
 from rollout import (
     completion_seed,
@@ -288,6 +288,7 @@ def accumulate_gradients(model, batch: dict, rows: slice, args: Args, anchor: fl
     rollout_logprobs, (with several updates) old_logprobs and selected [N, T], in which the tokens that were regularised are noted.
     Returns sums for the log.
     """
+    gather_weights(model)
     sums = Counter()
     weights = torch.zeros_like(batch["rollout_logprobs"])  # [N, T], made before the split so that it does not depend on it
     weights[rows] = constant(batch["loss_mask"][rows], args.max_new_tokens)
@@ -433,9 +434,10 @@ def main(args: Args, task=None, sampler=None) -> Path:
         run.log(record)
         run.sample(step, rollout, advantages, selected=runtime.marked_tokens(tokenizer, rollout.completion_ids[:G], batch["selected"]))
         state["step"] = step
-        if step % args.save_every == 0 or last or stop.requested:
+        stopping = stop.requested
+        if step % args.save_every == 0 or last or stopping:
             runtime.save_checkpoint(args.out_dir / "last", model, tokenizer, optimizer, state)
-        if stop.requested and not last:
+        if stopping and not last:
             return run.interrupted()
 
     # --- the best checkpoint by dev, measured on test

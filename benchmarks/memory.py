@@ -11,8 +11,11 @@ P parameters, L layers of hidden size d and inner size f, N GPUs, T = --micro-ba
     activations     4 T (L d + 40 d + 8 f) what each layer began with; one layer anew, with its gradients
     logits          5 x 4 x 2^24          one block of them, and what is made of it (rollout.LOGITS_AT_ONCE)
     vLLM            2 P + 4 L k a token   bfloat16 weights, keys and values of everything that is sampled at once, k = key heads x head size
+    transformers    8 L k a token         keys and values in float32; up to twice that, since buffers double
+    host            4 P a rank            while the model is loaded; the main rank 16 P when a run is resumed
 
-Attention scores are not in it: a GPU keeps none. A CPU keeps those of one layer: 32 T H S for H heads and rows of S tokens.
+Attention scores are not in it. Rows longer than twice a head's size leave them to the GPU's kernel, which keeps none; shorter ones, and a
+CPU, have those of one layer: 32 T H S for H heads and rows of S tokens.
 """
 
 import sys
@@ -28,7 +31,7 @@ import grpo  # noqa: E402
 import runtime  # noqa: E402
 from rollout import LOGITS_AT_ONCE  # noqa: E402
 
-GPU = 80e9  # bytes of the GPU that the table plans for
+FITS = 68e9  # bytes: a GPU of 80 GB, less what a plan forgets
 SMOL = "runs/SmolLM2-135M-Instruct"
 
 
@@ -63,19 +66,20 @@ def training(model: Model, gpus: int, tokens: int, lora: bool = False) -> float:
     return weights + activations + 5 * 4 * LOGITS_AT_ONCE
 
 
-def sampling(model: Model, tokens: int) -> float:
-    """Bytes of vLLM with the keys and values of so many tokens."""
-    return 2 * model.parameters + 4 * model.layers * model.keys * tokens
+def sampling(model: Model, tokens: int, vllm: bool) -> float:
+    """Bytes of a sampler's keys and values for so many tokens, and of vLLM's weights."""
+    keys_and_values = 2 * model.layers * model.keys * tokens
+    return 2 * keys_and_values + 2 * model.parameters if vllm else 4 * keys_and_values
 
 
 def table() -> str:
-    """Planned memory by layout, in GB of each GPU; those above an 80 GB GPU struck out."""
-    layouts = {"1 GPU": (1, 16384, False), "1 GPU, LoRA": (1, 16384, True), "2 GPUs": (2, 16384, False), "8 GPUs": (8, 16384, False),
-               "8 GPUs, `--micro-batch-tokens 4096`": (8, 4096, False)}  # fmt: skip
-    lines = ["| GB of each GPU | " + " | ".join(layouts) + " | vLLM, 100k tokens at once |", "|---" * (len(layouts) + 2) + "|"]
+    """Planned memory by layout, in GB of each GPU; struck out what does not fit."""
+    layouts = {"1 GPU": (1, 16384, False), "1 GPU, LoRA": (1, 16384, True), "2 GPUs": (2, 16384, False), "8 GPUs": (8, 16384, False)}
+    samplers = {"sampling 100k tokens at once: vLLM": True, "transformers": False}
+    lines = ["| GB of each GPU | " + " | ".join([*layouts, *samplers]) + " |", "|---" * (len(layouts) + len(samplers) + 1) + "|"]
     for name, model in MODELS.items():
-        needs = [training(model, *layout) for layout in layouts.values()] + [sampling(model, 100_000)]
-        lines.append(f"| {name} | " + " | ".join(f"{need / 1e9:.1f}" if need < GPU else f"~~{need / 1e9:.0f}~~" for need in needs) + " |")
+        needs = [training(model, *layout) for layout in layouts.values()] + [sampling(model, 100_000, vllm) for vllm in samplers.values()]
+        lines.append(f"| {name} | " + " | ".join(f"{need / 1e9:.1f}" if need < FITS else f"~~{need / 1e9:.0f}~~" for need in needs) + " |")
     return "\n".join(lines)
 
 

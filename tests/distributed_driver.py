@@ -37,6 +37,7 @@ RUNS = {  # name: script and flags
     "siren": (siren, {"beta": 1.0}),
     "guide": (guide, {"max_refills": 2}),
     "entropy_baselines": (entropy_baselines, {"method": "clip_cov", "cov_low": -1.0, "cov_high": 1.0, "cov_fraction": 0.2}),
+    "few_rows": (grpo, {"prompts_per_step": 2, "group_size": 2, "activation_checkpointing": True}),  # two in an update: ranks without any
     "h1_curriculum": (h1_curriculum, {"max_horizon": 3, "steps_per_stage": 2, "eval_problems": 3}),
 }
 

@@ -115,7 +115,8 @@ def test_planned_memory_by_hand():
     extra = 4 * 1000 * (1000 + 4000 + 8000) + 5 * 4 * 2**24  # activations of 1,000 tokens, a block of logits
     assert memory.training(model, 1, 1000) == 16e9 + extra and memory.training(model, 4, 1000) == 3e9 + 8e9 + extra
     assert memory.training(model, 1, 1000, lora=True) == 4e9 + extra and memory.training(model, 4, 1000, lora=True) == 5e9 + extra
-    assert memory.sampling(model, 1000) == 2e9 + 4 * 10 * 50 * 1000  # keys and values, two bytes each
+    assert memory.sampling(model, 1000, vllm=True) == 2e9 + 2 * (2 * 10 * 50 * 1000)  # keys and values, two bytes each
+    assert memory.sampling(model, 1000, vllm=False) == 4 * (2 * 10 * 50 * 1000)
 
 
 def resolved_for_7b(module, flags: list[str]):
