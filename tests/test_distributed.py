@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,23 @@ def test_messages_come_once(toy_model, tmp_path):
     process = launch(2, toy_model + "-that-is-not-there", tmp_path, "grpo")
     output, _ = process.communicate(timeout=120)
     assert process.returncode != 0 and output.count("error: --model") == 1, output
+
+
+@pytest.mark.parametrize("ranks, count", [(1, 5), (3, 0), (3, 2), (4, 10)])
+def test_ranks_share_everything_once(ranks, count, monkeypatch):
+    """Catches prompts that no rank samples, or two, and a rank with most of the work."""
+    monkeypatch.setattr(distributed, "WORLD_SIZE", ranks)
+    parts = []
+    for rank in range(ranks):
+        monkeypatch.setattr(distributed, "RANK", rank)
+        parts.append(list(range(count))[distributed.share(count)])
+    assert sum(parts, []) == list(range(count)) and max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_sums_of_all_ranks(monkeypatch):
+    """Catches statistics of one rank, and keys that only another rank has."""
+    monkeypatch.setattr(distributed, "gather", lambda things: [*things, Counter(tokens=2, gap=0.5)])
+    assert distributed.total(Counter(tokens=1, kl=3.0)) == Counter(tokens=3, gap=0.5, kl=3.0)
 
 
 @pytest.mark.parametrize("module, flags", [(evaluation, {"model": "models/tiny"}), (sft, {})])

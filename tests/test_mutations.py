@@ -566,6 +566,15 @@ MUTATIONS = [
              'state["bonus"] = adapted(state["bonus"], ',
              'state["bonus"] = adapted(args.bonus, ',
              "test_loop.py::test_adaptive_bonus_follows_the_entropy"),
+    # --- several processes
+    Mutation("prompts that both ranks sample", "distributed.py",
+             "slice(count * RANK // WORLD_SIZE, count * (RANK + 1) // WORLD_SIZE)",
+             "slice(0, count * (RANK + 1) // WORLD_SIZE)",
+             "test_distributed.py::test_ranks_share_everything_once"),
+    Mutation("statistics of one rank", "distributed.py",
+             "for each in gather([sums]):",
+             "for each in [sums]:",
+             "test_distributed.py::test_sums_of_all_ranks"),
     # --- vocabulary, LoRA, a server
     Mutation("ids that are no token", "runtime.py",
              "if model.get_input_embeddings().num_embeddings > tokens:",

@@ -94,19 +94,22 @@ def push(kind: str, tied: bool, lora_rank: int) -> None:
 def check_push() -> None:
     columns = ["before training", *(f"after update {i}" for i in range(1, 6)), "an update moves it by"]
     table = ["| model | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    worst = 0.0
+    worst, slowest = 0.0, 1.0
     for kind in ("Llama", "Qwen2"):
         for tied in (True, False):
             for rank in (0, 4):
                 command = [sys.executable, __file__, "push", "--model", kind, "--lora-rank", str(rank), "--tied" if tied else "--no-tied"]
                 found = json.loads(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
-                worst = max(worst, *found["gaps"])
+                worst, slowest = max(worst, *found["gaps"]), min(slowest, *found["moved"])
                 name = f"{kind}, {'tied' if tied else 'untied'} head" + f", LoRA of rank {rank}" * bool(rank)
                 table.append(f"| {name} | " + " | ".join(f"{gap:.1e}" for gap in found["gaps"])
                              + f" | {min(found['moved']):.1e} to {max(found['moved']):.1e} |")  # fmt: skip
     table += ["", "Mean absolute difference between the sampler's and the trainer's log-probability of 64 completions of up to 32 tokens. "
               f"Largest: {worst:.1e}."]  # fmt: skip
     write("vllm_push", "Weights that are pushed into vLLM", table, "python benchmarks/checks/with_vllm.py push")
+    limit = 0.05 if torch.cuda.is_available() else 1e-4
+    if not worst < limit < slowest:
+        sys.exit(f"error: gaps must stay below {limit:g}, and updates move log-probabilities by more than that")
 
 
 # --- learning -------------------------------------------------------------------------------------------------------------
@@ -132,7 +135,10 @@ def check_learning() -> None:
     (one, half), (other, other_half) = (mean_and_half_width(finals[engine, "eval/chain/avg@16", 20]) for engine in ("hf", "vllm"))
     table.append(f"Mean over seeds {SEEDS[0]} to {SEEDS[-1]} ± 95% interval. After 20 steps vLLM minus transformers: "
                  f"{other - one:+.3f} ± {(half**2 + other_half**2) ** 0.5:.3f}.")  # fmt: skip
+    apart = abs(other - one) > (half**2 + other_half**2) ** 0.5
     write("vllm_learning", "Twenty steps, sampled by vLLM and by transformers", table, "python benchmarks/checks/with_vllm.py learning")
+    if apart:
+        sys.exit("error: the samplers do not learn alike")
 
 
 # --- server ---------------------------------------------------------------------------------------------------------------
