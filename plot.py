@@ -5,8 +5,11 @@
 """
 
 import json
+import math
+from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
@@ -210,33 +213,48 @@ def plot_horizons() -> Path:
 
 
 def plot_reach() -> Path:
-    """Sampled tokens until a horizon is learned, on a log scale: a line through the geometric means, a point for each seed."""
-    figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
+    """Sampled tokens until a horizon is learned, on a log scale: a line through the geometric means of the seeds that learned it, a
+    point for each seed, an open triangle at the end of a run that never did."""
+    figure, axis = plt.subplots(figsize=(6.5, 4.2), layout="constrained")
     for title, horizons in tokens_to_learn(REFERENCE / "horizons", range(1, 7)).items():
-        learned = {h: [value for value in seeds if value is not None] for h, seeds in horizons.items()}
-        (line,) = axis.plot(list(learned), [np.exp(np.mean(np.log(seeds))) / 1e3 for seeds in learned.values()], label=title)
-        for h, seeds in learned.items():
-            axis.plot([h] * len(seeds), np.divide(seeds, 1e3), "o", color=line.get_color(), markersize=4)
+        learned = {h: [run.tokens for run in seeds.values() if run.learned] for h, seeds in horizons.items()}
+        (line,) = axis.plot(list(learned), [geometric_mean(seeds) / 1e3 for seeds in learned.values()], label=title)
+        for h, seeds in horizons.items():
+            for run in seeds.values():
+                axis.plot(h, run.tokens / 1e3, "o" if run.learned else "^", color=line.get_color(), markersize=4 if run.learned else 8,
+                          fillstyle="full" if run.learned else "none")  # fmt: skip
+    axis.plot([], [], "k^", fillstyle="none", markersize=8, linestyle="none", label="not learned by then")
     axis.set(title=f"until half of the dev problems are right (avg@8 = {REACHED})", xlabel="steps of the chain", yscale="log",
              ylabel="sampled tokens (thousands)")  # fmt: skip
     return finish(figure, [axis], REFERENCE / "reach.png")
 
 
-def tokens_to_learn(out: Path, horizons) -> dict[str, dict[int, list[float | None]]]:
-    """{training: {horizon: sampled tokens of each seed at the first dev score of at least REACHED, None where there is none}}, of the
-    runs on one horizon alone and of the curriculum through all of them."""
-    found: dict[str, dict[int, list[float | None]]] = {}
+class Learned(NamedTuple):
+    """Tokens that a run sampled until a horizon was learned; if it never was, until its end."""
+
+    tokens: float
+    learned: bool
+
+
+def tokens_to_learn(out: Path, horizons: Iterable[int], reached: float = REACHED) -> dict[str, dict[int, dict[str, Learned]]]:
+    """{training: {horizon: {seed: tokens until the first dev score of at least `reached`}}}, of the runs on one horizon alone and of the
+    curriculum through all of them."""
+    found: dict[str, dict[int, dict[str, Learned]]] = {}
     for title, folder in (("on this horizon alone", "direct_h{}"), ("by the curriculum", "ladder")):
         for h in horizons:
-            seeds = [read_metrics(path.parent) for path in sorted(out.glob(f"{folder.format(h)}/seed*/metrics.jsonl"))]
-            found.setdefault(title, {})[h] = [tokens_until(curves, f"eval/chain-h{h}/avg@8") for curves in seeds]
+            files = sorted(out.glob(f"{folder.format(h)}/seed*/metrics.jsonl"))
+            found.setdefault(title, {})[h] = {file.parent.name: tokens_until(read_metrics(file.parent), h, reached) for file in files}
     return found
 
 
-def tokens_until(curves: dict[str, dict[int, float]], metric: str) -> float | None:
-    """Tokens sampled before the first score of at least REACHED."""
-    steps = [step for step, value in sorted(curves[metric].items()) if value >= REACHED]
-    return ({0: 0.0} | curves["rollout/tokens_total"])[steps[0]] if steps else None
+def tokens_until(curves: dict[str, dict[int, float]], horizon: int, reached: float) -> Learned:
+    tokens = {0: 0.0} | curves["rollout/tokens_total"]
+    steps = [step for step, value in sorted(curves[f"eval/chain-h{horizon}/avg@8"].items()) if value >= reached]
+    return Learned(tokens[steps[0]], True) if steps else Learned(max(tokens.values()), False)
+
+
+def geometric_mean(values: list[float]) -> float:
+    return float(np.exp(np.mean(np.log(values)))) if values else math.nan
 
 
 def over_tokens(seeds: list[dict], metric: str, points: int = 13) -> tuple[np.ndarray, list[np.ndarray]]:

@@ -12,6 +12,7 @@ side, one thread each.
 """
 
 import json
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from benchmarks import arms  # noqa: E402
 from benchmarks.arms import cell, run_arms, score  # noqa: E402
 from benchmarks.reference import run_all  # noqa: E402
 from eval import evaluate, ladder, pass_at_k  # noqa: E402
-from plot import REACHED, SCHEDULES, scores, tokens_to_learn  # noqa: E402
+from plot import REACHED, SCHEDULES, Learned, geometric_mean, mean_and_half_width, scores, tokens_to_learn  # noqa: E402
 from rollout import HFSampler  # noqa: E402
 from tasks import ChainTask  # noqa: E402
 
@@ -41,7 +42,8 @@ EVERY = {"only_short": 18, "only_long": 5, "curriculum": 5}  # steps between two
 COMPARED = "curriculum"
 
 DIRECT = {1: 100_000, 2: 150_000, 3: 300_000, 4: 500_000, 5: 800_000, 6: 1_100_000}  # horizon: tokens after which it is given up
-LADDER = "--schedule curriculum --max-horizon 6 --advance-at 0.5 --steps-per-stage 60 --token-budget 1100000"
+REACH_SEEDS = (1, 2, 3)
+LADDER = f"--schedule curriculum --max-horizon 6 --eval-problems 96 --advance-at {REACHED} --steps-per-stage 60 --token-budget 1100000"
 
 CHOSEN = {schedule: "--lr 1e-4" for schedule in SCHEDULES}  # the best of the trials of each, see `score`
 
@@ -62,27 +64,45 @@ def command(schedule: str, setting: str, seed: int) -> str:
 
 
 def reach_commands(seed: int) -> dict[str, str]:
-    """{name: command} of the runs on one horizon alone, and of the one curriculum that passes through all of them."""
-    fixed = TERMS.split(" --prompts-per-step")[1].replace("--eval-problems 80", "--eval-problems 96")
+    """{name: command} of the runs on one horizon alone, and of the one curriculum that passes through all of them. All score a horizon
+    on the same 16 dev problems."""
+    fixed = TERMS.split(" --prompts-per-step")[1].replace("--eval-problems 80 ", "")
     rest = f"--prompts-per-step{fixed} --eval-every 3 --seed {seed}"
-    direct = {f"direct_h{h}": f"--schedule only_long --max-horizon {h} --token-budget {budget} {CHOSEN['only_long']}"
-              for h, budget in DIRECT.items()}  # fmt: skip
+    direct = {f"direct_h{h}": f"--schedule only_long --max-horizon {h} --eval-problems {16 * h} --token-budget {budget} "
+              f"{CHOSEN['only_long']}" for h, budget in DIRECT.items()}  # fmt: skip
     runs = direct | {"ladder": f"{LADDER} {CHOSEN[COMPARED]}"}
     return {name: f"h1_curriculum.py {flags} {rest}" for name, flags in runs.items()}
 
 
 def reach_table(out: Path) -> str:
-    """Tokens until each horizon is learned: geometric mean over the seeds that learned it, and how many did."""
+    """Tokens until each horizon is learned: geometric mean over the seeds that learned it, and how many did; and how many times the
+    tokens of the curriculum direct training needs, paired by seed, at this dev score and at others."""
     lines = [f"| thousands of sampled tokens until dev avg@8 reaches {REACHED} | " + " | ".join(f"h = {h}" for h in DIRECT) + " |",
              "|---" * (len(DIRECT) + 1) + "|"]  # fmt: skip
-    for title, horizons in tokens_to_learn(out, list(DIRECT)).items():
+    for title, horizons in tokens_to_learn(out, DIRECT).items():
         cells = []
         for seeds in horizons.values():
-            tokens = [value for value in seeds if value is not None]
-            mean = f"{np.exp(np.mean(np.log(np.maximum(tokens, 1)))) / 1e3:.0f}" if tokens else "never"
-            cells.append(mean + (f" ({len(tokens)} of {len(seeds)})" if len(tokens) < len(seeds) else ""))
+            tokens = [run.tokens for run in seeds.values() if run.learned]
+            some = f" ({len(tokens)} of {len(seeds)})" if len(tokens) < len(seeds) else ""
+            cells.append((f"{geometric_mean(tokens) / 1e3:.0f}" if tokens else "never") + some)
         lines.append(f"| {title} | " + " | ".join(cells) + " |")
+    for reached in (REACHED, 0.4, 0.6):
+        alone, curriculum = tokens_to_learn(out, DIRECT, reached).values()
+        title = "alone / curriculum" if reached == REACHED else f"the same at {reached}"
+        lines.append(f"| {title} | " + " | ".join(ratio_cell(alone[h], curriculum[h]) for h in DIRECT) + " |")
     return "\n".join(lines)
+
+
+def ratio_cell(alone: dict[str, Learned], curriculum: dict[str, Learned]) -> str:
+    """Geometric mean of the ratios of seeds [95% interval, t on their logarithms]. A run that never got there counts with the tokens at
+    its end: the ratio is then at least (of a direct run) or at most (of a curriculum) so large."""
+    pairs = [(alone[seed], curriculum[seed]) for seed in sorted(alone.keys() & curriculum.keys())]
+    pairs = [(a, b) for a, b in pairs if a.tokens and (a.learned or b.learned)]  # no tokens: the starting model is there already
+    if len(pairs) < 2:
+        return "–"
+    bound = "≥ " * (not all(a.learned for a, _ in pairs)) + "≤ " * (not all(b.learned for _, b in pairs))
+    mean, half = mean_and_half_width([math.log(a.tokens / b.tokens) for a, b in pairs])
+    return f"{bound}{math.exp(mean):.2f} [{math.exp(mean - half):.2f}, {math.exp(mean + half):.2f}]"
 
 
 def measure(folder: Path, file: Path) -> None:
@@ -191,7 +211,7 @@ def main(args: Args) -> None:
     if args.measure:
         return measure(*args.measure)
     if args.reach:
-        run_all([(line, f"{name}/seed{seed}") for seed in args.seeds for name, line in reach_commands(seed).items()], args)
+        run_all([(line, f"{name}/seed{seed}") for seed in REACH_SEEDS for name, line in reach_commands(seed).items()], args)
     elif not args.tables:
         run_arms(args, __file__, {schedule: SETTINGS for schedule in SCHEDULES}, CHOSEN, command)
     if args.trials or args.tables:

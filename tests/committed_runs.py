@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import tyro
@@ -13,10 +13,12 @@ def logged_flags(config: dict, module) -> dict:
     return json.loads(json.dumps(vars(tyro.cli(module.Args, args=[])), default=str)) | config["flags"]
 
 
-def check_reported_runs(logs: Path, chosen: dict[str, str], command: Callable[[str, str, int], str], scripts: dict) -> None:
-    """Every arm has its five seeds, and each log is of the script, setting and seed that `command` gives."""
+def check_reported_runs(logs: Path, chosen: dict[str, str], command: Callable[[str, str, int], str], scripts: dict,
+                        seeds: Iterable[int] = range(1, 6)) -> None:  # fmt: skip
+    """Every arm has its seeds and no other, and each log is of the script, setting and seed that `command` gives."""
     for arm, setting in chosen.items():
-        for seed in range(1, 6):
+        assert {path.name for path in (logs / arm).glob("seed*")} == {f"seed{seed}" for seed in seeds}, arm
+        for seed in seeds:
             script, *flags = shlex.split(command(arm, setting, seed))
             config = json.loads((logs / arm / f"seed{seed}" / "config.json").read_text())
             wanted = json.loads(json.dumps(vars(tyro.cli(scripts[script].Args, args=flags)), default=str))

@@ -79,36 +79,37 @@ def test_pass_table_by_hand(logs):
 def test_tokens_until_a_horizon_is_learned(tmp_path):
     """Catches the last time instead of the first, another horizon's score, and a run that never learned it counted as if."""
     scores = {"direct_h1/seed1": [0.2, 0.5, 0.4], "direct_h1/seed2": [0.2, 0.3, 0.9], "direct_h2/seed1": [0.1, 0.2, 0.3],
-              "ladder/seed1": [0.6, 0.7, 0.8]}  # fmt: skip
+              "direct_h2/seed2": [0.1, 0.2, 0.3], "ladder/seed1": [0.1, 0.5, 0.8], "ladder/seed2": [0.1, 0.7, 0.8]}  # fmt: skip
     for name, values in scores.items():
         (tmp_path / name).mkdir(parents=True)
         rows = [{"step": 3 * i, "eval/chain-h1/avg@8": value, "eval/chain-h2/avg@8": 0.4 + 0.05 * i} for i, value in enumerate(values)]
-        rows = [row | {f"eval/chain-h{h}/avg@8": 0.4 for h in range(3, 7)} for row in rows]
+        rows = [row | {f"eval/chain-h{h}/avg@8": 0.1 for h in range(3, 7)} for row in rows]
         rows = [row | ({"rollout/tokens_total": 1000 * row["step"]} if row["step"] else {}) for row in rows]
         (tmp_path / name / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = tokens_to_learn(tmp_path, [1, 2, 3])
-    assert found == {"on this horizon alone": {1: [3000, 6000], 2: [6000], 3: []}, "by the curriculum": {1: [0], 2: [6000], 3: [None]}}
+    assert found["on this horizon alone"] == {1: {"seed1": (3000, True), "seed2": (6000, True)},
+                                              2: {"seed1": (6000, True), "seed2": (6000, True)}, 3: {}}  # fmt: skip
+    assert found["by the curriculum"][3] == {"seed1": (6000, False), "seed2": (6000, False)}
     lines = horizons.reach_table(tmp_path).splitlines()
     # seeds at 3,000 and 6,000 tokens: geometric mean 4,243
     assert lines[2].startswith("| on this horizon alone | 4 | 6 | never |")
-    assert lines[3].startswith("| by the curriculum | 0 | 6 | never (0 of 1) |")
+    assert lines[3].startswith("| by the curriculum | 3 | 6 | never (0 of 2) |")
+    # ratios 1 and 2: geometric mean 1.41, half width of the logarithms 12.706 x .490 / sqrt 2 = 4.404, a factor of 81.8
+    assert lines[4].startswith("| alone / curriculum | 1.41 [0.02, 115.60] | 1.00 [1.00, 1.00] | – |")
+    assert lines[5].startswith("| the same at 0.4 | 1.41 [0.02, 115.60] | – |")  # two steps are solved by the starting model
+    # at 0.6 seed 1 alone never gets there in 6,000 tokens, by the curriculum in 6,000; seed 2 in 6,000 and in 3,000
+    assert lines[6].startswith("| the same at 0.6 | ≥ 1.41 [0.02, 115.60] | – |")
 
 
 def test_runs_that_count_tokens():
-    """Catches a comparison on other terms than the schedules', or a horizon that is not the one in its name."""
-    horizons_chosen = dict(horizons.CHOSEN)
-    try:
-        horizons.CHOSEN.update(only_long="--lr 1e-4", curriculum="--lr 1e-4")
-        for name, line in horizons.reach_commands(3).items():
-            args = tyro.cli(h1_curriculum.Args, args=shlex.split(line)[1:])
-            common = tyro.cli(h1_curriculum.Args, args=shlex.split(f"{horizons.TERMS} --lr 1e-4 --seed 3"))
-            for flag in ("prompts_per_step", "group_size", "minibatches", "max_new_tokens", "seed", "task", "model", "lr"):
-                assert getattr(args, flag) == getattr(common, flag), (name, flag)
-            assert args.schedule == ("curriculum" if name == "ladder" else "only_long")
-            assert args.max_horizon == (6 if name == "ladder" else int(name[-1])) and args.eval_problems % 6 == 0
-    finally:
-        horizons.CHOSEN.clear()
-        horizons.CHOSEN.update(horizons_chosen)
+    """Catches a comparison on other terms than the schedules', a horizon that is not the one in its name, and other dev problems."""
+    for name, line in horizons.reach_commands(3).items():
+        args = tyro.cli(h1_curriculum.Args, args=shlex.split(line)[1:])
+        common = tyro.cli(h1_curriculum.Args, args=shlex.split(f"{horizons.TERMS} --lr 1e-4 --seed 3"))
+        for flag in ("prompts_per_step", "group_size", "minibatches", "max_new_tokens", "seed", "task", "model", "lr"):
+            assert getattr(args, flag) == getattr(common, flag), (name, flag)
+        assert args.schedule == ("curriculum" if name == "ladder" else "only_long")
+        assert args.max_horizon == (6 if name == "ladder" else int(name[-1])) and args.eval_problems == 16 * args.max_horizon
 
 
 def test_trials_are_scored_to_their_end(tmp_path):
@@ -123,7 +124,6 @@ def test_trials_are_scored_to_their_end(tmp_path):
     assert trials["only_short"]["--lr 1e-4"]["avg@8"] == [0.0, 0.18, 0.36]
 
 
-@pytest.mark.skipif(not horizons.CHOSEN, reason="the trials are not finished")
 def test_settings_are_the_best_of_the_trials_that_are_listed():
     """Catches a setting that was picked otherwise than by the rule, and a table that is not that of trials.json."""
     trials = json.loads((horizons.LOGS / "trials.json").read_text())
@@ -138,6 +138,14 @@ def test_settings_are_the_best_of_the_trials_that_are_listed():
 def test_reported_runs_were_made_with_the_chosen_settings():
     """Catches a schedule without its five seeds, and logs of another setting, schedule or seed than the one beside them."""
     check_reported_runs(horizons.LOGS, horizons.CHOSEN, horizons.command, {"h1_curriculum.py": h1_curriculum})
+
+
+@measured
+def test_runs_that_count_tokens_were_made_with_their_commands():
+    """Catches logs of other settings, horizons or seeds than the table says."""
+    names = list(horizons.reach_commands(1))
+    check_reported_runs(horizons.LOGS, dict.fromkeys(names, ""), lambda name, _, seed: horizons.reach_commands(seed)[name],
+                        {"h1_curriculum.py": h1_curriculum}, horizons.REACH_SEEDS)  # fmt: skip
 
 
 @measured
