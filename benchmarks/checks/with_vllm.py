@@ -69,7 +69,8 @@ def push(kind: str, tied: bool, lora_rank: int) -> None:
     if lora_rank:
         lora.add_adapter(model, lora_rank, "random")
     args = grpo.Args(max_new_tokens=32, group_size=8, micro_batch_tokens=8192)
-    optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=1e-2)
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-2 if lora_rank else 1e-3)
     sampler = VLLMSampler(model, runtime.eos_ids(model, tokenizer))
     problems, gaps, moved = [task.problem("train", i, 0) for i in range(8)], [], []
     for update in range(6):
