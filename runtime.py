@@ -340,7 +340,7 @@ class Run:
         flags, rows = self.args, self.args.prompts_per_step * self.args.group_size
         say(f"{self.config['parameters']:,} parameters on {self.config['device']}; task {self.task}; lr {flags.lr:g}")
         say(f"{flags.steps} steps of {flags.prompts_per_step} prompts x {flags.group_size} completions of at most "
-                 f"{flags.max_new_tokens} tokens ({rows * flags.max_new_tokens:,} tokens a step at most)")  # fmt: skip
+            f"{flags.max_new_tokens} tokens ({rows * flags.max_new_tokens:,} tokens a step at most)")  # fmt: skip
         resumed = f", going on after step {steps_done}" if steps_done else ""
         say(f"output: {self.dir}{resumed}")
 

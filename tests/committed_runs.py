@@ -22,7 +22,8 @@ def check_reported_runs(logs: Path, chosen: dict[str, str], command: Callable[[s
             script, *flags = shlex.split(command(arm, setting, seed))
             config = json.loads((logs / arm / f"seed{seed}" / "config.json").read_text())
             wanted = json.loads(json.dumps(vars(tyro.cli(scripts[script].Args, args=flags)), default=str))
+            flags_then = logged_flags(config, scripts[script])
             assert config["script"] == scripts[script].__name__ and config["flags"]["seed"] == seed, (arm, seed)
             for name, value in wanted.items():
                 if name not in ("out_dir", "resume") and value is not None:
-                    assert logged_flags(config, scripts[script])[name] == value, (arm, seed, name)
+                    assert flags_then[name] == value, (arm, seed, name)

@@ -6,6 +6,7 @@
 """
 
 import json
+import math
 import os
 import shlex
 import shutil
@@ -16,6 +17,7 @@ import time
 import urllib.request
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Literal
 
 import torch
@@ -28,6 +30,8 @@ import distributed  # noqa: E402
 import grpo  # noqa: E402
 import lora  # noqa: E402
 import runtime  # noqa: E402
+from benchmarks.arms import cell  # noqa: E402
+from benchmarks.reference import run_all  # noqa: E402
 from plot import mean_and_half_width, read_metrics  # noqa: E402
 from rollout import completion_seed, pad, pad_values, sample_rollout, score_all  # noqa: E402
 from rollout_vllm import VLLMSampler, installed  # noqa: E402
@@ -118,27 +122,23 @@ def check_push() -> None:
 
 def check_learning() -> None:
     """Twenty steps of both samplers on the same problems; their random numbers differ, so seeds are compared as two samples."""
-    rows, finals = [], {}
+    places = SimpleNamespace(out=SCRATCH / "logs/learning", scratch=SCRATCH, jobs=2)
+    run_all([(f"{LEARNING} --engine {engine} --seed {seed}", f"{engine}/seed{seed}")
+             for seed in SEEDS for engine in ("hf", "vllm")], places)  # fmt: skip
+    table = ["| | dev avg@16 before | after 20 steps | reward of step 20 | largest gap |", "|---|---|---|---|---|"]
+    after = {}
     for engine in ("hf", "vllm"):
-        runs = []
-        for seed in SEEDS:
-            folder = SCRATCH / f"{engine}-seed{seed}"
-            if not (folder / "final").exists():
-                command = [*shlex.split(LEARNING), "--engine", engine, "--seed", str(seed), "--out-dir", str(folder)]
-                subprocess.run([sys.executable, *command, *["--resume"] * folder.exists()], cwd=ROOT, check=True)
-            runs.append(read_metrics(folder))
-        for name, step in (("eval/chain/avg@16", 0), ("eval/chain/avg@16", 20), ("reward/mean", 20)):
-            finals[engine, name, step] = [run[name][step] for run in runs]
+        runs = [read_metrics(places.out / engine / f"seed{seed}") for seed in SEEDS]
+        columns = [[run[name][step] for run in runs] for name, step in (("eval/chain/avg@16", 0), ("eval/chain/avg@16", 20),
+                                                                        ("reward/mean", 20))]  # fmt: skip
+        after[engine] = mean_and_half_width(columns[1])
         gap = max(max(run["rollout/logprob_gap"].values()) for run in runs)
-        cells = ["{:.3f} ± {:.3f}".format(*mean_and_half_width(finals[engine, name, step])) for _, name, step in list(finals)[-3:]]
-        rows.append(f"| `--engine {engine}` | " + " | ".join(cells) + f" | {gap:.1e} |")
-    table = ["| | dev avg@16 before | after 20 steps | reward of step 20 | largest gap |", "|---|---|---|---|---|", *rows, ""]
-    (one, half), (other, other_half) = (mean_and_half_width(finals[engine, "eval/chain/avg@16", 20]) for engine in ("hf", "vllm"))
-    table.append(f"Mean over seeds {SEEDS[0]} to {SEEDS[-1]} ± 95% interval. After 20 steps vLLM minus transformers: "
-                 f"{other - one:+.3f} ± {(half**2 + other_half**2) ** 0.5:.3f}.")  # fmt: skip
-    apart = abs(other - one) > (half**2 + other_half**2) ** 0.5
+        table.append(f"| `--engine {engine}` | {' | '.join(map(cell, columns))} | {gap:.1e} |")
+    difference, half = after["vllm"][0] - after["hf"][0], math.hypot(after["vllm"][1], after["hf"][1])
+    table += ["", f"Mean over seeds {SEEDS[0]} to {SEEDS[-1]} ± 95% interval. After 20 steps vLLM minus transformers: "
+              f"{difference:+.3f} ± {half:.3f}."]  # fmt: skip
     write("vllm_learning", "Twenty steps, sampled by vLLM and by transformers", table, "python benchmarks/checks/with_vllm.py learning")
-    if apart:
+    if abs(difference) > half:
         sys.exit("error: the samplers do not learn alike")
 
 
