@@ -317,9 +317,10 @@ def logprob_and_entropy(logits: torch.Tensor, targets: torch.Tensor) -> tuple[to
     logits [M, V] are float32 (or float64) and already divided by the temperature; targets [M]; two results [M].
     """
     logprobs = torch.log_softmax(logits, dim=-1)
+    chosen = logprobs.gather(-1, targets[:, None]).squeeze(1)  # first, since what is recomputed in the backward pass ends with it
     with torch.no_grad():
         entropy = -(logprobs.exp() * logprobs).sum(-1)
-    return logprobs.gather(-1, targets[:, None]).squeeze(1), entropy
+    return chosen, entropy
 
 
 def score(model: PreTrainedModel, prompt_ids: list[list[int]], completion_ids: list[list[int]], temperature: float,

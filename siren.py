@@ -73,7 +73,7 @@ DEFAULTS = {  # flags left at None: the embedded model, and real ones (batch, lr
     "tiny": dict(lr=3e-4, warmup_steps=5, beta=0.001, steps=80, prompts_per_step=16, group_size=16, max_new_tokens=160,
                  micro_batch_tokens=32768, eval_every=20, eval_problems=64, eval_samples=16, test_problems=128),
     "real": dict(lr=1e-6, warmup_steps=5, beta=0.005, steps=500, prompts_per_step=128, group_size=8, max_new_tokens=3072,
-                 micro_batch_tokens=16384, eval_every=20, eval_problems=128, eval_samples=4, test_problems=500),
+                 micro_batch_tokens=runtime.MICRO_BATCH_TOKENS, eval_every=20, eval_problems=128, eval_samples=4, test_problems=500),
 }  # fmt: skip
 
 

@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -92,7 +93,7 @@ class Args:
     tables: bool = False
     """run nothing, show the tables of the logs"""
     only: tuple[str, ...] = ()
-    """parts to run: search, steps, sampling, scoring, switches, growth"""
+    """parts to run: search, steps, sampling, scoring, switches, profile, growth"""
     repetitions: int = 5
     """of each piece of work, after one that is not counted"""
     threads: int = 2
@@ -141,8 +142,9 @@ class Contender:
         return json.loads(line)
 
     def work(self) -> dict:
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
+        with suppress(BrokenPipeError):  # it has ended, as `reply` says
+            self.process.stdin.write("\n")
+            self.process.stdin.flush()
         return self.reply()
 
     def close(self) -> None:
@@ -251,13 +253,15 @@ def search(args: Args) -> dict:
     def measure(threads: int, setting: dict) -> None:
         contender = Contender("step_trl", work, threads, "trl", **setting)
         contender.work()
-        tried.append(setting | {"threads": threads, "seconds": round(contender.work()["seconds"], 2)})
+        answer = contender.work()
+        tried.append(setting | {"threads": threads, "seconds": round(answer["seconds"], 2), "peak_gb": round(answer["peak_gb"], 1)})
         print("  ", tried[-1], flush=True)
         contender.close()
 
     for batch, checkpointing in itertools.product((4, 8, 16, 32), (True, False)):
         measure(args.threads, {"batch": batch, "checkpointing": checkpointing, "keep_memory": True})
-    fastest = {name: value for name, value in best(tried).items() if name != "threads"}
+    fastest = best(tried)
+    del fastest["threads"]
     measure(args.threads, fastest | {"keep_memory": False})
     measure(1, fastest)
     return {"tried": tried}
@@ -265,7 +269,7 @@ def search(args: Args) -> dict:
 
 def best(tried: list[dict]) -> dict:
     fastest = min(tried, key=lambda setting: setting["seconds"])
-    return {name: value for name, value in fastest.items() if name != "seconds"}
+    return {name: value for name, value in fastest.items() if name not in ("seconds", "peak_gb")}
 
 
 def best_of_trl(out: Path) -> dict:
@@ -325,13 +329,13 @@ SWITCHES = {
 
 
 def switches(args: Args, works: dict[str, Work], repetitions: int) -> dict:
-    """Steps with everything, and with one thing taken away; three of them side by side with the same one, as memory allows."""
+    """Steps with everything, and with one thing taken away; two of them side by side with the same one, as memory allows."""
     found = {}
     for name, work in works.items():
         print(name, flush=True)
         found[name] = {}
-        for first in range(0, len(SWITCHES), 3):
-            some = dict(itertools.islice(SWITCHES.items(), first, first + 3))
+        for first in range(0, len(SWITCHES), 2):
+            some = dict(itertools.islice(SWITCHES.items(), first, first + 2))
             contenders = {"everything": {}} | some
             results = side_by_side({what: Contender("step_ours", work, args.threads, **options) for what, options in contenders.items()},
                                    repetitions)  # fmt: skip
@@ -339,6 +343,15 @@ def switches(args: Args, works: dict[str, Work], repetitions: int) -> dict:
             assert max(norms) < 1.01 * min(norms), f"{name}: results differ with what is switched off: gradient norms {norms}"
             found[name] |= {what: {"with": results["everything"], "without": results[what]} for what in some}
     return found
+
+
+def profile(args: Args, work: Work) -> dict:
+    """Where a step's time goes, after one that is not counted, and the floor beside it."""
+    contender = Contender("profile_ours", work, args.threads)
+    contender.work()
+    found = contender.work()
+    contender.close()
+    return {part: found[part] for part in ("sampling", "training")} | {"floor": floor(work, args.threads)}
 
 
 def growth(args: Args, repetitions: int) -> dict:
@@ -396,6 +409,19 @@ def switches_table(found: dict) -> str:
     return "\n".join(lines)
 
 
+def profile_table(found: dict) -> str:
+    low, parts = found["floor"], {"sampling": found["sampling"], "training": found["training"]}
+    lows = {"sampling": low["sampling"], "training": low["seconds"] - low["sampling"]}
+    lines = ["| seconds of a step | sampling | training |", "|---|---|---|"]
+    kinds = [kind for kind in dict.fromkeys([*parts["training"], *parts["sampling"]]) if kind != "seconds"]
+    kinds.sort(key=lambda kind: -sum(part.get(kind, 0) for part in parts.values()))
+    rows = {"whole": {name: part["seconds"] for name, part in parts.items()}, "floor": lows}
+    rows |= {kind: {name: part.get(kind, 0.0) for name, part in parts.items()} for kind in kinds}
+    rows["between operations: Python, autograd"] = {name: 2 * part["seconds"] - sum(part.values()) for name, part in parts.items()}
+    lines += [f"| {name} | {row['sampling']:.2f} | {row['training']:.2f} |" for name, row in rows.items()]
+    return "\n".join(lines)
+
+
 def plot_growth(found: dict, path: Path) -> None:
     """Seconds of a step over what grows, and the floor below it."""
     import matplotlib
@@ -420,8 +446,8 @@ def plot_growth(found: dict, path: Path) -> None:
 
 def report(out: Path) -> dict[str, str]:
     """The README's tables, from the logs that are there."""
-    tables = {"steps": steps_table, "switches": switches_table, "sampling": partial(others_table, title="sampling"),
-              "scoring": partial(others_table, title="scoring")}  # fmt: skip
+    tables = {"steps": steps_table, "profile": profile_table, "switches": switches_table,
+              "sampling": partial(others_table, title="sampling"), "scoring": partial(others_table, title="scoring")}  # fmt: skip
     files = {part: out / f"{part}.json" for part in tables}
     return {part: table(json.loads(files[part].read_text())["found"]) for part, table in tables.items() if files[part].exists()}
 
@@ -455,6 +481,7 @@ def main(args: Args) -> None:
         "sampling": lambda: sampling(args, SAMPLING, args.repetitions),
         "scoring": lambda: scoring(args, STEPS, args.repetitions),
         "switches": lambda: switches(args, UNEVEN, args.repetitions),
+        "profile": lambda: profile(args, next(iter(STEPS.values()))),
         "growth": lambda: growth(args, 3),
     }
     for part in args.only:

@@ -62,20 +62,23 @@ def ours(work: dict):
     return model, ids, lambda: sampler.generate(ids, work["group_size"], work["tokens"], 1.0, seeds)
 
 
-def step_ours(work: dict) -> None:
-    """An optimizer step of grpo.py, on-policy."""
+def make_step(work: dict):
+    """An optimizer step of grpo.py with its defaults, on-policy."""
     model, ids, sample = ours(work)
     import torch
 
     import grpo
+    import runtime
     from rollout import pad, pad_values, score_all
 
-    args = grpo.Args(max_new_tokens=work["tokens"], group_size=work["group_size"], micro_batch_tokens=work.get("micro_batch_tokens", 16384))
+    args = grpo.Args(max_new_tokens=work["tokens"], group_size=work["group_size"])
+    runtime.resolve_defaults(args, model, grpo.DEFAULTS)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, weight_decay=0.0, fused=work.get("off") != "fused")
 
     def step() -> dict:
         started = time.perf_counter()
-        completions = sample()
+        with torch.profiler.record_function("sampling"):
+            completions = sample()
         sampling = time.perf_counter() - started
         rewards = torch.arange(len(completions)).view(len(ids), -1).remainder(2).float()
         advantages = grpo.group_advantages(rewards, args.advantage)
@@ -92,7 +95,45 @@ def step_ours(work: dict) -> None:
         optimizer.step()
         return {"tokens": sum(map(len, completion_ids)), "sampling": sampling, "gradient_norm": norm.item()}
 
-    serve(step)
+    return step
+
+
+def step_ours(work: dict) -> None:
+    serve(make_step(work))
+
+
+KINDS = {  # of work, by the names of PyTorch's operations
+    "products of the linear layers and the head": r"aten::(add)?mm",
+    "products in attention": r"aten::(baddb|b)mm",
+    "softmax and log-softmax": r"aten::_(log_)?softmax(_backward_data)?",
+    "copies and gathers": r"aten::(copy_|cat|gather|fill_|zero_|index\w*|masked_\w+)",
+    "optimizer": r"aten::(_fused_adamw_|_foreach_\w+|linalg_vector_norm)",
+}
+
+
+def profile_ours(work: dict) -> None:
+    """Seconds of an optimizer step by kind of work, for sampling and for training."""
+    step = make_step(work)
+    import torch
+
+    def profiled() -> dict:
+        with torch.profiler.profile() as profile:
+            step()
+        events = profile.events()
+        times = [event.time_range for event in events]
+        sampled = next(event.time_range.end for event in events if event.name == "sampling")
+        found = {"sampling": {"seconds": sampled - min(time.start for time in times)},
+                 "training": {"seconds": max(time.end for time in times) - sampled}}  # fmt: skip
+        for event in events:
+            if event.name.startswith("aten::"):
+                part = found["sampling" if event.time_range.start < sampled else "training"]
+                kind = next((kind for kind, names in KINDS.items() if re.fullmatch(names, event.name)), "other operations")
+                part[kind] = part.get(kind, 0.0) + event.self_cpu_time_total
+        for part in found.values():
+            part.update({kind: microseconds / 1e6 for kind, microseconds in part.items()})
+        return found
+
+    serve(profiled)
 
 
 def sample_ours(work: dict) -> None:

@@ -45,7 +45,7 @@ def answers():
     """Two pieces of work of ours, of scoring in both ways, and of steps with something switched off, in this process."""
     description = vars(TINY) | {"model": str(compare.ROOT / TINY.model), "prompts": compare.texts(TINY), "keep_memory": False}
     found = {}
-    for name in ("score_ours", "score_plain", "sample_generate", "step_ours", *contenders.OFF):
+    for name in ("score_ours", "score_plain", "sample_generate", "step_ours", "profile_ours", *contenders.OFF):
         with pytest.MonkeyPatch.context() as patch:
             before = [getattr(module, attribute) for module, attribute in SWITCHED]
             for (module, attribute), value in zip(SWITCHED, before):
@@ -61,7 +61,16 @@ def answers():
 def test_contenders_do_their_work(answers):
     """Catches a contender that does less than the others, or nothing."""
     for name, both in answers.items():
-        assert all(answer["tokens"] == 6 * 8 for answer in both), name
+        assert name == "profile_ours" or all(answer["tokens"] == 6 * 8 for answer in both), name
+
+
+def test_profile_adds_up(answers):
+    """Catches time that is counted twice, in the wrong half of the step, or not at all."""
+    for part in answers["profile_ours"][1].values():
+        kinds = {kind: seconds for kind, seconds in part.items() if kind != "seconds"}
+        assert 0 < sum(kinds.values()) < part["seconds"] < 60
+        assert {"products of the linear layers and the head", "products in attention", "softmax and log-softmax"} < kinds.keys()
+    assert {name for name, part in answers["profile_ours"][1].items() if "optimizer" in part} == {"training"}
 
 
 def test_both_ways_of_scoring_agree(answers):
@@ -115,11 +124,21 @@ def test_tables_by_hand():
     assert compare.switches_table(found).splitlines()[2].endswith("| +25% | +0.5 GB |")
 
 
+def test_profile_table_by_hand():
+    """Catches a floor in the wrong column, and time between operations that is not what the operations leave."""
+    found = {"sampling": {"seconds": 3.0, "products": 2.0}, "training": {"seconds": 9.0, "products": 4.0, "copies": 3.0},
+             "floor": {"seconds": 4.0, "sampling": 1.0}}  # fmt: skip
+    assert compare.profile_table(found).splitlines()[2:] == [
+        "| whole | 3.00 | 9.00 |", "| floor | 1.00 | 3.00 |", "| products | 2.00 | 4.00 |", "| copies | 0.00 | 3.00 |",
+        "| between operations: Python, autograd | 1.00 | 2.00 |"]  # fmt: skip
+
+
 def test_best_setting_is_that_of_the_committed_search(tmp_path):
     """Catches a comparison with anything but TRL's fastest setting, or with none that was searched."""
     with pytest.raises(SystemExit, match="search first"):
         compare.best_of_trl(tmp_path)
-    tried = [{"batch": 8, "checkpointing": True, "seconds": 3.0}, {"batch": 16, "checkpointing": False, "seconds": 2.0}]
+    tried = [{"batch": 8, "checkpointing": True, "seconds": 3.0, "peak_gb": 4.0},
+             {"batch": 16, "checkpointing": False, "seconds": 2.0, "peak_gb": 9.0}]  # fmt: skip
     (tmp_path / "search.json").write_text(json.dumps({"found": {"tried": tried}}))
     assert compare.best_of_trl(tmp_path) == {"batch": 16, "checkpointing": False}
 
