@@ -208,6 +208,7 @@ class HFSampler:
         self.model.train(was_training)
         return completions
 
+    @torch.inference_mode()
     def _generate(self, prompts, max_new_tokens, temperature, seeds, top_p) -> list[Completion]:
         """One completion for each prompt. Up to `rows_at_once` of them are rows of a batch; those that finish make room for the next."""
         model, device = self.model, self.model.device
