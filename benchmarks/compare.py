@@ -324,6 +324,7 @@ SWITCHES = {
     "no second scoring when on-policy": {"off": "on-policy"},
     "pages kept (mallopt)": {"keep_memory": False},
     "few rows as weight @ x.T": {"off": "few rows"},
+    "sampling in inference mode": {"off": "inference"},
     "fused AdamW": {"off": "fused"},
 }
 
