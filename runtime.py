@@ -76,7 +76,7 @@ def keep_freed_memory() -> None:
     except (OSError, AttributeError):
         return  # no glibc here
     M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
-    for option, size in ((M_MMAP_THRESHOLD, 1 << 30), (M_TRIM_THRESHOLD, (1 << 31) - 1), (M_TOP_PAD, 256 << 20)):
+    for option, size in ((M_MMAP_THRESHOLD, 1 << 30), (M_TRIM_THRESHOLD, -1), (M_TOP_PAD, 256 << 20)):  # never trim
         mallopt(option, size)
 
 

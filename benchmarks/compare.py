@@ -95,7 +95,7 @@ class Args:
     only: tuple[str, ...] = ()
     """parts to run: search, steps, sampling, scoring, switches, profile, growth"""
     repetitions: int = 5
-    """of each piece of work, after one that is not counted"""
+    """of each piece of work, after two that are not counted"""
     threads: int = 2
     """threads of every contender"""
     out: Path = LOGS
@@ -169,12 +169,12 @@ def texts(work: Work) -> list[str]:
 
 
 def side_by_side(contenders: dict[str, Contender], repetitions: int) -> dict[str, dict]:
-    """Every contender does its work in turn, once uncounted and then `repetitions` times: {name: seconds, tokens, peak_gb}."""
+    """Every contender does its work in turn, twice uncounted (memory is new to it) and then `repetitions` times: {name: seconds, ..}."""
     seconds, last = {name: [] for name in contenders}, {}
-    for repetition in range(repetitions + 1):
+    for repetition in range(repetitions + 2):
         for name, contender in contenders.items():
             last[name] = contender.work()
-            if repetition:
+            if repetition > 1:
                 seconds[name].append(round(last[name]["seconds"], 4))
         print("  " + ", ".join(f"{name} {last[name]['seconds']:.2f} s" for name in contenders), flush=True)
     for contender in contenders.values():
@@ -184,6 +184,7 @@ def side_by_side(contenders: dict[str, Contender], repetitions: int) -> dict[str
 
 # --- the floor ------------------------------------------------------------------------------------------------------------
 
+UNCACHED = 2**25  # numbers that no cache holds
 
 def floor(work: Work, threads: int, seconds_each: float = 0.3) -> dict:
     """The matrix products of one on-policy step at the rates that they run at here: prompts once and N rows token by token when
@@ -215,9 +216,10 @@ def floor(work: Work, threads: int, seconds_each: float = 0.3) -> dict:
 def seconds_of(out: int, size: int, count: int, product: str, at_least: float) -> float:
     """Median time of one matrix product of a linear layer with a weight of [out, size] at `count` tokens, in the faster of two forms."""
     at_once = min(count, 4096)  # larger ones run at the same rate
-    weight, x, gradient = torch.randn(out, size), torch.randn(at_once, size), torch.randn(at_once, out)
-    forms = {"forward": (lambda: x @ weight.T, lambda: weight @ x.T),
-             "to input": (lambda: gradient @ weight, lambda: weight.T @ gradient.T),
+    weights = itertools.cycle([torch.randn(out, size) for _ in range(1 + UNCACHED // (out * size))])  # as of a whole model
+    x, gradient = torch.randn(at_once, size), torch.randn(at_once, out)
+    forms = {"forward": (lambda: x @ next(weights).T, lambda: next(weights) @ x.T),
+             "to input": (lambda: gradient @ next(weights), lambda: next(weights).T @ gradient.T),
              "to weight": (lambda: gradient.T @ x, lambda: x.T @ gradient)}[product]  # fmt: skip
     medians = []
     for run in forms:
@@ -247,12 +249,12 @@ def make_random_model(folder: Path, **shape) -> None:
 
 def search(args: Args) -> dict:
     """TRL's settings on the first work: rows of a forward pass and activation checkpointing, then what is left for the fastest of them.
-    The first of two steps is not counted. The comparison uses the fastest of all."""
+    The first two of three steps are not counted. The comparison uses the fastest of all."""
     work, tried = next(iter(STEPS.values())), []
 
     def measure(threads: int, setting: dict) -> None:
         contender = Contender("step_trl", work, threads, "trl", **setting)
-        contender.work()
+        contender.work(), contender.work()
         answer = contender.work()
         tried.append(setting | {"threads": threads, "seconds": round(answer["seconds"], 2), "peak_gb": round(answer["peak_gb"], 1)})
         print("  ", tried[-1], flush=True)
@@ -347,9 +349,9 @@ def switches(args: Args, works: dict[str, Work], repetitions: int) -> dict:
 
 
 def profile(args: Args, work: Work) -> dict:
-    """Where a step's time goes, after one that is not counted, and the floor beside it."""
+    """Where a step's time goes, after two that are not counted, and the floor beside it."""
     contender = Contender("profile_ours", work, args.threads)
-    contender.work()
+    contender.work(), contender.work()
     found = contender.work()
     contender.close()
     return {part: found[part] for part in ("sampling", "training")} | {"floor": floor(work, args.threads)}

@@ -228,7 +228,7 @@ def transformers_model(work: dict):
 def keep_freed_memory() -> None:
     import ctypes
 
-    for option, size in ((-3, 1 << 30), (-1, (1 << 31) - 1), (-2, 256 << 20)):
+    for option, size in ((-3, 1 << 30), (-1, -1), (-2, 256 << 20)):
         ctypes.CDLL("libc.so.6").mallopt(option, size)
 
 

@@ -37,7 +37,8 @@ def test_floor_by_hand(monkeypatch):
 
 
 SWITCHED = ((rollout, "prefill"), (rollout, "run_rows"), (rollout, "FEW_ROWS"), (rollout, "DROP_AT"), (rollout, "LOGITS_AT_ONCE"),
-            (rollout.HFSampler, "_generate"), (shared_prompts, "run_rows"), (GrowingStretch, "extend"), (GrowingStretch, "exchange"))  # fmt: skip
+            (rollout.HFSampler, "_generate"), (shared_prompts, "run_rows"), (GrowingStretch, "extend"),
+            (GrowingStretch, "exchange"))  # fmt: skip
 
 
 @pytest.fixture(scope="module")
