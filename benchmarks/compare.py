@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -186,6 +187,7 @@ def side_by_side(contenders: dict[str, Contender], repetitions: int) -> dict[str
 
 UNCACHED = 2**25  # numbers that no cache holds
 
+
 def floor(work: Work, threads: int, seconds_each: float = 0.3) -> dict:
     """The matrix products of one on-policy step at the rates that they run at here: prompts once and N rows token by token when
     sampling; forward and backward of every distinct token when training, the head at completion tokens only."""
@@ -216,7 +218,7 @@ def floor(work: Work, threads: int, seconds_each: float = 0.3) -> dict:
 def seconds_of(out: int, size: int, count: int, product: str, at_least: float) -> float:
     """Median time of one matrix product of a linear layer with a weight of [out, size] at `count` tokens, in the faster of two forms."""
     at_once = min(count, 4096)  # larger ones run at the same rate
-    weights = itertools.cycle([torch.randn(out, size) for _ in range(1 + UNCACHED // (out * size))])  # as of a whole model
+    weights = itertools.cycle(torch.randn(out, size).repeat(1 + UNCACHED // (out * size), 1, 1))  # from memory, as a whole model's
     x, gradient = torch.randn(at_once, size), torch.randn(at_once, out)
     forms = {"forward": (lambda: x @ next(weights).T, lambda: next(weights) @ x.T),
              "to input": (lambda: gradient @ next(weights), lambda: next(weights).T @ gradient.T),
@@ -249,16 +251,13 @@ def make_random_model(folder: Path, **shape) -> None:
 
 def search(args: Args) -> dict:
     """TRL's settings on the first work: rows of a forward pass and activation checkpointing, then what is left for the fastest of them.
-    The first two of three steps are not counted. The comparison uses the fastest of all."""
+    The comparison uses the fastest of all."""
     work, tried = next(iter(STEPS.values())), []
 
     def measure(threads: int, setting: dict) -> None:
-        contender = Contender("step_trl", work, threads, "trl", **setting)
-        contender.work(), contender.work()
-        answer = contender.work()
-        tried.append(setting | {"threads": threads, "seconds": round(answer["seconds"], 2), "peak_gb": round(answer["peak_gb"], 1)})
+        answer = side_by_side({"TRL": Contender("step_trl", work, threads, "trl", **setting)}, 1)["TRL"]
+        tried.append(setting | {"threads": threads, "seconds": round(answer["seconds"][0], 2), "peak_gb": round(answer["peak_gb"], 1)})
         print("  ", tried[-1], flush=True)
-        contender.close()
 
     for batch, checkpointing in itertools.product((4, 8, 16, 32), (True, False)):
         measure(args.threads, {"batch": batch, "checkpointing": checkpointing, "keep_memory": True})
@@ -349,11 +348,8 @@ def switches(args: Args, works: dict[str, Work], repetitions: int) -> dict:
 
 
 def profile(args: Args, work: Work) -> dict:
-    """Where a step's time goes, after two that are not counted, and the floor beside it."""
-    contender = Contender("profile_ours", work, args.threads)
-    contender.work(), contender.work()
-    found = contender.work()
-    contender.close()
+    """Where a step's time goes, and the floor beside it."""
+    found = side_by_side({"ours": Contender("profile_ours", work, args.threads)}, 1)["ours"]
     return {part: found[part] for part in ("sampling", "training")} | {"floor": floor(work, args.threads)}
 
 
@@ -413,16 +409,16 @@ def switches_table(found: dict) -> str:
 
 
 def profile_table(found: dict) -> str:
-    low, parts = found["floor"], {"sampling": found["sampling"], "training": found["training"]}
+    """Seconds by kind of work, most first, and what they leave of the whole."""
+    low = found["floor"]
     lows = {"sampling": low["sampling"], "training": low["seconds"] - low["sampling"]}
-    lines = ["| seconds of a step | sampling | training |", "|---|---|---|"]
-    kinds = [kind for kind in dict.fromkeys([*parts["training"], *parts["sampling"]]) if kind != "seconds"]
-    kinds.sort(key=lambda kind: -sum(part.get(kind, 0) for part in parts.values()))
-    rows = {"whole": {name: part["seconds"] for name, part in parts.items()}, "floor": lows}
-    rows |= {kind: {name: part.get(kind, 0.0) for name, part in parts.items()} for kind in kinds}
-    rows["between operations: Python, autograd"] = {name: 2 * part["seconds"] - sum(part.values()) for name, part in parts.items()}
-    lines += [f"| {name} | {row['sampling']:.2f} | {row['training']:.2f} |" for name, row in rows.items()]
-    return "\n".join(lines)
+    kinds = {part: {kind: seconds for kind, seconds in found[part].items() if kind != "seconds"} for part in lows}
+    order = [kind for kind, _ in sum(map(Counter, kinds.values()), Counter()).most_common()]
+    columns = [[found[part]["seconds"], lows[part], *(kinds[part].get(kind, 0.0) for kind in order),
+                found[part]["seconds"] - sum(kinds[part].values())] for part in lows]  # fmt: skip
+    titles = ["whole", "floor", *order, "between operations: Python, autograd"]
+    lines = ["| seconds of a step | " + " | ".join(lows) + " |", "|---|---|---|"]
+    return "\n".join(lines + [f"| {title} | {one:.2f} | {other:.2f} |" for title, one, other in zip(titles, *columns)])
 
 
 def plot_growth(found: dict, path: Path) -> None:

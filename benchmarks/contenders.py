@@ -9,6 +9,7 @@ import os
 import re
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 SEED = 0
@@ -118,20 +119,16 @@ def profile_ours(work: dict) -> None:
 
     def profiled() -> dict:
         with torch.profiler.profile() as profile:
-            step()
+            tokens = step()["tokens"]
         events = profile.events()
-        times = [event.time_range for event in events]
+        begin, end = min(event.time_range.start for event in events), max(event.time_range.end for event in events)
         sampled = next(event.time_range.end for event in events if event.name == "sampling")
-        found = {"sampling": {"seconds": sampled - min(time.start for time in times)},
-                 "training": {"seconds": max(time.end for time in times) - sampled}}  # fmt: skip
+        found = {"sampling": Counter(seconds=(sampled - begin) / 1e6), "training": Counter(seconds=(end - sampled) / 1e6)}
         for event in events:
             if event.name.startswith("aten::"):
-                part = found["sampling" if event.time_range.start < sampled else "training"]
                 kind = next((kind for kind, names in KINDS.items() if re.fullmatch(names, event.name)), "other operations")
-                part[kind] = part.get(kind, 0.0) + event.self_cpu_time_total
-        for part in found.values():
-            part.update({kind: microseconds / 1e6 for kind, microseconds in part.items()})
-        return found
+                found["sampling" if event.time_range.start < sampled else "training"][kind] += event.self_cpu_time_total / 1e6
+        return found | {"tokens": tokens}
 
     serve(profiled)
 
