@@ -3,7 +3,7 @@
 
     python benchmarks/compare.py --quick     ten minutes, after the environments are made; the last line is the step ratio
     python benchmarks/compare.py             everything, with the search for TRL's best setting; logs in runs/reference/speed
-    python benchmarks/compare.py --tables    the README's tables again, from the committed logs
+    python benchmarks/compare.py --tables    the tables and the figure again, from the committed logs
 
 Every contender is a process of its own (benchmarks/contenders.py) that waits while another one works; they take turns, piece by piece.
 Prompts, model, dtype (float32), group size and, unless said otherwise, lengths are equal. TRL and vLLM live in environments that are
@@ -377,13 +377,22 @@ def ratio(numerator: dict, denominator: dict) -> str:
 
 
 def steps_table(found: dict) -> str:
-    lines = ["| one optimizer step | ours, s | peak | TRL at its best, s | peak | TRL / ours | TRL at its defaults / ours | ours / floor |",
-             "|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    lines = ["| one optimizer step | ours, s | peak | TRL at its best, s | peak | TRL / ours | TRL at its defaults / ours | ours / floor "
+             "| TRL / floor |", "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
     for name, result in found.items():
         ours, trl, default, low = (result[who] for who in ("ours", "TRL", "TRL at its defaults", "floor"))
         lines.append(f"| {name} | {median(ours['seconds']):.2f} | {ours['peak_gb']:.1f} GB | {median(trl['seconds']):.2f} | "
                      f"{trl['peak_gb']:.1f} GB | **{ratio(trl, ours)}** | {ratio(default, ours)} | "
-                     f"{median(ours['seconds']) / low['seconds']:.2f} |")  # fmt: skip
+                     f"{median(ours['seconds']) / low['seconds']:.2f} | {median(trl['seconds']) / low['seconds']:.2f} |")  # fmt: skip
+    return "\n".join(lines)
+
+
+def search_table(found: dict) -> str:
+    """TRL's settings, the fastest first."""
+    lines = ["| rows at once | activation checkpointing | freed memory kept | threads | seconds | peak |", "|---|---|---|---|---|---|"]
+    for tried in sorted(found["tried"], key=lambda tried: tried["seconds"]):
+        yes = ["yes" if tried[name] else "no" for name in ("checkpointing", "keep_memory")]
+        lines.append(f"| {tried['batch']} | {yes[0]} | {yes[1]} | {tried['threads']} | {tried['seconds']:.1f} | {tried['peak_gb']:.1f} GB |")
     return "\n".join(lines)
 
 
@@ -444,8 +453,8 @@ def plot_growth(found: dict, path: Path) -> None:
 
 
 def report(out: Path) -> dict[str, str]:
-    """The README's tables, from the logs that are there."""
-    tables = {"steps": steps_table, "profile": profile_table, "switches": switches_table,
+    """The tables in README.md and benchmarks/trials.md, from the logs that are there."""
+    tables = {"search": search_table, "steps": steps_table, "profile": profile_table, "switches": switches_table,
               "sampling": partial(others_table, title="sampling"), "scoring": partial(others_table, title="scoring")}  # fmt: skip
     files = {part: out / f"{part}.json" for part in tables}
     return {part: table(json.loads(files[part].read_text())["found"]) for part, table in tables.items() if files[part].exists()}

@@ -117,7 +117,10 @@ def test_tables_by_hand():
     seconds = {"ours": [1.0, 2.0, 9.0], "TRL": [5.0, 6.0, 6.0], "TRL at its defaults": [8.0, 8.0, 8.0]}
     result = {name: {"seconds": values, "peak_gb": len(name), "tokens": 12} for name, values in seconds.items()}
     row = compare.steps_table({"work": result | {"floor": {"seconds": 0.5}}}).splitlines()[2]
-    assert row == "| work | 2.00 | 4.0 GB | 6.00 | 3.0 GB | **3.00 (0.67 to 5.00)** | 4.00 (0.89 to 8.00) | 4.00 |"
+    assert row == "| work | 2.00 | 4.0 GB | 6.00 | 3.0 GB | **3.00 (0.67 to 5.00)** | 4.00 (0.89 to 8.00) | 4.00 | 12.00 |"
+    tried = [{"batch": batch, "checkpointing": batch == 8, "keep_memory": True, "threads": 2, "seconds": 40 / batch, "peak_gb": 1}
+             for batch in (4, 8)]  # fmt: skip
+    assert compare.search_table({"tried": tried}).splitlines()[2] == "| 8 | yes | yes | 2 | 5.0 | 1.0 GB |"
     rows = compare.others_table({"work": result}, "sampling").splitlines()
     assert rows[2] == "| work: ours | 6 | 1.00 (1.00 to 1.00) | 4.0 GB |"
     assert rows[3] == "| work: TRL | 2 | 3.00 (0.67 to 5.00) | 3.0 GB |"
@@ -151,3 +154,12 @@ def test_figure_of_growth_is_drawn(tmp_path):
     found = json.loads(json.dumps({"group size": points, "vocabulary": points}))
     compare.plot_growth(found, tmp_path / "growth.png")
     assert (tmp_path / "growth.png").stat().st_size > 5000
+
+
+def test_the_pages_show_the_committed_measurements():
+    """Catches tables of an older measurement, and one that no page shows."""
+    pages = (compare.ROOT / "README.md").read_text() + (compare.ROOT / "benchmarks/trials.md").read_text()
+    tables = compare.report(compare.LOGS)
+    assert tables.keys() >= {"search", "steps", "profile", "sampling", "scoring", "switches"}
+    for part, table in tables.items():
+        assert table in pages, part

@@ -3,6 +3,7 @@
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import create_autospec
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import runtime
 from rollout import HFSampler, completion_seed, encode_prompt, make_sampler, probe_gap, score_all
+from rollout_vllm import ServerSampler
 from tasks import load_task
 
 pytestmark = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
@@ -123,3 +125,19 @@ def test_probe_stops_at_another_temperature(world, probe):
     colder = SimpleNamespace(generate=lambda prompts, n, length, temperature, seeds: sampler.generate(prompts, n, length, 0.9, seeds))
     with pytest.raises(SystemExit, match="log-probabilities differ"):
         probe(colder)
+
+
+def test_the_transfer_by_nccl_is_called_as_vllm_defines_it(monkeypatch):
+    """Catches, without the GPUs that it needs, a name or an argument that this version of vLLM does not have."""
+    from vllm.distributed.weight_transfer import nccl_engine
+
+    engine = create_autospec(nccl_engine.NCCLTrainerWeightTransferEngine)
+    monkeypatch.setattr(nccl_engine, "NCCLTrainerWeightTransferEngine", engine)
+    sampler = ServerSampler.__new__(ServerSampler)
+    sampler.url, sampler.sender, sampler.sent, sampler.ask = "http://localhost:1", None, None, lambda *_: {"world_size": 2}
+    sampler.send({"weight": torch.ones(3, 2)})
+    (meeting,), given = engine.trainer_init.call_args
+    assert (meeting.world_size, meeting.rank, meeting.is_sender) == (3, 0, True)
+    (part,) = given["source"].metadata()
+    assert (part.name, part.dtype, part.shape) == ("weight", torch.float32, (3, 2)) and given["client"].base_url == sampler.url
+    engine.trainer_init.return_value.send_weights.assert_called_once_with()
