@@ -10,9 +10,11 @@ are gathered for a step (sampling, forward and backward passes) and given back b
 
 import atexit
 import os
+import sys
 from collections import Counter
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from types import MethodType
 
 import torch
@@ -35,11 +37,24 @@ PATIENCE = timedelta(hours=2)  # with a rank that writes a large checkpoint, or 
 
 def start() -> None:
     """Meet the other processes that torchrun started."""
-    if WORLD_SIZE > 1 and not dist.is_initialized():
+    if WORLD_SIZE > 1 and not several():
         if torch.cuda.is_available():
             torch.cuda.set_device(LOCAL_RANK)
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
         atexit.register(dist.destroy_process_group)
+        sys.excepthook = lambda *error: (sys.__excepthook__(*error), leave())
+
+
+def several() -> bool:
+    """Whether there are other processes, and this one has met them."""
+    return WORLD_SIZE > 1 and dist.is_initialized()
+
+
+def leave(message: str = "") -> None:
+    """End this process at once: an orderly end could wait for ranks that wait for this one. torchrun then ends them."""
+    print(message, end="\n" * bool(message), file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(1)
 
 
 def share(count: int) -> slice:
@@ -84,13 +99,14 @@ def shard(model) -> None:
     layers = next(module for module in model.base_model.modules() if isinstance(module, torch.nn.ModuleList))
     for part in (*layers, model):
         fully_shard(part)
-        part.set_gradient_divide_factor(1.0)  # gradients are summed
+        part.set_gradient_divide_factor(1.0)  # gradients are summed,
+        part.set_force_sum_reduction_for_comms(True)  # by plain sums: gloo has no others
     # A layer runs prompts, then what follows them, which uses the prompts' keys and values behind FSDP's back: weights stay until
     # `release_weights`.
     model.set_reshard_after_forward(False)
     model.set_reshard_after_backward(False)
     model.set_requires_gradient_sync(False)
-    model.inside = MethodType(lambda _, function, *arguments: function(*arguments), model)
+    model.inside = MethodType(lambda _, function: function(), model)
     register_fsdp_forward_method(model, "inside")
     inside(model, lambda: model.base_model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device)))  # FSDP sets itself up
     release_weights(model)
@@ -102,7 +118,7 @@ def parts(model) -> list[FSDPModule]:
 
 def inside(model, function, *arguments):
     """Call a function that uses parts of the model; FSDP takes the call for the model's forward pass."""
-    return model.inside(function, *arguments) if isinstance(model, FSDPModule) else function(*arguments)
+    return model.inside(partial(function, *arguments)) if isinstance(model, FSDPModule) else function(*arguments)
 
 
 def gather_weights(model) -> None:

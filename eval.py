@@ -553,7 +553,7 @@ class Args:
     hint: bool = False
     """show each problem's hint"""
     engine: Literal["auto", "hf", "vllm"] = "auto"
-    """sampler: hf (transformers) or vllm (needs requirements-vllm.txt); auto is hf"""
+    """sampler: hf (transformers) or vllm (needs requirements-vllm.txt); auto is vllm where it and a GPU are there, else hf"""
     rows_at_once: int = 256
     """completions sampled together; smaller needs less memory"""
     out_dir: Path | None = None

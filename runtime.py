@@ -46,6 +46,8 @@ def fail(message: str) -> None:
     """Stop with one clear line."""
     if not distributed.MAIN:
         time.sleep(2)  # most often the main rank says the same and ends the others
+    if distributed.several():
+        distributed.leave(f"error: {message}")
     sys.exit(f"error: {message}")
 
 
@@ -582,6 +584,8 @@ def check_args(args) -> None:
             fail(f"--{name.replace('_', '-')} {getattr(args, name):g}: must be within 0 to 1")
     if args.vllm_server and args.engine == "hf":
         fail("--engine hf: does not go with --vllm-server; leave one of them out")
+    if args.vllm_server and not args.vllm_server.startswith(("http://", "https://")):
+        fail(f"--vllm-server {args.vllm_server}: must begin with http:// or https://")
     if not 0 < args.vllm_memory < 1:
         fail(f"--vllm-memory {args.vllm_memory:g}: must be above 0 and below 1")
     if not 0 <= args.seed < EVAL_SEED:

@@ -391,8 +391,9 @@ def search_table(found: dict) -> str:
     """TRL's settings, the fastest first."""
     lines = ["| rows at once | activation checkpointing | freed memory kept | threads | seconds | peak |", "|---|---|---|---|---|---|"]
     for tried in sorted(found["tried"], key=lambda tried: tried["seconds"]):
-        yes = ["yes" if tried[name] else "no" for name in ("checkpointing", "keep_memory")]
-        lines.append(f"| {tried['batch']} | {yes[0]} | {yes[1]} | {tried['threads']} | {tried['seconds']:.1f} | {tried['peak_gb']:.1f} GB |")
+        checkpointing, kept = ("yes" if tried[name] else "no" for name in ("checkpointing", "keep_memory"))
+        lines.append(f"| {tried['batch']} | {checkpointing} | {kept} | {tried['threads']} | {tried['seconds']:.1f} | "
+                     f"{tried['peak_gb']:.1f} GB |")  # fmt: skip
     return "\n".join(lines)
 
 

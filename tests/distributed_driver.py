@@ -1,10 +1,10 @@
 """Every training script in float64, in several processes.
 
-    torchrun --nproc-per-node N distributed_driver.py TOY_MODEL OUT [RUN [STEPS [die]]]
+    torchrun --nproc-per-node N distributed_driver.py TOY_MODEL OUT [RUN [STEPS [die | fail | float32]]]
     python distributed_driver.py TOY_MODEL OUT fork 1 2 4       in 1, 2 and 4 ranks that are forked: torch is imported once
 
 Leaves OUT/<run>/, the output folder of each run, or OUT/<ranks>/<run>/; one that is there goes on. "die": the last rank is killed
-in the third step.
+in the third step; "fail": it stops with a message.
 """
 
 import os
@@ -50,24 +50,25 @@ class Float64:
         return in_float64(AutoModelForCausalLM.from_pretrained(path))
 
 
-def die_in_the_third_step() -> None:
+def end_in_the_third_step(how: str) -> None:
     """A step makes two updates: this is before the sixth."""
     original, calls = runtime.step_or_skip, []
 
     def step_or_skip(*args):
         calls.append(args)
         if len(calls) == 6 and distributed.RANK == distributed.WORLD_SIZE - 1:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), signal.SIGKILL) if how == "die" else runtime.fail("this rank alone")
         return original(*args)
 
     runtime.step_or_skip = step_or_skip
 
 
-def main(toy_model: str, out: str, only: str | None = None, steps: str = "5", die: str | None = None) -> None:
-    runtime.AutoModelForCausalLM = Float64
+def main(toy_model: str, out: str, only: str | None = None, steps: str = "5", how: str | None = None) -> None:
+    if how != "float32":
+        runtime.AutoModelForCausalLM = Float64
     plot.plot_run = lambda run: None
-    if die:
-        die_in_the_third_step()
+    if how in ("die", "fail"):
+        end_in_the_third_step(how)
     for name, (script, extra) in RUNS.items():
         if only in (None, name):
             folder = Path(out) / name

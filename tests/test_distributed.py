@@ -86,12 +86,21 @@ def test_the_curriculum_goes_on_at_the_edge_of_a_stage(runs, toy_model, tmp_path
     assert distance(runs / "1/h1_curriculum/last", tmp_path / "h1_curriculum/last") < 1e-10
 
 
-def test_a_killed_rank_ends_the_job(runs, toy_model, tmp_path):
-    """Catches ranks that wait for a dead one, and a checkpoint that its death has spoiled."""
+def test_single_precision(toy_model, tmp_path):
+    """Catches what float64 does not meet: sums of gradients that gloo or NCCL make in another way, a gradient that is lost there."""
+    for ranks in (0, 2):
+        finished(launch(ranks, toy_model, tmp_path / str(ranks), "grpo", 1, "float32"))
+    one, two = (toys.records(tmp_path / ranks / "grpo")[1] for ranks in "02")
+    assert two["optim/grad_norm"] == pytest.approx(one["optim/grad_norm"], rel=1e-4) and one["optim/grad_norm"] > 1e-3
+
+
+@pytest.mark.parametrize("how", ["die", "fail"])
+def test_a_rank_that_ends_ends_the_job(runs, toy_model, tmp_path, how):
+    """Catches ranks that wait for one that was killed or has stopped, and a checkpoint that this has spoiled."""
     started = time.time()
-    process = launch(2, toy_model, tmp_path, "grpo", 5, "die")
+    process = launch(2, toy_model, tmp_path, "grpo", 5, how)
     output, _ = process.communicate(timeout=120)
-    assert process.returncode != 0 and time.time() - started < 60, output
+    assert process.returncode != 0 and time.time() - started < 60 and ("error: this rank alone" in output) == (how == "fail"), output
     assert json.loads((tmp_path / "grpo/last/state.json").read_text())["step"] == 2
     finished(launch(2, toy_model, tmp_path, "grpo", 5))
     assert distance(runs / "1/grpo/last", tmp_path / "grpo/last") < 1e-10

@@ -1,9 +1,12 @@
-"""The sampler that asks a vLLM server, against a server that says what vLLM's would: requests, refusals, restarts."""
+"""The vLLM samplers without vLLM: against a server that says what its would (requests, refusals, restarts), and an engine that notes
+what it is told."""
 
 import json
 import sys
 import threading
+import time
 from collections import namedtuple
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
@@ -12,15 +15,18 @@ import torch
 from random_model import EOS, random_model
 from safetensors.torch import load_file
 
+import distributed
 import rollout_vllm
-from rollout_vllm import ServerSampler, write_weights
+from rollout import Completion
+from rollout_vllm import ServerSampler, VLLMSampler, write_weights
 
 
 class Server:
-    """Answers like vLLM 0.32. `answers` can be changed; `fails` requests are cut off before it answers again."""
+    """Answers like vLLM 0.32. `answers` can be changed; so many requests get no answer (`fails`, after `slow` seconds), a part of one
+    (`cuts`), or a completion that was broken off (`aborts`)."""
 
     def __init__(self, folder):
-        self.requests, self.fails, self.port = [], 0, 0
+        self.requests, self.fails, self.cuts, self.aborts, self.slow, self.port = [], 0, 0, 0, 0.0, 0
         self.answers = {
             "/version": {"version": "0.32.0"},
             "/v1/models": {"data": [{"id": "name", "root": str(folder)}]},
@@ -28,7 +34,6 @@ class Server:
             "/collective_rpc": {"results": [None]},
             "/reset_prefix_cache": {"success": True},
             "/get_world_size": {"world_size": 3},
-            "/update_weight_version": {"success": True},
         }
         self.start()
 
@@ -41,13 +46,20 @@ class Server:
                 body = json.loads(body) if body else None
                 server.requests.append((path, body))
                 if server.fails:
+                    time.sleep(server.slow)
                     server.fails -= 1
                     self.connection.close()
                     return
                 reply = complete(body) if path == "/v1/completions" else server.answers.get(path)
+                if path == "/v1/completions" and server.aborts:
+                    server.aborts -= 1
+                    reply["choices"][0] |= {"finish_reason": "abort", "token_ids": []}
+                text = json.dumps(reply).encode()
                 self.send_response(200 if reply is not None else 404)
+                self.send_header("Content-Length", str(len(text)))
                 self.end_headers()
-                self.wfile.write(json.dumps(reply).encode())
+                self.wfile.write(text[: len(text) // 2] if server.cuts else text)
+                server.cuts = max(0, server.cuts - 1)
 
             do_GET = do_POST = answer
 
@@ -70,7 +82,8 @@ class Server:
 def complete(body: dict) -> dict:
     """A completion that shows what was asked: the prompt's first id, the seed, and EOS if the seed is even."""
     ids = [body["prompt"][0], body["seed"]] + [EOS] * (body["seed"] % 2 == 0)
-    return {"choices": [{"token_ids": ids, "logprobs": {"token_logprobs": [-0.5 * i for i in range(len(ids))]}}]}
+    return {"choices": [{"token_ids": ids, "logprobs": {"token_logprobs": [-0.5 * i for i in range(len(ids))]},
+                         "finish_reason": "stop" if ids[-1] == EOS else "length"}]}  # fmt: skip
 
 
 @pytest.fixture
@@ -116,19 +129,27 @@ def nccl(monkeypatch):
     """vLLM's side of a transfer from GPU to GPU, which cannot be run here: what it is given, and what it is told to send."""
     seen = []
 
+    @dataclass
+    class Client:
+        url: str
+
+        def finish_weight_update(self, weight_version):
+            seen.append(("version", weight_version))
+
     class Engine:
         @classmethod
         def trainer_init(cls, meeting, client, source):
-            seen.append(("meet", meeting, client))
+            seen.append(("meet", meeting, client.url))
             return cls()
 
         def send_weights(self):
+            self.client.finish_weight_update()
             moved = [(name, tuple(weight.shape), weight.dtype) for name, weight in self.source]
             assert moved == [(part.name, part.shape, part.dtype) for part in self.source.metadata()]
             seen.append(("send", dict(self.source)))
 
     modules = {"base": dict(ParamMeta=namedtuple("ParamMeta", "name dtype shape"), WeightSource=object),
-               "clients": dict(HTTPVLLMWeightSyncClient=lambda url: url),
+               "clients": dict(HTTPVLLMWeightSyncClient=Client),
                "nccl_engine": dict(NCCLTrainerInitInfo=lambda *place, rank: (*place, rank),
                                    NCCLTrainerWeightTransferEngine=Engine)}  # fmt: skip
     modules = {f"distributed.weight_transfer.{name}": content for name, content in modules.items()}
@@ -154,7 +175,8 @@ def test_weights_from_gpu_to_gpu(world, nccl):
             model.get_input_embeddings().weight.add_(1.0)
         sampler.load_weights(model)
         server.answers["/weight_info"] = {"weight_version": sampler.sent}
-    assert [what for what, *_ in nccl] == ["meet", "send", "send"]
+        assert nccl[-2:-1] == [("version", sampler.sent)]  # with the weights, not after them
+    assert [what for what, *_ in nccl] == ["meet", "version", "send", "version", "send"]
     assert nccl[0][1:] == (("here", 4321, 4, 0), server.url.rstrip("/"))
     sent = nccl[-1][1]
     assert all(torch.equal(sent[name], model.lm_head.weight) for name in ("lm_head.weight", "model.embed_tokens.weight"))
@@ -177,14 +199,28 @@ def test_a_restart_that_loses_sent_weights_ends_the_run(world, nccl):
 
 
 def test_requests_wait_for_a_server_that_restarts(world):
-    """Catches a run that ends, or a completion that is lost, when connections are cut and refused for a while."""
+    """Catches a run that ends, or a completion that is lost, when connections are cut and refused for a while; parts of an answer or of
+    a completion that are taken for the whole."""
     server, model, _ = world
     sampler = ServerSampler(server.url, model, [EOS])
     server.fails = 2
     assert [c.ids for c in sampler.generate([[5]], 2, 9, 1.0, [1, 2])] == [[5, 1], [5, 2, EOS]]
+    server.cuts, server.aborts = 2, 2
+    assert [c.ids for c in sampler.generate([[5]], 2, 9, 1.0, [1, 2])] == [[5, 1], [5, 2, EOS]]
+    assert (server.cuts, server.aborts) == (0, 0)
     server.stop()
     threading.Timer(1.0, server.start).start()
     assert [c.ids for c in sampler.generate([[5]], 2, 9, 1.0, [3, 4])] == [[5, 3], [5, 4, EOS]]
+
+
+def test_patience_begins_when_the_server_goes(world, monkeypatch, capfd):
+    """Catches a run that ends because a long completion was lost, and one that waits without saying so."""
+    server, model, _ = world
+    sampler = ServerSampler(server.url, model, [EOS])
+    monkeypatch.setattr(rollout_vllm, "PATIENCE", 1.0)
+    server.fails, server.slow = 1, 1.5
+    assert [c.ids for c in sampler.generate([[5]], 1, 9, 1.0, [1])] == [[5, 1]]
+    assert capfd.readouterr().err.count(f"waiting for the vLLM server at {sampler.url}") == 1
 
 
 def test_a_server_that_stays_away_ends_the_run(world, monkeypatch):
@@ -212,7 +248,8 @@ def test_servers_that_are_refused(world, path, answer, message):
 
 
 @pytest.mark.parametrize("name, value, message", [
-    ("hidden_size", 48, "hidden_size is 48, not 32"), ("tie_word_embeddings", True, "is tied to the embeddings")])  # fmt: skip
+    ("hidden_size", 48, "hidden_size is 48, not 32"), ("rms_norm_eps", 1e-3, "rms_norm_eps is 0.001, not 1e-06"),
+    ("tie_word_embeddings", True, "is tied to the embeddings")])  # fmt: skip
 def test_other_models_are_refused(world, name, value, message):
     """Catches weights that are pushed into a model of another shape, or whose head would stay as it was."""
     server, model, folder = world
@@ -222,10 +259,72 @@ def test_other_models_are_refused(world, name, value, message):
         ServerSampler(server.url, model, [EOS])
 
 
-def test_a_cache_that_is_not_emptied_ends_the_run(world):
+def test_a_cache_that_is_not_emptied_ends_the_run(world, monkeypatch):
     """Catches completions that begin with keys and values of older weights."""
     server, model, _ = world
     sampler = ServerSampler(server.url, model, [EOS])
     server.answers["/reset_prefix_cache"] = {"success": False}
-    with pytest.raises(SystemExit, match="could not be emptied"):
+    monkeypatch.setattr(rollout_vllm, "PATIENCE", 0.2)
+    with pytest.raises(SystemExit, match='no answer for 0.2 s .200, {"success": false}'):
         sampler.load_weights(model)
+
+
+# --- vLLM in this process, without vLLM -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def engine(monkeypatch):
+    """In place of vLLM, on what passes for a GPU: what its engine is told to do."""
+    told = []
+
+    class LLM:
+        def __init__(self, **settings):
+            told.append(("start", settings))
+
+        def wake_up(self):
+            told.append("wake")
+
+        def sleep(self, level):
+            told.append(f"sleep {level}")
+
+        def collective_rpc(self, method, kwargs):
+            told.append(method)
+
+        def reset_prefix_cache(self):
+            told.append("reset")
+            return True
+
+        def generate(self, prompts, settings, use_tqdm):
+            told.append("generate")
+            logprobs = [{5: SimpleNamespace(logprob=-0.5)}, {EOS: SimpleNamespace(logprob=-1.0)}]
+            return [SimpleNamespace(outputs=[SimpleNamespace(token_ids=[5, EOS], logprobs=logprobs)])] * len(prompts)
+
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=LLM, SamplingParams=lambda **settings: settings))
+    monkeypatch.setattr(rollout_vllm, "version", lambda package: "0.32.1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    return told
+
+
+def test_memory_is_handed_back_while_the_model_trains(engine):
+    """Catches a GPU that holds vLLM and the training step together, and an engine that works in its sleep."""
+    model = random_model(torch.float32, tied=True)
+    sampler = VLLMSampler(model, [EOS], 0.3)
+    (_, settings) = engine.pop(0)
+    assert (settings["gpu_memory_utilization"], settings["enable_sleep_mode"], settings["enforce_eager"]) == (0.3, True, False)
+    assert sampler.generate([[3]], 2, 9, 1.0, [1, 2]) == [Completion([5, EOS], [-0.5, -1.0], "stop")] * 2
+    sampler.load_weights(model)
+    sampler.generate([[3]], 1, 9, 1.0, [1])
+    assert engine == ["generate", "sleep 1", "wake", "reload_weights", "reset", "generate", "sleep 1"]
+
+
+def test_other_versions_and_several_ranks_are_refused(engine, monkeypatch):
+    """Catches an engine whose log-probabilities nobody has checked, and one on every rank's GPU."""
+    model = random_model(torch.float32, tied=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(distributed, "WORLD_SIZE", 2)
+        with pytest.raises(SystemExit, match="with torchrun start a server and give --vllm-server"):
+            VLLMSampler(model, [EOS])
+    monkeypatch.setattr(rollout_vllm, "version", lambda package: "0.31.0")
+    with pytest.raises(SystemExit, match="--engine vllm: vLLM 0.31.0 is not supported, 0.32.x is"):
+        VLLMSampler(model, [EOS])
+    assert engine == []

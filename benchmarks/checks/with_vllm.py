@@ -122,7 +122,7 @@ def check_push() -> None:
 
 def check_learning() -> None:
     """Twenty steps of both samplers on the same problems; their random numbers differ, so seeds are compared as two samples."""
-    places = SimpleNamespace(out=SCRATCH / "logs/learning", scratch=SCRATCH, jobs=2)
+    places = SimpleNamespace(out=SCRATCH / "logs/learning", scratch=SCRATCH, jobs=1 if torch.cuda.is_available() else 2)
     run_all([(f"{LEARNING} --engine {engine} --seed {seed}", f"{engine}/seed{seed}")
              for seed in SEEDS for engine in ("hf", "vllm")], places)  # fmt: skip
     table = ["| | dev avg@16 before | after 20 steps | reward of step 20 | largest gap |", "|---|---|---|---|---|"]
@@ -153,9 +153,10 @@ def serve_command(folder: Path) -> str:
 
 
 def start_server(command: str) -> subprocess.Popen:
-    """Returns when the server answers."""
+    """Returns when the server answers. On GPUs it has the last one, and the run the first."""
+    place = {"CUDA_VISIBLE_DEVICES": str(torch.cuda.device_count() - 1)} if torch.cuda.is_available() else {}
     with open(SCRATCH / "server.log", "a") as log:
-        process = subprocess.Popen(command, shell=True, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(command, shell=True, stdout=log, stderr=log, start_new_session=True, env=os.environ | place)
     while process.poll() is None:
         try:
             urllib.request.urlopen(f"http://localhost:{PORT}/health", timeout=5)
@@ -222,7 +223,7 @@ def check_server() -> None:
     table += ["", f"All metrics but times are {'' if same else 'NOT '}the same to the last digit. Most of the added seconds are two starts "
               "of the server."]  # fmt: skip
     write("vllm_server", "A server that is killed in a run", table, "python benchmarks/checks/with_vllm.py server")
-    if not same:
+    if not same and not torch.cuda.is_available():  # where equal seeds need not give equal completions
         sys.exit("error: the runs differ")
 
 
