@@ -9,6 +9,7 @@ are gathered for a step (sampling, forward and backward passes) and given back b
 """
 
 import atexit
+import gc
 import os
 import sys
 from collections import Counter
@@ -41,8 +42,13 @@ def start() -> None:
         if torch.cuda.is_available():
             torch.cuda.set_device(LOCAL_RANK)
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
-        atexit.register(dist.destroy_process_group)
+        atexit.register(say_goodbye)
         sys.excepthook = lambda *error: (sys.__excepthook__(*error), leave())
+
+
+def say_goodbye() -> None:
+    gc.collect()  # what still holds the group, whose threads must not outlive the interpreter
+    dist.destroy_process_group()
 
 
 def several() -> bool:

@@ -25,7 +25,7 @@ from tasks import Grade, Problem, grade_all
 DROP_AT = 1 / 8  # share of finished rows at which they make room for others in the batch that is sampled
 FEW_ROWS = 48  # of a batch, up to which `few_rows_linear` is faster
 PROMPT_TOKENS_AT_ONCE = 2**15  # whose keys and values the sampler keeps
-LOGITS_AT_ONCE = 2**24  # the largest [tokens, V] block of logits that ever exists, in numbers
+LOGITS_AT_ONCE = 2**25  # the largest [tokens, V] block of logits that ever exists, in numbers
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from tasks import is_error
 disable_progress_bar()  # one line a step is progress enough
 
 EVAL_SEED = 2**31  # evaluation has its own seed, so every checkpoint meets the same problems and the same random numbers
-MICRO_BATCH_TOKENS = 16384 if torch.cuda.is_available() else 1024  # of a real model; on a CPU more are no faster, and take more memory
+MICRO_BATCH_TOKENS = 16384 if torch.cuda.is_available() else 1024  # of a real model; on a CPU more are hardly faster, and take more memory
 DEFAULT_LENGTHS = {"tiny": 160, "real": 3072}  # longest completion of an evaluation
 
 
@@ -78,7 +78,8 @@ def keep_freed_memory() -> None:
     except (OSError, AttributeError):
         return  # no glibc here
     M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
-    for option, size in ((M_MMAP_THRESHOLD, 1 << 30), (M_TRIM_THRESHOLD, -1), (M_TOP_PAD, 256 << 20)):  # never trim
+    for option, size in ((M_MMAP_THRESHOLD, 32 << 20), (M_MMAP_THRESHOLD, 1 << 30),  # an old glibc knows no more than the first
+                         (M_TRIM_THRESHOLD, -1), (M_TOP_PAD, 256 << 20)):  # fmt: skip  (never trim)
         mallopt(option, size)
 
 

@@ -13,11 +13,14 @@ made here once, in runs/benchmark.
 import itertools
 import json
 import os
+import platform
+import re
 import shutil
 import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,11 +29,12 @@ from statistics import median
 
 import torch
 import tyro
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 import runtime  # noqa: E402
+from tasks import load_task  # noqa: E402
 
 HOME = ROOT / "runs/benchmark"
 LOGS = ROOT / "runs/reference/speed"
@@ -44,30 +48,30 @@ SHAPE = dict(vocab_size=151_936, hidden_size=512, intermediate_size=2048, num_hi
 
 @dataclass(frozen=True)
 class Work:
-    """K prompts x G completions, all of so many tokens."""
+    """K prompts x G completions, all of so many tokens; not `forced`: the model ends them, and prompts are problems that it can answer."""
 
     model: str
     prompts: int
     prompt_tokens: int
     group_size: int
     tokens: int
-    forced: bool = True  # every completion has all its tokens; else the model ends it
+    forced: bool = True
 
 
 STEPS = {
     "SmolLM2-135M, 4 x 8, prompt 60, completion 48": Work(SMOL, 4, 60, 8, 48),
     "SmolLM2-135M, 1 x 8, prompt 300, completion 64": Work(SMOL, 1, 300, 8, 64),
     "tiny (1M), 8 x 16, prompt 50, completion 60": Work("models/tiny", 8, 50, 16, 60),
-    "random 50M, vocabulary 150k, 4 x 8, prompt 60, completion 48": Work(QWEN, 4, 60, 8, 48),
+    "random Qwen2 (46M, vocabulary 150k), 4 x 8, prompt 60, completion 48": Work(QWEN, 4, 60, 8, 48),
 }
 SAMPLING = {
     "64 sequences of exactly 48 tokens": Work(SMOL, 8, 60, 8, 48),
     "64 sequences of at most 256 tokens, as the model ends them": Work(SMOL, 8, 60, 8, 256, forced=False),
 }
 UNEVEN = {
-    "SmolLM2-135M": Work(SMOL, 4, 60, 8, 64, forced=False),
-    "SmolLM2-135M, prompt 300": Work(SMOL, 1, 300, 8, 64, forced=False),
-    "tiny": Work("models/tiny", 8, 50, 16, 96, forced=False),
+    "SmolLM2-135M, 4 x 8": Work(SMOL, 4, 60, 8, 128, forced=False),
+    "SmolLM2-135M, 1 x 8, prompt 300": Work(SMOL, 1, 300, 8, 128, forced=False),
+    "tiny, 8 x 16": Work("models/tiny", 8, 1, 16, 128, forced=False),
 }
 
 
@@ -84,6 +88,7 @@ GROWTH = {  # what grows: {value: (work, shape of the model)}; all else as in SM
     "hidden size": {H: (replace(SMALL, model=f"runs/benchmark/qwen-{H}"), grown(hidden_size=H, intermediate_size=4 * H))
                     for H in (256, 512, 768)},
 }  # fmt: skip
+PAUSE = 1.5  # seconds between two works: vLLM's worker goes on looking for work for one
 TRL_DEFAULT = {"batch": 8, "checkpointing": True, "keep_memory": False}
 
 
@@ -128,7 +133,8 @@ class Contender:
 
     def __init__(self, name: str, work: Work, threads: int, environment: str | None = None, **options):
         description = vars(work) | {"prompts": texts(work), "scratch": str(HOME / "trl-output")} | options
-        variables = {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""}
+        variables = {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": "",
+                     "VLLM_CPU_OMP_THREADS_BIND": f"0-{threads - 1}"}  # fmt: skip  (else vLLM leaves one core free)
         self.log = open(HOME / f"{name}.log", "a")
         command = [python_of(environment), ROOT / "benchmarks/contenders.py", name, json.dumps(description)]
         self.process = subprocess.Popen(command, cwd=ROOT, env=os.environ | variables, text=True, stdin=subprocess.PIPE,
@@ -155,10 +161,18 @@ class Contender:
 
 
 def texts(work: Work) -> list[str]:
-    """Different prompts of exactly so many tokens: plain words of the model's vocabulary."""
-    from transformers import AutoTokenizer
-
+    """Different prompts of exactly so many tokens: plain words of the model's vocabulary. If the model ends its answers: chat prompts of at
+    least so many, with solved problems before the one that is asked."""
     tokenizer, generator, found = AutoTokenizer.from_pretrained(ROOT / work.model), torch.Generator().manual_seed(0), []
+    task, indices = load_task("chain?horizon=1-5" if work.model == "models/tiny" else "chain?horizon=1"), itertools.count()
+    while not work.forced and len(found) < work.prompts:
+        turns, text = [], ""
+        while len(tokenizer.encode(text)) < work.prompt_tokens:
+            problem = task.problem("train", next(indices), 0)
+            turns.append({"role": "user", "content": problem.prompt})
+            text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+            turns.append({"role": "assistant", "content": problem.solution})
+        found.append(text)
     words = ["number", "sum", "take", "from", "then", "add", "seven", "three", "box", "of", "red", "and", "what", "is", "left"]
     while len(found) < work.prompts:
         text = ""
@@ -169,18 +183,21 @@ def texts(work: Work) -> list[str]:
     return found
 
 
-def side_by_side(contenders: dict[str, Contender], repetitions: int) -> dict[str, dict]:
-    """Every contender does its work in turn, twice uncounted (memory is new to it) and then `repetitions` times: {name: seconds, ..}."""
-    seconds, last = {name: [] for name in contenders}, {}
-    for repetition in range(repetitions + 2):
+def side_by_side(contenders: dict, repetitions: int, uncounted: int = 2) -> dict[str, dict]:
+    """Every contender does its work in turn, at first uncounted (memory is new to it) and then `repetitions` times: {name: answer}, with
+    a list of all its seconds, and one of its tokens."""
+    found, last = {name: {"seconds": [], "tokens": []} for name in contenders}, {}
+    for repetition in range(uncounted + repetitions):
         for name, contender in contenders.items():
             last[name] = contender.work()
-            if repetition > 1:
-                seconds[name].append(round(last[name]["seconds"], 4))
+            if repetition >= uncounted:
+                found[name]["seconds"].append(round(last[name]["seconds"], 4))
+                found[name]["tokens"].append(last[name].get("tokens"))
+            time.sleep(PAUSE)
         print("  " + ", ".join(f"{name} {last[name]['seconds']:.2f} s" for name in contenders), flush=True)
     for contender in contenders.values():
         contender.close()
-    return {name: last[name] | {"seconds": seconds[name]} for name in contenders}
+    return {name: last[name] | found[name] for name in contenders}
 
 
 # --- the floor ------------------------------------------------------------------------------------------------------------
@@ -188,9 +205,26 @@ def side_by_side(contenders: dict[str, Contender], repetitions: int) -> dict[str
 UNCACHED = 2**25  # numbers that no cache holds
 
 
-def floor(work: Work, threads: int, seconds_each: float = 0.3) -> dict:
-    """The matrix products of one on-policy step at the rates that they run at here: prompts once and N rows token by token when
-    sampling; forward and backward of every distinct token when training, the head at completion tokens only."""
+@dataclass
+class Floor:
+    """Takes its turn like a contender."""
+
+    of: Work
+    threads: int
+    part: str = "step"
+
+    def work(self) -> dict:
+        found = floor(self.of, self.threads)
+        return found | {"seconds": found[self.part], "tokens": self.of.prompts * self.of.group_size * self.of.tokens}
+
+    def close(self) -> None:
+        pass
+
+
+def floor(work: Work, threads: int, seconds_each: float = 0.2) -> dict:
+    """The matrix products with weights of one on-policy step, in seconds at the rates that they run at here: prompts once and N rows
+    token by token when sampling; forward and backward of every distinct token when training, the head at completion tokens only.
+    Those of attention are left out. `scoring` is the forward part of training."""
     torch.set_num_threads(threads)
     model = AutoModelForCausalLM.from_pretrained(ROOT / work.model, dtype=torch.float32)
     head = model.get_output_embeddings()
@@ -201,7 +235,7 @@ def floor(work: Work, threads: int, seconds_each: float = 0.3) -> dict:
     passes += [(shape, rows, ("forward",), work.tokens) for shape in [*shapes, tuple(head.weight.shape)]]
     passes += [(shape, prompt_tokens + tokens, ("forward", "to input", "to weight"), 1) for shape in shapes]
     passes += [(tuple(head.weight.shape), tokens, ("forward", "to input", "to weight"), 1)]
-    known, sampling, training, flops = {}, 0.0, 0.0, 0
+    known, sampling, scoring, training, flops = {}, 0.0, 0.0, 0.0, 0
     for (out, size), count, products, times in passes:
         for product in products:
             key = (out, size, count, product)
@@ -212,7 +246,9 @@ def floor(work: Work, threads: int, seconds_each: float = 0.3) -> dict:
                 sampling += known[key] * times
             else:
                 training += known[key] * times
-    return {"seconds": round(sampling + training, 4), "sampling": round(sampling, 4), "gflop": round(flops / 1e9, 1)}
+                scoring += known[key] * times * (product == "forward")
+    parts = {"step": sampling + training, "sampling": sampling, "training": training, "scoring": scoring}
+    return {part: round(seconds, 4) for part, seconds in parts.items()} | {"gflop": round(flops / 1e9, 1)}
 
 
 def seconds_of(out: int, size: int, count: int, product: str, at_least: float) -> float:
@@ -242,35 +278,36 @@ def make_random_model(folder: Path, **shape) -> None:
     """A random model shaped like Qwen2, with SmolLM2's tokenizer."""
     if folder.exists():
         return
-    from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+    from transformers import Qwen2Config, Qwen2ForCausalLM
 
     torch.manual_seed(0)
     config = Qwen2Config(num_key_value_heads=2, tie_word_embeddings=True, eos_token_id=2, pad_token_id=2, **shape)
     runtime.save_model(folder, Qwen2ForCausalLM(config), AutoTokenizer.from_pretrained(ROOT / SMOL))
 
 
-def search(args: Args) -> dict:
-    """TRL's settings on the first work: rows of a forward pass and activation checkpointing, then what is left for the fastest of them.
-    The comparison uses the fastest of all."""
+def search(args: Args) -> Iterator[tuple[str, list]]:
+    """TRL's settings on the first work: rows of a forward pass and activation checkpointing, what is left for the fastest of them, and
+    the three fastest of all again, longer. The comparison uses the fastest."""
     work, tried = next(iter(STEPS.values())), []
 
-    def measure(threads: int, setting: dict) -> None:
-        answer = side_by_side({"TRL": Contender("step_trl", work, threads, "trl", **setting)}, 1)["TRL"]
-        tried.append(setting | {"threads": threads, "seconds": round(answer["seconds"][0], 2), "peak_gb": round(answer["peak_gb"], 1)})
-        print("  ", tried[-1], flush=True)
+    def measure(setting: dict, repetitions: int) -> dict:
+        answer = side_by_side({"TRL": Contender("step_trl", work, environment="trl", **setting)}, repetitions)["TRL"]
+        found = setting | {"seconds": median(answer["seconds"]), "repetitions": repetitions, "peak_gb": round(answer["peak_gb"], 1)}
+        print("  ", found, flush=True)
+        return found
 
-    for batch, checkpointing in itertools.product((4, 8, 16, 32), (True, False)):
-        measure(args.threads, {"batch": batch, "checkpointing": checkpointing, "keep_memory": True})
+    for batch, checkpointing in itertools.product((4, 8, 16, "all"), (True, False)):
+        tried.append(measure({"batch": batch, "checkpointing": checkpointing, "keep_memory": True, "threads": args.threads}, 1))
     fastest = best(tried)
-    del fastest["threads"]
-    measure(args.threads, fastest | {"keep_memory": False})
-    measure(1, fastest)
-    return {"tried": tried}
+    tried += [measure(fastest | {"keep_memory": False}, 1), measure(fastest | {"threads": 1}, 1)]
+    tried.sort(key=lambda found: found["seconds"])
+    yield "tried", [measure(best([found]), 3) for found in tried[:3]] + tried[3:]
 
 
 def best(tried: list[dict]) -> dict:
-    fastest = min(tried, key=lambda setting: setting["seconds"])
-    return {name: value for name, value in fastest.items() if name not in ("seconds", "peak_gb")}
+    """The fastest setting, among those that were measured longest."""
+    fastest = min(tried, key=lambda found: (-found["repetitions"], found["seconds"]))
+    return {name: fastest[name] for name in ("batch", "checkpointing", "keep_memory", "threads")}
 
 
 def best_of_trl(out: Path) -> dict:
@@ -280,40 +317,45 @@ def best_of_trl(out: Path) -> dict:
     return best(json.loads(file.read_text())["found"]["tried"])
 
 
-def steps(args: Args, works: dict[str, Work], repetitions: int) -> dict:
-    found, fastest = {}, {"threads": args.threads} | best_of_trl(args.out)
+Found = Iterator[tuple[str, dict]]  # what is known of each work, as soon as it is
+
+
+def steps(args: Args, works: dict[str, Work], repetitions: int, uncounted: int = 2) -> Found:
+    fastest = best_of_trl(args.out)
     for name, work in works.items():
         print(name, flush=True)
         contenders = {"ours": Contender("step_ours", work, args.threads),
                       "TRL": Contender("step_trl", work, environment="trl", **fastest),
-                      "TRL at its defaults": Contender("step_trl", work, args.threads, "trl", **TRL_DEFAULT)}  # fmt: skip
-        found[name] = side_by_side(contenders, repetitions) | {"floor": floor(work, args.threads)}
-    return found
+                      "TRL at its defaults": Contender("step_trl", work, args.threads, "trl", **TRL_DEFAULT),
+                      "floor": Floor(work, args.threads)}  # fmt: skip
+        yield name, side_by_side(contenders, repetitions, uncounted)
 
 
-def sampling(args: Args, works: dict[str, Work], repetitions: int, everyone: bool = True) -> dict:
-    found = {}
+def sampling(args: Args, works: dict[str, Work], repetitions: int, uncounted: int = 2, everyone: bool = True) -> Found:
     for name, work in works.items():
         print(name, flush=True)
-        contenders = {"ours": Contender("sample_ours", work, args.threads), "generate": Contender("sample_generate", work, args.threads),
-                      "generate, pages kept": Contender("sample_generate", work, args.threads, keep_memory=True)}  # fmt: skip
+        contenders = {"ours": Contender("sample_ours", work, args.threads),
+                      "generate, freed memory kept": Contender("sample_generate", work, args.threads, keep_memory=True)}  # fmt: skip
         if everyone:
+            contenders["generate"] = Contender("sample_generate", work, args.threads)
             contenders["generate_batch"] = Contender("sample_generate_batch", work, args.threads)
             contenders["vLLM (CPU)"] = Contender("sample_vllm", work, args.threads, "vllm")
-        found[name] = side_by_side(contenders, repetitions)
-    return found
+        if work.forced:
+            contenders["floor"] = Floor(work, args.threads, "sampling")
+        yield name, side_by_side(contenders, repetitions, uncounted)
 
 
-def scoring(args: Args, works: dict[str, Work], repetitions: int) -> dict:
-    found = {}
+def scoring(args: Args, works: dict[str, Work], repetitions: int) -> Found:
     for name, work in works.items():
         print(name, flush=True)
         contenders = {"ours": Contender("score_ours", work, args.threads),
-                      "plain forward, full logits": Contender("score_plain", work, args.threads)}  # fmt: skip
-        found[name] = side_by_side(contenders, repetitions)
-        sums = [result["sum"] for result in found[name].values()]
-        assert abs(sums[0] - sums[1]) < 1e-4 * abs(sums[1]), f"the two do not score alike: {sums}"
-    return found
+                      "plain forward, full logits": Contender("score_plain", work, args.threads, keep_memory=True),
+                      "floor": Floor(work, args.threads, "scoring")}  # fmt: skip
+        found = side_by_side(contenders, repetitions)
+        sums = [result["sum"] for name, result in found.items() if name != "floor"]
+        if abs(sums[0] - sums[1]) > 1e-4 * abs(sums[1]):
+            sys.exit(f"error: the two do not score alike: {sums}")
+        yield name, found
 
 
 SWITCHES = {
@@ -330,80 +372,92 @@ SWITCHES = {
 }
 
 
-def switches(args: Args, works: dict[str, Work], repetitions: int) -> dict:
+def switches(args: Args, works: dict[str, Work], repetitions: int) -> Found:
     """Steps with everything, and with one thing taken away; two of them side by side with the same one, as memory allows."""
-    found = {}
     for name, work in works.items():
         print(name, flush=True)
-        found[name] = {}
+        found = {}
         for first in range(0, len(SWITCHES), 2):
             some = dict(itertools.islice(SWITCHES.items(), first, first + 2))
             contenders = {"everything": {}} | some
             results = side_by_side({what: Contender("step_ours", work, args.threads, **options) for what, options in contenders.items()},
                                    repetitions)  # fmt: skip
             norms = [result["gradient_norm"] for result in results.values()]
-            assert max(norms) < 1.01 * min(norms), f"{name}: results differ with what is switched off: gradient norms {norms}"
-            found[name] |= {what: {"with": results["everything"], "without": results[what]} for what in some}
-    return found
+            if max(norms) > 1.01 * min(norms):
+                sys.exit(f"error: {name}: results differ with what is switched off: gradient norms {norms}")
+            found |= {what: {"with": results["everything"], "without": results[what]} for what in some}
+        yield name, found
 
 
-def profile(args: Args, work: Work) -> dict:
-    """Where a step's time goes, and the floor beside it."""
-    found = side_by_side({"ours": Contender("profile_ours", work, args.threads)}, 1)["ours"]
-    return {part: found[part] for part in ("sampling", "training")} | {"floor": floor(work, args.threads)}
+def profile(args: Args, works: dict[str, Work]) -> Found:
+    """Where a step's time goes, and the floor beside it. (The profiler's own work comes after the step.)"""
+    for name, work in works.items():
+        print(name, flush=True)
+        contenders = {"ours": Contender("profile_ours", work, args.threads), "floor": Floor(work, args.threads)}
+        found = side_by_side(contenders, 1, uncounted=0)
+        yield name, {part: found["ours"][part] for part in ("sampling", "training")} | {"floor": found["floor"]}
 
 
-def growth(args: Args, repetitions: int) -> dict:
+def growth(args: Args, repetitions: int) -> Found:
     """Seconds of a step of ours as one thing grows, on random models shaped like Qwen2, and the floor beside it."""
-    found = {}
     for what, points in GROWTH.items():
         print(what, flush=True)
-        found[what] = {}
+        found = {}
         for value, (work, shape) in points.items():
             make_random_model(ROOT / work.model, **shape)
-            ours = side_by_side({"ours": Contender("step_ours", work, args.threads)}, repetitions)["ours"]
-            low = floor(work, args.threads)["seconds"]
-            found[what][value] = {"ours": median(ours["seconds"]), "peak_gb": ours["peak_gb"], "floor": low}
-    return found
+            both = side_by_side({"ours": Contender("step_ours", work, args.threads), "floor": Floor(work, args.threads)}, repetitions)
+            found[value] = {who: median(both[who]["seconds"]) for who in both} | {"peak_gb": both["ours"]["peak_gb"]}
+        yield what, found
 
 
 # --- tables ---------------------------------------------------------------------------------------------------------------
 
 
-def ratio(numerator: dict, denominator: dict) -> str:
-    """Ratio of medians, and the smallest and largest ratio of neighbours in time."""
-    pairs = [a / b for a, b in zip(numerator["seconds"], denominator["seconds"])]
-    return f"{median(numerator['seconds']) / median(denominator['seconds']):.2f} ({min(pairs):.2f} to {max(pairs):.2f})"
+def cost(result: dict) -> list[float]:
+    """Seconds a token of each repetition; of works that are equal it is as good as seconds."""
+    return [seconds / tokens for seconds, tokens in zip(result["seconds"], result["tokens"])]
+
+
+def ratio(numerator: dict, denominator: dict) -> tuple[float, float, float]:
+    """Ratio of median costs, and the least and the largest ratio of neighbours in time."""
+    above, below = cost(numerator), cost(denominator)
+    pairs = [a / b for a, b in zip(above, below)]
+    return median(above) / median(below), min(pairs), max(pairs)
+
+
+def shown(numerator: dict, denominator: dict) -> str:
+    return "{:.2f} ({:.2f} to {:.2f})".format(*ratio(numerator, denominator))
 
 
 def steps_table(found: dict) -> str:
-    lines = ["| one optimizer step | ours, s | peak | TRL at its best, s | peak | TRL / ours | TRL at its defaults / ours | ours / floor "
-             "| TRL / floor |", "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    lines = ["| one optimizer step | ours: s | tokens/s | peak | TRL at its best: s | peak | TRL / ours | TRL at its defaults / ours "
+             "| ours / floor | TRL / floor |", "|---|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
     for name, result in found.items():
         ours, trl, default, low = (result[who] for who in ("ours", "TRL", "TRL at its defaults", "floor"))
-        lines.append(f"| {name} | {median(ours['seconds']):.2f} | {ours['peak_gb']:.1f} GB | {median(trl['seconds']):.2f} | "
-                     f"{trl['peak_gb']:.1f} GB | **{ratio(trl, ours)}** | {ratio(default, ours)} | "
-                     f"{median(ours['seconds']) / low['seconds']:.2f} | {median(trl['seconds']) / low['seconds']:.2f} |")  # fmt: skip
+        cells = [f"{median(ours['seconds']):.2f}", f"{1 / median(cost(ours)):.0f}", f"{ours['peak_gb']:.1f} GB",
+                 f"{median(trl['seconds']):.2f}", f"{trl['peak_gb']:.1f} GB", f"**{shown(trl, ours)}**", shown(default, ours),
+                 shown(ours, low), f"{ratio(trl, low)[0]:.2f}"]  # fmt: skip
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def search_table(found: dict) -> str:
-    """TRL's settings, the fastest first."""
-    lines = ["| rows at once | activation checkpointing | freed memory kept | threads | seconds | peak |", "|---|---|---|---|---|---|"]
-    for tried in sorted(found["tried"], key=lambda tried: tried["seconds"]):
+    """TRL's settings, the fastest of those that were measured longest first."""
+    lines = ["| rows at once | activation checkpointing | freed memory kept | threads | seconds | steps counted | peak |", "|---" * 7 + "|"]
+    for tried in sorted(found["tried"], key=lambda tried: (-tried["repetitions"], tried["seconds"])):
         checkpointing, kept = ("yes" if tried[name] else "no" for name in ("checkpointing", "keep_memory"))
         lines.append(f"| {tried['batch']} | {checkpointing} | {kept} | {tried['threads']} | {tried['seconds']:.1f} | "
-                     f"{tried['peak_gb']:.1f} GB |")  # fmt: skip
+                     f"{tried['repetitions']} | {tried['peak_gb']:.1f} GB |")  # fmt: skip
     return "\n".join(lines)
 
 
 def others_table(found: dict, title: str) -> str:
-    """Tokens per second of every contender, and how many times the time of ours it takes."""
+    """Tokens per second of every contender, and how many times the time of ours it takes for a token."""
     lines = [f"| {title} | tokens/s | time / ours | peak |", "|---|---|---|---|"]
     for name, result in found.items():
         for who, numbers in result.items():
-            rate = numbers["tokens"] / median(numbers["seconds"])
-            lines.append(f"| {name}: {who} | {rate:.0f} | {ratio(numbers, result['ours'])} | {numbers['peak_gb']:.1f} GB |")
+            peak = f"{numbers['peak_gb']:.1f} GB" if "peak_gb" in numbers else ""
+            lines.append(f"| {name}: {who} | {1 / median(cost(numbers)):.0f} | {shown(numbers, result['ours'])} | {peak} |")
     return "\n".join(lines)
 
 
@@ -413,22 +467,24 @@ def switches_table(found: dict) -> str:
         cells = []
         for result in found.values():
             ours, other = result[what]["with"], result[what]["without"]
-            cells += [f"{median(other['seconds']) / median(ours['seconds']) - 1:+.0%}", f"{other['peak_gb'] - ours['peak_gb']:+.1f} GB"]
+            cells += ["{:+.0%} ({:+.0%} to {:+.0%})".format(*(value - 1 for value in ratio(other, ours))),
+                      f"{other['peak_gb'] - ours['peak_gb']:+.1f} GB"]  # fmt: skip
         lines.append(f"| {what} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def profile_table(found: dict) -> str:
     """Seconds by kind of work, most first, and what they leave of the whole."""
-    low = found["floor"]
-    lows = {"sampling": low["sampling"], "training": low["seconds"] - low["sampling"]}
-    kinds = {part: {kind: seconds for kind, seconds in found[part].items() if kind != "seconds"} for part in lows}
-    order = [kind for kind, _ in sum(map(Counter, kinds.values()), Counter()).most_common()]
-    columns = [[found[part]["seconds"], lows[part], *(kinds[part].get(kind, 0.0) for kind in order),
-                found[part]["seconds"] - sum(kinds[part].values())] for part in lows]  # fmt: skip
-    titles = ["whole", "floor", *order, "between operations: Python, autograd"]
-    lines = ["| seconds of a step | " + " | ".join(lows) + " |", "|---|---|---|"]
-    return "\n".join(lines + [f"| {title} | {one:.2f} | {other:.2f} |" for title, one, other in zip(titles, *columns)])
+    columns, kinds = {}, Counter()
+    for name, result in found.items():
+        for part in ("sampling", "training"):
+            columns[f"{name}: {part}"] = result[part], result["floor"][part]
+            kinds.update({kind: seconds for kind, seconds in result[part].items() if kind != "seconds"})
+    rows = {"whole": [seconds["seconds"] for seconds, _ in columns.values()], "floor": [low for _, low in columns.values()]}
+    rows |= {kind: [seconds.get(kind, 0.0) for seconds, _ in columns.values()] for kind, _ in kinds.most_common()}
+    rows["between operations: Python, autograd"] = [2 * seconds["seconds"] - sum(seconds.values()) for seconds, _ in columns.values()]
+    lines = ["| seconds of a step | " + " | ".join(columns) + " |", "|---" * (1 + len(columns)) + "|"]
+    return "\n".join(lines + [f"| {title} | " + " | ".join(f"{value:.2f}" for value in row) + " |" for title, row in rows.items()])
 
 
 def plot_growth(found: dict, path: Path) -> None:
@@ -461,12 +517,14 @@ def report(out: Path) -> dict[str, str]:
     return {part: table(json.loads(files[part].read_text())["found"]) for part, table in tables.items() if files[part].exists()}
 
 
-def machine(threads: int) -> dict:
+def machine(args: Args) -> dict:
     """What the figures hold for."""
-    torch.set_num_threads(threads)
+    torch.set_num_threads(args.threads)
     rate = 2 * 2048**3 / seconds_of(2048, 2048, 2048, "forward", 1.0) / 1e9
-    return {"threads": threads, "torch": torch.__version__, "gflop_per_second": round(rate),
-            "instructions": torch.backends.cpu.get_cpu_capability()}  # fmt: skip
+    cpuinfo = Path("/proc/cpuinfo")
+    cpu = re.search(r"model name\s*: (.*)", cpuinfo.read_text() if cpuinfo.exists() else "")
+    return {"cpu": cpu[1] if cpu else platform.machine(), "threads": args.threads, "gflop_per_second": round(rate),
+            "instructions": torch.backends.cpu.get_cpu_capability(), "torch": torch.__version__, "environments": ENVIRONMENTS}  # fmt: skip
 
 
 def main(args: Args) -> None:
@@ -474,15 +532,16 @@ def main(args: Args) -> None:
         return show(args.out)
     if not (ROOT / SMOL / "model.safetensors").exists():
         runtime.fail(f"{SMOL}: is not there; benchmarks/convert_gguf.py makes it")
+    runtime.keep_freed_memory()
     HOME.mkdir(parents=True, exist_ok=True)
     make_random_model(ROOT / QWEN, **SHAPE)
     first = dict(itertools.islice(STEPS.items(), 1))
     if args.quick:
-        found = steps(args, first, 3)
-        print(steps_table(found), others_table(sampling(args, dict(itertools.islice(SAMPLING.items(), 1)), 2, everyone=False), "sampling"),
-              others_table(scoring(args, first, 3), "scoring"), sep="\n\n")  # fmt: skip
+        found = dict(steps(args, first, 2, uncounted=1))
+        samples = dict(sampling(args, dict(itertools.islice(SAMPLING.items(), 1)), 1, uncounted=1, everyone=False))
+        print(steps_table(found), others_table(samples, "sampling"), others_table(dict(scoring(args, first, 1)), "scoring"), sep="\n\n")
         result = next(iter(found.values()))
-        print(f"step ratio vs TRL: {median(result['TRL']['seconds']) / median(result['ours']['seconds']):.2f}")
+        print(f"step ratio vs TRL: {ratio(result['TRL'], result['ours'])[0]:.2f}")
         return
     parts = {
         "search": lambda: search(args),
@@ -490,7 +549,7 @@ def main(args: Args) -> None:
         "sampling": lambda: sampling(args, SAMPLING, args.repetitions),
         "scoring": lambda: scoring(args, STEPS, args.repetitions),
         "switches": lambda: switches(args, UNEVEN, args.repetitions),
-        "profile": lambda: profile(args, next(iter(STEPS.values()))),
+        "profile": lambda: profile(args, dict(itertools.islice(STEPS.items(), 3))),
         "growth": lambda: growth(args, 3),
     }
     for part in args.only:
@@ -498,8 +557,10 @@ def main(args: Args) -> None:
             runtime.fail(f"--only {part}: there is no such part; there are {', '.join(parts)}")
     for part in args.only or parts:
         print(f"== {part}", flush=True)
-        found = parts[part]()
-        runtime.write_text(args.out / f"{part}.json", json.dumps({"machine": machine(args.threads), "found": found}, indent=1) + "\n")
+        log = {"machine": machine(args), "found": {}}
+        for name, numbers in parts[part]():
+            log["found"][name] = numbers
+            runtime.write_text(args.out / f"{part}.json", json.dumps(log, indent=1) + "\n")
     show(args.out)
 
 

@@ -26,9 +26,9 @@ def peak_gb() -> float:
     while processes:
         process = processes.pop()
         peak = re.search(r"VmHWM:\s+(\d+) kB", (process / "status").read_text())
-        total += int(peak[1]) if peak else 0
+        total += 1024 * int(peak[1]) if peak else 0
         processes += [Path(f"/proc/{child}") for task in process.glob("task/*/children") for child in task.read_text().split()]
-    return total / 1e6
+    return total / 1e9
 
 
 def serve(do) -> None:
@@ -44,7 +44,7 @@ def serve(do) -> None:
 
 
 def ours(work: dict):
-    """Model, ids of the prompts, sampler, and a function that samples them."""
+    """Model, tokenizer, ids of the prompts, and a function that samples them."""
     sys.path.insert(0, str(Path(__file__).parents[1]))
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -60,12 +60,12 @@ def ours(work: dict):
     ids = [tokenizer.encode(prompt) for prompt in work["prompts"]]
     sampler = HFSampler(model, [-1] if work["forced"] else runtime.eos_ids(model, tokenizer))
     seeds = [completion_seed(SEED, 1, row, 0, 0) for row in range(len(ids) * work["group_size"])]
-    return model, ids, lambda: sampler.generate(ids, work["group_size"], work["tokens"], 1.0, seeds)
+    return model, tokenizer, ids, lambda: sampler.generate(ids, work["group_size"], work["tokens"], 1.0, seeds)
 
 
 def make_step(work: dict):
     """An optimizer step of grpo.py with its defaults, on-policy."""
-    model, ids, sample = ours(work)
+    model, tokenizer, _, sample = ours(work)
     import torch
 
     import grpo
@@ -78,8 +78,10 @@ def make_step(work: dict):
 
     def step() -> dict:
         started = time.perf_counter()
+        ids = [tokenizer.encode(prompt) for prompt in work["prompts"]]  # as every trainer does, so that its time counts
         with torch.profiler.record_function("sampling"):
             completions = sample()
+        tokenizer.batch_decode([completion.ids for completion in completions], skip_special_tokens=True)
         sampling = time.perf_counter() - started
         rewards = torch.arange(len(completions)).view(len(ids), -1).remainder(2).float()
         advantages = grpo.group_advantages(rewards, args.advantage)
@@ -113,9 +115,12 @@ KINDS = {  # of work, by the names of PyTorch's operations
 
 
 def profile_ours(work: dict) -> None:
-    """Seconds of an optimizer step by kind of work, for sampling and for training."""
+    """Seconds of the third optimizer step by kind of work, for sampling and for training."""
     step = make_step(work)
     import torch
+
+    for _ in range(2):
+        step()
 
     def profiled() -> dict:
         with torch.profiler.profile() as profile:
@@ -134,7 +139,7 @@ def profile_ours(work: dict) -> None:
 
 
 def sample_ours(work: dict) -> None:
-    _, _, sample = ours(work)
+    *_, sample = ours(work)
     serve(lambda: {"tokens": sum(len(completion.ids) for completion in sample())})
 
 
@@ -149,7 +154,7 @@ def scoring_rows(model, ids: list[list[int]], work: dict) -> tuple[list, list]:
 
 def score_ours(work: dict) -> None:
     """Log-probabilities of given completions, without gradient."""
-    model, ids, _ = ours(work)
+    model, _, ids, _ = ours(work)
     from rollout import score_all
 
     prompt_ids, completion_ids = scoring_rows(model, ids, work)
@@ -204,7 +209,7 @@ def switch_off(what: str | None) -> None:
     elif what == "inference":
         rollout.HFSampler._generate = rollout.HFSampler._generate.__wrapped__  # without its decorator
     elif what == "blocks":
-        rollout.LOGITS_AT_ONCE = 1 << 62
+        rollout.LOGITS_AT_ONCE, rollout.checkpoint = 1 << 62, lambda function, *arguments, **_: function(*arguments)
 
 
 # --- transformers ---------------------------------------------------------------------------------------------------------
@@ -229,9 +234,7 @@ def keep_freed_memory() -> None:
         ctypes.CDLL("libc.so.6").mallopt(option, size)
 
 
-def generation_flags(work: dict) -> dict:
-    lengths = {"min_new_tokens": work["tokens"]} if work["forced"] else {}
-    return dict(do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=work["tokens"], **lengths)
+SAMPLED = dict(do_sample=True, temperature=1.0, top_k=0, top_p=1.0)
 
 
 def sample_generate(work: dict) -> None:
@@ -240,13 +243,13 @@ def sample_generate(work: dict) -> None:
 
     model, tokenizer = transformers_model(work)
     batch = tokenizer([prompt for prompt in work["prompts"] for _ in range(work["group_size"])], return_tensors="pt", padding=True)
-    ends = torch.tensor(model.generation_config.eos_token_id if isinstance(model.generation_config.eos_token_id, list)
-                        else [model.generation_config.eos_token_id])  # fmt: skip
+    end = -1 if work["forced"] else model.generation_config.eos_token_id
+    ends = torch.tensor(end if isinstance(end, list) else [end])
 
     def sample() -> dict:
         with torch.no_grad():
             new = model.generate(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], pad_token_id=tokenizer.pad_token_id,
-                                 **generation_flags(work))[:, batch["input_ids"].shape[1] :]  # fmt: skip
+                                 eos_token_id=end, max_new_tokens=work["tokens"], **SAMPLED)[:, batch["input_ids"].shape[1] :]  # fmt: skip
         ended = torch.isin(new, ends)
         lengths = torch.where(ended.any(1), ended.int().argmax(1) + 1, new.shape[1])
         return {"tokens": int(lengths.sum())}
@@ -263,8 +266,7 @@ def sample_generate_batch(work: dict) -> None:
     room = ContinuousBatchingConfig(num_blocks=2 * tokens // 32 + 64, max_batch_tokens=1024, page_size=32)  # it takes 20 GB else
     inputs = [tokenizer.encode(prompt) for prompt in work["prompts"] for _ in range(work["group_size"])]
     end = -1 if work["forced"] else model.generation_config.eos_token_id
-    config = GenerationConfig(do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=work["tokens"], eos_token_id=end,
-                              pad_token_id=tokenizer.pad_token_id)  # fmt: skip
+    config = GenerationConfig(max_new_tokens=work["tokens"], eos_token_id=end, pad_token_id=tokenizer.pad_token_id, **SAMPLED)
 
     def sample() -> dict:
         results = model.generate_batch(inputs=inputs, generation_config=config, continuous_batching_config=room, progress_bar=False)
@@ -305,7 +307,7 @@ def step_trl(work: dict) -> None:
 
     model, tokenizer = transformers_model(work)
     rows = len(work["prompts"]) * work["group_size"]
-    batch = min(work.get("batch", 8), rows)
+    batch = rows if work["batch"] == "all" else min(work["batch"], rows)
 
     class OneStepALine(TrainerCallback):
         def on_step_begin(self, *args, **kwargs):
@@ -319,8 +321,8 @@ def step_trl(work: dict) -> None:
     config = GRPOConfig(output_dir=work["scratch"], per_device_train_batch_size=batch, gradient_accumulation_steps=rows // batch,
                         num_generations=work["group_size"], max_completion_length=work["tokens"], temperature=1.0, beta=0.0,
                         learning_rate=1e-6, use_cpu=True, bf16=False, gradient_checkpointing=work.get("checkpointing", True),
-                        generation_kwargs=generation_flags(work), max_steps=10**6, logging_steps=10**6, save_strategy="no",
-                        report_to="none", disable_tqdm=True, dataloader_num_workers=0)  # fmt: skip
+                        generation_kwargs={"min_new_tokens": work["tokens"], **SAMPLED}, max_steps=10**6, logging_steps=10**6,
+                        save_strategy="no", report_to="none", disable_tqdm=True, dataloader_num_workers=0)  # fmt: skip
     trainer = GRPOTrainer(model=model, processing_class=tokenizer, args=config, callbacks=[OneStepALine()],
                           reward_funcs=lambda completions, **_: [float(i % 2) for i in range(len(completions))],
                           train_dataset=Dataset.from_dict({"prompt": work["prompts"]}))  # fmt: skip
@@ -330,11 +332,13 @@ def step_trl(work: dict) -> None:
 
 
 def sample_vllm(work: dict) -> None:
+    """Its worker is a process of its own, whose threads VLLM_CPU_OMP_THREADS_BIND gives."""
     from vllm import LLM, SamplingParams
 
     engine = LLM(work["model"], dtype="float32", max_model_len=1024, enable_prefix_caching=True, disable_log_stats=True,
                  kv_cache_memory_bytes=4 << 30)  # fmt: skip
-    params = SamplingParams(n=work["group_size"], temperature=1.0, top_p=1.0, top_k=0, max_tokens=work["tokens"], ignore_eos=work["forced"])
+    params = SamplingParams(n=work["group_size"], temperature=1.0, top_p=1.0, top_k=0, max_tokens=work["tokens"], ignore_eos=work["forced"],
+                            logprobs=0)  # fmt: skip
 
     def sample() -> dict:
         outputs = engine.generate(work["prompts"], params, use_tqdm=False)

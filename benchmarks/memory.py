@@ -9,7 +9,7 @@ P parameters, L layers of hidden size d and inner size f, N GPUs, T = --micro-ba
     N GPUs          12 P / N + 8 P        a part of weights and moments; all weights and gradients while a batch is worked on
     --lora-rank     4 P / N (+ 4 P)       frozen weights (all of them, if N > 1, while a batch is worked on); the adapter is small
     activations     4 T (L d + 40 d + 8 f) what each layer began with; one layer anew, with its gradients
-    logits          5 x 4 x 2^24          one block of them, and what is made of it (rollout.LOGITS_AT_ONCE)
+    logits          5 x 4 x 2^25          one block of them, and what is made of it (rollout.LOGITS_AT_ONCE)
     vLLM            2 P + 4 L k a token   bfloat16 weights, keys and values of everything that is sampled at once, k = key heads x head size
     transformers    8 L k a token         keys and values in float32; up to twice that, since buffers double
     host            4 P a rank            while the model is loaded; the main rank 16 P when a run is resumed
