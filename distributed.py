@@ -38,7 +38,7 @@ PATIENCE = timedelta(hours=2)  # with a rank that writes a large checkpoint, or 
 
 def start() -> None:
     """Meet the other processes that torchrun started."""
-    if WORLD_SIZE > 1 and not several():
+    if WORLD_SIZE > 1 and not dist.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(LOCAL_RANK)
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)

@@ -20,6 +20,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -33,7 +34,7 @@ from transformers import AutoConfig
 import distributed
 import lora
 from rollout import Completion
-from runtime import fail, load_model
+from runtime import fail, load_model, write_text
 
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # in this process: no second copy of the start-up, one Ctrl-C
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
@@ -65,13 +66,11 @@ def write_weights(model, folder: Path) -> None:
     weights = plain_weights(model)
     if distributed.MAIN:
         dtype = getattr(torch, dtype_name())
-        folder.mkdir(parents=True, exist_ok=True)
         config = copy.deepcopy(model.config)
         config.tie_word_embeddings, config.dtype, config.architectures = False, dtype, [type(model).__name__.removeprefix("FSDP")]
-        for name, write in (("config.json", config.to_json_file),
-                            ("model.safetensors", lambda path: save_file(weights, path, metadata={"format": "pt"}))):  # fmt: skip
-            write(folder / "aside.tmp")
-            (folder / "aside.tmp").rename(folder / name)
+        write_text(folder / "config.json", config.to_json_string())
+        save_file(weights, folder / "aside.tmp", metadata={"format": "pt"})
+        (folder / "aside.tmp").rename(folder / "model.safetensors")
     distributed.wait_for_all()
 
 
@@ -175,18 +174,18 @@ class ServerSampler:
         served = AutoConfig.from_pretrained(self.folder)
         if served.tie_word_embeddings:
             fail(f"{where}: the head in {self.folder} is tied to the embeddings, which vLLM cannot reload; use python rollout_vllm.py")
-        theirs, ours = (json.loads(json.dumps(config.to_dict(), default=str)) for config in (served, model.config))
-        for name in ours:
-            shape = name not in ("tie_word_embeddings", "dtype", "architectures", "transformers_version", "use_cache")
-            if shape and not name.startswith("_") and not name.endswith("_token_id") and theirs.get(name) != ours[name]:
-                fail(f"{where}: it serves another model than --model: {name} is {theirs.get(name)}, not {ours[name]}")
+        theirs = shape_of(served)
+        for name, ours in shape_of(model.config).items():
+            if theirs.get(name) != ours:
+                fail(f"{where}: it serves another model than --model: {name} is {theirs.get(name)}, not {ours}")
         engine = self.ask("/server_info?config_format=json")["vllm_config"]
         self.nccl = torch.cuda.is_available() and (engine.get("weight_transfer_config") or {}).get("backend") == "nccl"
         if engine["model_config"]["logprobs_mode"] != SETTINGS["logprobs_mode"]:
             fail(f"{where}: it was started without --logprobs-mode {SETTINGS['logprobs_mode']}; start it as python rollout_vllm.py says")
 
-    def ask(self, path: str, body: dict | None = None, whole=lambda answer: True) -> dict:
-        """One request; while there is no answer, or none that is whole, it is repeated, less and less often, for up to ten minutes."""
+    def ask(self, path: str, body: dict | None = None, check: Callable[[dict], None] | None = None) -> dict:
+        """One request; while there is no answer, or `check` raises a ValueError about it, it is repeated, less and less often, for up to
+        ten minutes."""
         request = urllib.request.Request(self.url + path, headers={"Content-Type": "application/json"},
                                          data=None if body is None else json.dumps(body).encode())  # fmt: skip
         since, pause = None, 0.5
@@ -196,10 +195,12 @@ class ServerSampler:
                 if 400 <= status < 500:
                     hint = "; it needs VLLM_SERVER_DEV_MODE=1" if status == 404 else ""
                     fail(f"--vllm-server {self.url}: {path} answered {status}, {text[:300]}{hint}")
-                answer = json.loads(text or "{}") if status < 400 else None
-                if answer is not None and whole(answer):
-                    return answer
-                reason = f"{status}, {text[:300]}"
+                if status >= 500:
+                    raise ValueError(f"{status}, {text[:300]}")
+                answer = json.loads(text or "{}")
+                if check:
+                    check(answer)
+                return answer
             except (OSError, ValueError, http.client.HTTPException) as error:  # refused, reset, cut short
                 reason = error
             since = since or time.monotonic()
@@ -219,7 +220,7 @@ class ServerSampler:
             if distributed.MAIN:
                 self.ask("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(self.folder)}})
         if distributed.MAIN:
-            self.ask("/reset_prefix_cache", {}, whole=lambda answer: answer["success"])  # not while something else uses the server
+            self.ask("/reset_prefix_cache", {}, check_reset)
         distributed.wait_for_all()
 
     def send(self, weights: dict[str, torch.Tensor]) -> None:
@@ -274,17 +275,32 @@ class ServerSampler:
 
         def complete(row: int) -> Completion:
             body = common | {"prompt": prompt_ids[row // n], "seed": seeds[row]}
-            (choice,) = self.ask("/v1/completions", body, whole)["choices"]
+            (choice,) = self.ask("/v1/completions", body, check_completion)["choices"]
             ids = choice["token_ids"]
             return Completion(ids, choice["logprobs"]["token_logprobs"], "stop" if ids[-1] in self.eos_ids else "length")
-
-        def whole(answer: dict) -> bool:  # a server that is told to stop breaks completions off ("abort")
-            return answer["choices"][0]["finish_reason"] in ("stop", "length")
 
         with ThreadPoolExecutor(AT_ONCE) as threads:
             completions = list(threads.map(complete, range(len(seeds))))
         self.check_sent()
         return completions
+
+
+def shape_of(config) -> dict:
+    """What two configurations of one model have in common, as JSON has it."""
+    free = ("tie_word_embeddings", "dtype", "architectures", "transformers_version", "use_cache")
+    named = json.loads(json.dumps(config.to_dict(), default=str)).items()
+    return {name: value for name, value in named if name not in free and not name.startswith("_") and not name.endswith("_token_id")}
+
+
+def check_reset(answer: dict) -> None:
+    if not answer["success"]:
+        raise ValueError("its cache of prompts could not be emptied; does something else use it?")
+
+
+def check_completion(answer: dict) -> None:
+    reason = answer["choices"][0]["finish_reason"]
+    if reason not in ("stop", "length"):
+        raise ValueError(f"a completion was broken off: {reason}")
 
 
 def reply(request: urllib.request.Request) -> tuple[int, str]:

@@ -23,7 +23,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from statistics import median
 
@@ -161,11 +161,15 @@ class Contender:
 
 
 def texts(work: Work) -> list[str]:
-    """Different prompts of exactly so many tokens: plain words of the model's vocabulary. If the model ends its answers: chat prompts of at
-    least so many, with solved problems before the one that is asked."""
-    tokenizer, generator, found = AutoTokenizer.from_pretrained(ROOT / work.model), torch.Generator().manual_seed(0), []
-    task, indices = load_task("chain?horizon=1-5" if work.model == "models/tiny" else "chain?horizon=1"), itertools.count()
-    while not work.forced and len(found) < work.prompts:
+    """The prompts of a work."""
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / work.model)
+    return plain_texts(work, tokenizer) if work.forced else solved_problems(work, tokenizer)
+
+
+def solved_problems(work: Work, tokenizer) -> list[str]:
+    """Chat prompts of at least so many tokens, with solved problems before the one that is asked."""
+    task, indices, found = load_task("chain?horizon=1-5" if work.model == "models/tiny" else "chain?horizon=1"), itertools.count(), []
+    while len(found) < work.prompts:
         turns, text = [], ""
         while len(tokenizer.encode(text)) < work.prompt_tokens:
             problem = task.problem("train", next(indices), 0)
@@ -173,6 +177,12 @@ def texts(work: Work) -> list[str]:
             text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
             turns.append({"role": "assistant", "content": problem.solution})
         found.append(text)
+    return found
+
+
+def plain_texts(work: Work, tokenizer) -> list[str]:
+    """Different prompts of exactly so many tokens: plain words of the model's vocabulary."""
+    generator, found = torch.Generator().manual_seed(0), []
     words = ["number", "sum", "take", "from", "then", "add", "seven", "three", "box", "of", "red", "and", "what", "is", "left"]
     while len(found) < work.prompts:
         text = ""
@@ -221,20 +231,27 @@ class Floor:
         pass
 
 
+@cache
+def weights_of(model: str) -> tuple[list[tuple[int, ...]], tuple[int, ...]]:
+    """Shapes of the linear layers in the body, and of the head."""
+    model = AutoModelForCausalLM.from_pretrained(ROOT / model, dtype=torch.float32)
+    head = model.get_output_embeddings()
+    linear = [module for module in model.modules() if isinstance(module, torch.nn.Linear) and module is not head]
+    return [tuple(layer.weight.shape) for layer in linear], tuple(head.weight.shape)
+
+
 def floor(work: Work, threads: int, seconds_each: float = 0.2) -> dict:
     """The matrix products with weights of one on-policy step, in seconds at the rates that they run at here: prompts once and N rows
     token by token when sampling; forward and backward of every distinct token when training, the head at completion tokens only.
     Those of attention are left out. `scoring` is the forward part of training."""
     torch.set_num_threads(threads)
-    model = AutoModelForCausalLM.from_pretrained(ROOT / work.model, dtype=torch.float32)
-    head = model.get_output_embeddings()
-    shapes = [tuple(module.weight.shape) for module in model.modules() if isinstance(module, torch.nn.Linear) and module is not head]
+    shapes, head = weights_of(work.model)
     rows, prompt_tokens = work.prompts * work.group_size, work.prompts * (work.prompt_tokens - 1)
     tokens = rows * work.tokens
     passes = [(shape, prompt_tokens, ("forward",), 1) for shape in shapes]
-    passes += [(shape, rows, ("forward",), work.tokens) for shape in [*shapes, tuple(head.weight.shape)]]
+    passes += [(shape, rows, ("forward",), work.tokens) for shape in [*shapes, head]]
     passes += [(shape, prompt_tokens + tokens, ("forward", "to input", "to weight"), 1) for shape in shapes]
-    passes += [(tuple(head.weight.shape), tokens, ("forward", "to input", "to weight"), 1)]
+    passes += [(head, tokens, ("forward", "to input", "to weight"), 1)]
     known, sampling, scoring, training, flops = {}, 0.0, 0.0, 0.0, 0
     for (out, size), count, products, times in passes:
         for product in products:

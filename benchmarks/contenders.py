@@ -230,7 +230,7 @@ def transformers_model(work: dict):
 def keep_freed_memory() -> None:
     import ctypes
 
-    for option, size in ((-3, 1 << 30), (-1, -1), (-2, 256 << 20)):
+    for option, size in ((-3, 32 << 20), (-3, 1 << 30), (-1, -1), (-2, 256 << 20)):  # as in runtime.py
         ctypes.CDLL("libc.so.6").mallopt(option, size)
 
 

@@ -4,7 +4,7 @@
     python distributed_driver.py TOY_MODEL OUT fork 1 2 4       in 1, 2 and 4 ranks that are forked: torch is imported once
 
 Leaves OUT/<run>/, the output folder of each run, or OUT/<ranks>/<run>/; one that is there goes on. "die": the last rank is killed
-in the third step; "fail": it stops with a message.
+in the third step; "fail": it stops with a message. "float32": in single precision.
 """
 
 import os

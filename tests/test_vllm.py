@@ -131,8 +131,8 @@ def test_probe_stops_at_a_tied_head_that_was_left_behind(world, probe):
 
 def test_probe_stops_at_another_temperature(world, probe):
     """Catches a probe that asks the sampler for what it should have done."""
-    sampler = world[2]
-    colder = SimpleNamespace(generate=lambda prompts, n, length, temperature, seeds: sampler.generate(prompts, n, length, 0.5, seeds))
+    sampler, other = world[2], 0.5 if torch.cuda.is_available() else 0.9
+    colder = SimpleNamespace(generate=lambda prompts, n, length, temperature, seeds: sampler.generate(prompts, n, length, other, seeds))
     with pytest.raises(SystemExit, match="log-probabilities differ"):
         probe(colder)
 
