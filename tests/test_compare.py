@@ -200,5 +200,6 @@ def test_the_pages_show_the_committed_measurements():
     """Catches tables of an older measurement, and one that no page shows."""
     pages = (compare.ROOT / "README.md").read_text() + (compare.ROOT / "benchmarks/trials.md").read_text()
     tables = compare.report(compare.LOGS)
+    assert "search" in tables
     for part, table in tables.items():
         assert table in pages, part
