@@ -227,7 +227,6 @@ class ServerSampler:
         """From the main rank's GPU to the server's, by vLLM's transfer engine."""
         if not distributed.MAIN:
             return
-        import requests
         from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
         from vllm.distributed.weight_transfer.clients import HTTPVLLMWeightSyncClient
         from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo, NCCLTrainerWeightTransferEngine
@@ -256,7 +255,7 @@ class ServerSampler:
             self.check_sent()
             self.sender.source, self.sender.client = Source(), Client(self.url)
             self.sender.send_weights()
-        except requests.RequestException as error:
+        except OSError as error:  # as all errors of requests, which vLLM sends with
             fail(f"{lost} ({error})")
         finally:
             watch.cancel()
