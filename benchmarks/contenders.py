@@ -4,6 +4,7 @@ with a line of JSON. Contenders that need another environment (TRL, vLLM) import
     python benchmarks/contenders.py NAME '{"model": .., "prompts": [text, ..], "group_size": .., "tokens": .., "forced": true}'
 """
 
+import itertools
 import json
 import os
 import re
@@ -13,7 +14,8 @@ from collections import Counter
 from pathlib import Path
 
 SEED = 0
-OFF = ("shared", "end to end", "buffers", "finished", "few rows", "inference", "blocks", "on-policy", "fused")  # what `switch_off` knows
+OFF = ("shared", "common", "end to end", "buffers", "contiguous", "finished", "few rows", "inference", "blocks", "recomputed", "on-policy",
+       "fused")  # what can be taken away  # fmt: skip
 
 
 def answer(**numbers) -> None:
@@ -21,7 +23,7 @@ def answer(**numbers) -> None:
 
 
 def peak_gb() -> float:
-    """Peak resident memory of this process and those that it started (Linux)."""
+    """Peak resident memory of this process and those that it started (Linux; what they share counts in each)."""
     processes, total = [Path(f"/proc/{os.getpid()}")], 0
     while processes:
         process = processes.pop()
@@ -59,8 +61,12 @@ def ours(work: dict):
     tokenizer = AutoTokenizer.from_pretrained(work["model"])
     ids = [tokenizer.encode(prompt) for prompt in work["prompts"]]
     sampler = HFSampler(model, [-1] if work["forced"] else runtime.eos_ids(model, tokenizer))
-    seeds = [completion_seed(SEED, 1, row, 0, 0) for row in range(len(ids) * work["group_size"])]
-    return model, tokenizer, ids, lambda: sampler.generate(ids, work["group_size"], work["tokens"], 1.0, seeds)
+
+    def sample(step: int = 1) -> list:
+        seeds = [completion_seed(SEED, step, row, 0, 0) for row in range(len(ids) * work["group_size"])]
+        return sampler.generate(ids, work["group_size"], work["tokens"], 1.0, seeds)
+
+    return model, tokenizer, ids, sample
 
 
 def make_step(work: dict):
@@ -73,6 +79,7 @@ def make_step(work: dict):
     from rollout import pad, pad_values, score_all
 
     args = grpo.Args(max_new_tokens=work["tokens"], group_size=work["group_size"])
+    args.micro_batch_tokens = work.get("micro_batch_tokens")
     runtime.resolve_defaults(args, model, grpo.DEFAULTS)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, weight_decay=0.0, fused=work.get("off") != "fused")
 
@@ -140,7 +147,8 @@ def profile_ours(work: dict) -> None:
 
 def sample_ours(work: dict) -> None:
     *_, sample = ours(work)
-    serve(lambda: {"tokens": sum(len(completion.ids) for completion in sample())})
+    steps = itertools.count(1)  # each has seeds of its own
+    serve(lambda: {"tokens": sum(len(completion.ids) for completion in sample(next(steps)))})
 
 
 def scoring_rows(model, ids: list[list[int]], work: dict) -> tuple[list, list]:
@@ -155,10 +163,14 @@ def scoring_rows(model, ids: list[list[int]], work: dict) -> tuple[list, list]:
 def score_ours(work: dict) -> None:
     """Log-probabilities of given completions, without gradient."""
     model, _, ids, _ = ours(work)
+    import grpo
+    import runtime
     from rollout import score_all
 
+    args = grpo.Args()
+    runtime.resolve_defaults(args, model, grpo.DEFAULTS)
     prompt_ids, completion_ids = scoring_rows(model, ids, work)
-    serve(lambda: {"sum": score_all(model, prompt_ids, completion_ids, 1.0, 16384)[0].sum().item(),
+    serve(lambda: {"sum": score_all(model, prompt_ids, completion_ids, 1.0, args.micro_batch_tokens)[0].sum().item(),
                    "tokens": len(completion_ids) * work["tokens"]})  # fmt: skip
 
 
@@ -170,7 +182,7 @@ def switch_off(what: str | None) -> None:
 
     import rollout
     import shared_prompts
-    from shared_prompts import GrowingStretch, run_rows
+    from shared_prompts import GrowingStretch, Stretch, run_rows
 
     def prefill_each(model, prompts):
         model.set_attn_implementation("shared_prompts")
@@ -190,6 +202,10 @@ def switch_off(what: str | None) -> None:
         self.layers[layer] = (keys, values) if old is None else tuple(torch.cat(pair, dim=2) for pair in zip(old, (keys, values)))
         return self.layers[layer]
 
+    def extend_as_they_are(self, layer, keys, values):
+        self.layers[layer] = keys, values
+        return keys, values
+
     def exchange_by_copying(self, keep, new, columns):
         def exchanged(part):
             return torch.cat([part[keep, :, columns:], part.new_zeros(new, part.shape[1], part.shape[2] - columns, part.shape[3])])
@@ -198,6 +214,10 @@ def switch_off(what: str | None) -> None:
 
     if what == "shared":
         rollout.prefill = prefill_each
+    elif what == "common":
+        rollout.common_length = shared_prompts.common_length = lambda prompts: 0
+    elif what == "contiguous":
+        Stretch.extend = extend_as_they_are
     elif what == "end to end":
         rollout.run_rows = shared_prompts.run_rows = run_padded_rows
     elif what == "buffers":
@@ -209,7 +229,9 @@ def switch_off(what: str | None) -> None:
     elif what == "inference":
         rollout.HFSampler._generate = rollout.HFSampler._generate.__wrapped__  # without its decorator
     elif what == "blocks":
-        rollout.LOGITS_AT_ONCE, rollout.checkpoint = 1 << 62, lambda function, *arguments, **_: function(*arguments)
+        rollout.LOGITS_AT_ONCE = 1 << 62
+    elif what == "recomputed":
+        rollout.checkpoint = lambda function, *arguments, **_: function(*arguments)
 
 
 # --- transformers ---------------------------------------------------------------------------------------------------------
@@ -269,7 +291,8 @@ def sample_generate_batch(work: dict) -> None:
     config = GenerationConfig(max_new_tokens=work["tokens"], eos_token_id=end, pad_token_id=tokenizer.pad_token_id, **SAMPLED)
 
     def sample() -> dict:
-        results = model.generate_batch(inputs=inputs, generation_config=config, continuous_batching_config=room, progress_bar=False)
+        results = model.generate_batch(inputs=inputs, generation_config=config, continuous_batching_config=room, progress_bar=False,
+                                       persistent_manager=True)  # fmt: skip
         return {"tokens": sum(len(result.generated_tokens) for result in results.values())}
 
     serve(sample)
@@ -299,7 +322,8 @@ def score_plain(work: dict) -> None:
 
 
 def step_trl(work: dict) -> None:
-    """An optimizer step of TRL's GRPOTrainer: `batch` rows per forward pass, with or without activation checkpointing."""
+    """An optimizer step of TRL's GRPOTrainer: `batch` rows per forward pass, with or without activation checkpointing. Lengths are forced
+    by `min_new_tokens`, as its loss would leave out what follows an EOS."""
     import torch
     from datasets import Dataset
     from transformers import TrainerCallback
@@ -307,7 +331,7 @@ def step_trl(work: dict) -> None:
 
     model, tokenizer = transformers_model(work)
     rows = len(work["prompts"]) * work["group_size"]
-    batch = rows if work["batch"] == "all" else min(work["batch"], rows)
+    batch, lengths = rows if work["batch"] == "all" else min(work["batch"], rows), []
 
     class OneStepALine(TrainerCallback):
         def on_step_begin(self, *args, **kwargs):
@@ -316,7 +340,11 @@ def step_trl(work: dict) -> None:
             self.started = time.perf_counter()
 
         def on_step_end(self, *args, **kwargs):
-            answer(seconds=time.perf_counter() - self.started, peak_gb=peak_gb(), tokens=rows * work["tokens"])
+            answer(seconds=time.perf_counter() - self.started, peak_gb=peak_gb(), tokens=sum(lengths))
+
+    def reward(completions, completion_ids, **_) -> list[float]:
+        lengths[:] = map(len, completion_ids)
+        return [float(i % 2) for i in range(len(completions))]
 
     config = GRPOConfig(output_dir=work["scratch"], per_device_train_batch_size=batch, gradient_accumulation_steps=rows // batch,
                         num_generations=work["group_size"], max_completion_length=work["tokens"], temperature=1.0, beta=0.0,
@@ -324,7 +352,7 @@ def step_trl(work: dict) -> None:
                         generation_kwargs={"min_new_tokens": work["tokens"], **SAMPLED}, max_steps=10**6, logging_steps=10**6,
                         save_strategy="no", report_to="none", disable_tqdm=True, dataloader_num_workers=0)  # fmt: skip
     trainer = GRPOTrainer(model=model, processing_class=tokenizer, args=config, callbacks=[OneStepALine()],
-                          reward_funcs=lambda completions, **_: [float(i % 2) for i in range(len(completions))],
+                          reward_funcs=reward,
                           train_dataset=Dataset.from_dict({"prompt": work["prompts"]}))  # fmt: skip
     torch.manual_seed(SEED)
     answer(ready=True)
@@ -336,7 +364,7 @@ def sample_vllm(work: dict) -> None:
     from vllm import LLM, SamplingParams
 
     engine = LLM(work["model"], dtype="float32", max_model_len=1024, enable_prefix_caching=True, disable_log_stats=True,
-                 kv_cache_memory_bytes=4 << 30)  # fmt: skip
+                 kv_cache_memory_bytes=2 << 30)  # fmt: skip
     params = SamplingParams(n=work["group_size"], temperature=1.0, top_p=1.0, top_k=0, max_tokens=work["tokens"], ignore_eos=work["forced"],
                             logprobs=0)  # fmt: skip
 

@@ -10,7 +10,7 @@ import shared_prompts
 from benchmarks import compare, contenders
 from benchmarks.compare import Contender, Work
 from runtime import load_model
-from shared_prompts import GrowingStretch
+from shared_prompts import GrowingStretch, Stretch
 
 TINY = Work("models/tiny", prompts=2, prompt_tokens=20, group_size=3, tokens=8)
 
@@ -24,14 +24,15 @@ def test_prompts_have_the_asked_number_of_tokens():
 
 def test_floor_by_hand(monkeypatch):
     """Catches tokens that are counted twice or not at all: here a product takes as many seconds as it has multiplications."""
-    monkeypatch.setattr(compare, "seconds_of", lambda out, size, count, product, at_least: out * size * count)
+    monkeypatch.setattr(compare, "seconds_of", lambda out, size, count, product, at_least, model: out * size * count)
     found = compare.floor(TINY, threads=1)
     model, _ = load_model(str(compare.ROOT / "models/tiny"))
     head = model.get_output_embeddings().weight.numel()
     layers = sum(layer.weight.numel() for layer in model.modules() if isinstance(layer, torch.nn.Linear)) - head
-    prompts, completions = 2 * 19, 6 * 8  # the last token of a prompt is the first input of its completions
-    sampling = layers * (prompts + completions) + head * completions
-    training = 3 * layers * (prompts + completions) + 3 * head * completions
+    inputs = 2 * 20 + 6 * 7  # two prompts, and of six completions all tokens but the last
+    scored = 2 + 6 * 7  # the first token of a completion is predicted once for its group
+    sampling = layers * inputs + head * scored
+    training = 3 * sampling
     assert found["sampling"] == sampling and found["training"] == training and found["step"] == sampling + training
     assert found["scoring"] == training / 3
     low = compare.Floor(TINY, 1, "scoring").work()
@@ -41,7 +42,7 @@ def test_floor_by_hand(monkeypatch):
 
 SWITCHED = ((rollout, "prefill"), (rollout, "run_rows"), (rollout, "FEW_ROWS"), (rollout, "DROP_AT"), (rollout, "LOGITS_AT_ONCE"),
             (rollout, "checkpoint"), (rollout.HFSampler, "_generate"), (shared_prompts, "run_rows"), (GrowingStretch, "extend"),
-            (GrowingStretch, "exchange"))  # fmt: skip
+            (GrowingStretch, "exchange"), (Stretch, "extend"), (rollout, "common_length"), (shared_prompts, "common_length"))  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -121,11 +122,11 @@ def test_tables_by_hand():
     result = {name: {"seconds": values, "peak_gb": len(name), "tokens": [12, 12, 12]} for name, values in seconds.items()}
     result["floor"] = {"seconds": [0.5, 0.5, 3.0], "tokens": [12, 12, 12]}
     row = compare.steps_table({"work": result}).splitlines()[2]
-    assert row.startswith("| work | 2.00 | 6 | 4.0 GB | 6.00 | 3.0 GB | **3.00 (0.67 to 5.00)** | 4.00 (0.89 to 8.00) |")
-    assert row.endswith("| 4.00 (2.00 to 4.00) | 12.00 |")
+    assert row == ("| work | 2.00 | 6 | 4.0 GB | 6.00 | 3.0 GB | 8.00 | 19.0 GB | **3.00 (0.67 to 5.00)** | 4.00 (0.89 to 8.00) "
+                   "| 4.00 (2.00 to 4.00) | 12.00 (2.00 to 12.00) |")  # fmt: skip
     tried = [{"batch": batch, "checkpointing": batch == 8, "keep_memory": True, "threads": 2, "seconds": 4.0 * repetitions, "peak_gb": 1,
               "repetitions": repetitions} for batch, repetitions in ((4, 1), (8, 3))]  # fmt: skip
-    assert compare.search_table({"tried": tried}).splitlines()[2] == "| 8 | yes | yes | 2 | 12.0 | 3 | 1.0 GB |"
+    assert compare.search_table({"work": tried}).splitlines()[2] == "| work | 8 | yes | yes | 2 | 12.0 | 3 | 1.0 GB |"
     result["TRL"]["tokens"] = [6, 6, 6]  # the others end earlier
     rows = compare.others_table({"work": result}, "sampling").splitlines()
     assert rows[2] == "| work: ours | 6 | 1.00 (1.00 to 1.00) | 4.0 GB |"
@@ -179,13 +180,15 @@ def test_answers_that_end_differ_in_length():
 def test_best_setting_is_that_of_the_committed_search(tmp_path):
     """Catches a comparison with anything but TRL's fastest setting, or with none that was searched."""
     with pytest.raises(SystemExit, match="search first"):
-        compare.best_of_trl(tmp_path)
+        compare.best_of_trl(tmp_path, "work")
     rest = {"keep_memory": True, "threads": 2, "peak_gb": 4.0}
     tried = [{"batch": 4, "checkpointing": True, "seconds": 1.9, "repetitions": 1} | rest,
              {"batch": 8, "checkpointing": True, "seconds": 3.0, "repetitions": 3} | rest,
              {"batch": "all", "checkpointing": False, "seconds": 2.0, "repetitions": 3} | rest]  # fmt: skip
-    (tmp_path / "search.json").write_text(json.dumps({"found": {"tried": tried}}))
-    assert compare.best_of_trl(tmp_path) == {"batch": "all", "checkpointing": False, "keep_memory": True, "threads": 2}
+    (tmp_path / "search.json").write_text(json.dumps({"found": {"work": tried}}))
+    with pytest.raises(SystemExit, match="nothing about another"):
+        compare.best_of_trl(tmp_path, "another")
+    assert compare.best_of_trl(tmp_path, "work") == {"batch": "all", "checkpointing": False, "keep_memory": True, "threads": 2}
 
 
 def test_figure_of_growth_is_drawn(tmp_path):
