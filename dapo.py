@@ -41,7 +41,7 @@ from rollout import (
     micro_batches,
     pad,
     pad_values,
-    probe_gap,
+    push_weights,
     sample_rollout,
     score,
     score_all,
@@ -266,9 +266,7 @@ def main(args: Args, task=None, sampler=None) -> Path:
                              args.temperature, args.system_prompt)  # fmt: skip
         return {f"{prefix}/{task.name}/{name}": value for name, value in scores.items()}
 
-    if not sampler.shares_weights:
-        sampler.load_weights(model)
-        probe_gap(sampler, model, tokenizer, task, args)
+    push_weights(sampler, model, tokenizer, task, args)
     if state["step"] == 0:
         state["test_before"] = measure("test", "test", args.test_problems)
         run.log({"step": 0} | measure("eval", "dev", args.eval_problems) | state["test_before"])
@@ -314,19 +312,17 @@ def main(args: Args, task=None, sampler=None) -> Path:
         sums, grad_norms = Counter(), []
         rows_per_update = max(1, math.ceil(len(rewards) / args.minibatches)) * G
         for first in list(range(0, rewards.numel(), rows_per_update)) * args.epochs:
-            optimizer.zero_grad()
             update = accumulate_gradients(model, batch, slice(first, first + rows_per_update), args)
             sums.update(update)
             if math.isfinite(update["total_loss"]):
                 runtime.check_gap(update["gap"] / update["tokens"], args)
             grad_norms.append(clip_gradients(model, args.max_grad_norm))
             sums["skipped"] += runtime.step_or_skip(optimizer, grad_norms[-1], update["total_loss"], state, run, rollout)
+            optimizer.zero_grad()  # no memory for gradients while completions are sampled
 
         # --- 4 sync
         started_sync = time.time()
-        if not sampler.shares_weights:
-            sampler.load_weights(model)
-            probe_gap(sampler, model, tokenizer, task, args)
+        push_weights(sampler, model, tokenizer, task, args)
 
         # --- 5 log, evaluate, save
         times = {"rollout": started_training - started, "train": started_sync - started_training, "sync": time.time() - started_sync}
@@ -351,7 +347,7 @@ def main(args: Args, task=None, sampler=None) -> Path:
 
     # --- the best checkpoint by dev, measured on test
     runtime.load_weights(args.out_dir / "best", model)
-    sampler.load_weights(model)
+    push_weights(sampler, model, tokenizer, task, args)
     test_after = measure("test", "test", args.test_problems)
     run.log({"step": state["step"]} | test_after)
     return run.finish(model, tokenizer, state["test_before"], test_after)

@@ -33,13 +33,15 @@ from torch.distributed.tensor import DTensor
 RANK, WORLD_SIZE, LOCAL_RANK = (int(os.environ.get(name, default)) for name, default in
                                 (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))  # fmt: skip
 MAIN = RANK == 0  # the rank that writes files and speaks
-PATIENCE = timedelta(hours=2)  # with a rank that writes a large checkpoint, or waits for a server
+PATIENCE = timedelta(minutes=30)  # with a rank that writes a large checkpoint, or waits for a server
 
 
 def start() -> None:
     """Meet the other processes that torchrun started."""
     if WORLD_SIZE > 1 and not dist.is_initialized():
         if torch.cuda.is_available():
+            if LOCAL_RANK >= torch.cuda.device_count():
+                leave(f"error: torchrun --nproc-per-node: there are {torch.cuda.device_count()} GPUs here, one for each process")
             torch.cuda.set_device(LOCAL_RANK)
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
         atexit.register(say_goodbye)

@@ -15,16 +15,19 @@ import functools
 import hashlib
 import json
 import math
+import multiprocessing
 import os
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
+import torch
 import tyro
 
 import runtime
@@ -370,6 +373,15 @@ def measure(model_name: str, args, out_dir: Path | None, before: dict | None = N
     return results, out_dir
 
 
+def measure_baseline(args) -> dict:
+    """`measure` of --baseline. Where vLLM samples, or may, in a process of its own that frees the memory when it ends."""
+    folder = args.out_dir and args.out_dir.with_name(f"{args.out_dir.name}-baseline")
+    if not (torch.cuda.is_available() or args.engine == "vllm"):
+        return measure(args.baseline, args, folder)[0]
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
+        return alone.submit(measure, args.baseline, args, folder).result()[0]
+
+
 def tally(rows: list[dict], n: int) -> list[dict]:
     """Rows of samples.jsonl -> one row a problem with its counts, by horizon and index."""
     groups = [rows[start : start + n] for start in range(0, len(rows), n)]
@@ -655,7 +667,7 @@ def main(args: Args) -> dict:
             if config.exists() and "problems_hash" in config.read_text():
                 before = read_results(args.baseline, "--baseline")
             else:
-                before, _ = measure(args.baseline, args, args.out_dir and args.out_dir.with_name(f"{args.out_dir.name}-baseline"))
+                before = measure_baseline(args)
         results, folder = measure(args.model, args, args.out_dir, before)
         show(results)
         if before is not None:

@@ -57,7 +57,7 @@ from rollout import (
     micro_batches,
     pad,
     pad_values,
-    probe_gap,
+    push_weights,
     sample_rollout,
     score,
     score_all,
@@ -454,9 +454,7 @@ def main(args: Args, task=None, sampler=None) -> Path:
             by_horizon[f"{prefix}/{task.name}-h{horizon}/avg@{args.eval_samples}"] = sum(rates) / len(rates)
         return {f"{prefix}/{task.name}/{name}": value for name, value in scores.items()} | by_horizon
 
-    if not sampler.shares_weights:
-        sampler.load_weights(model)
-        probe_gap(sampler, model, tokenizer, task, args)
+    push_weights(sampler, model, tokenizer, task, args)
     if state["step"] == 0:
         state["test_before"] = measure("test", "test", args.test_problems)
         run.log({"step": 0} | measure("eval", "dev", args.eval_problems) | state["test_before"])
@@ -502,19 +500,17 @@ def main(args: Args, task=None, sampler=None) -> Path:
         sums, grad_norms = Counter(), []
         rows_per_update = max(1, math.ceil(len(rewards) / args.minibatches)) * G
         for first in list(range(0, rewards.numel(), rows_per_update)) * args.epochs:
-            optimizer.zero_grad()
             update = accumulate_gradients(model, batch, slice(first, first + rows_per_update), args)
             sums.update(update)
             if math.isfinite(update["total_loss"]):
                 runtime.check_gap(update["gap"] / update["tokens"], args)
             grad_norms.append(clip_gradients(model, args.max_grad_norm))
             sums["skipped"] += runtime.step_or_skip(optimizer, grad_norms[-1], update["total_loss"], state, run, rollout)
+            optimizer.zero_grad()  # no memory for gradients while completions are sampled
 
         # --- 4 sync
         started_sync = time.time()
-        if not sampler.shares_weights:
-            sampler.load_weights(model)
-            probe_gap(sampler, model, tokenizer, task, args)
+        push_weights(sampler, model, tokenizer, task, args)
 
         # --- 5 log, evaluate, save
         times = {"rollout": started_training - started, "train": started_sync - started_training, "sync": time.time() - started_sync}
@@ -539,9 +535,7 @@ def main(args: Args, task=None, sampler=None) -> Path:
         if stage_over:  # [2]
             runtime.load_weights(args.out_dir / "stage", model)
             optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=True)
-            if not sampler.shares_weights:
-                sampler.load_weights(model)
-                probe_gap(sampler, model, tokenizer, task, args)
+            push_weights(sampler, model, tokenizer, task, args)
             state |= {"stage": state["stage"] + 1, "stage_step": 0, "stage_tokens": 0, "stage_best": -1.0}
             if not last:  # else no stage comes next
                 runtime.say(f"next: stage {state['stage']}, chains of {state['stage']} steps, from the best model of the stage before")
@@ -553,7 +547,7 @@ def main(args: Args, task=None, sampler=None) -> Path:
 
     # --- the best checkpoint by dev, measured on test
     runtime.load_weights(args.out_dir / "best", model)
-    sampler.load_weights(model)
+    push_weights(sampler, model, tokenizer, task, args)
     test_after = measure("test", "test", args.test_problems)
     run.log({"step": state["step"]} | test_after)
     args.task = task_of_scores(args)

@@ -21,9 +21,9 @@ def add_adapter(model, rank: int, name: str) -> None:
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
-        raise SystemExit("error: --lora-rank: the package peft is not installed; run: pip install peft") from None
+        raise ValueError("--lora-rank: the package peft is not installed; run: pip install peft") from None
     if any(isinstance(module, Conv1D) for module in model.modules()):
-        raise SystemExit(f"error: --lora-rank: {name} keeps its weights transposed (as GPT-2 does), which is not supported; leave it out")
+        raise ValueError(f"--lora-rank: {name} keeps its weights transposed (as GPT-2 does), which is not supported; leave it out")
     config = LoraConfig(r=rank, lora_alpha=round(SCALING * rank), target_modules="all-linear", base_model_name_or_path=name,
                         task_type="CAUSAL_LM")  # fmt: skip
     inject_adapter_in_model(config, model)

@@ -294,6 +294,13 @@ def check_model(model: PreTrainedModel) -> None:
                      "Llama, Qwen2, Qwen3, Mistral, SmolLM or OLMo 2")  # fmt: skip
 
 
+def push_weights(sampler, model: PreTrainedModel, tokenizer, task, args) -> None:
+    """Hand the model's weights to a sampler that has its own, and make sure that it samples from them."""
+    if not sampler.shares_weights:
+        sampler.load_weights(model)
+        probe_gap(sampler, model, tokenizer, task, args)
+
+
 def probe_gap(sampler, model: PreTrainedModel, tokenizer, task, args) -> None:
     """Compare sampler and trainer on a few short completions and stop the run when they disagree.
 

@@ -45,6 +45,7 @@ CPU_SETTINGS = {
     "enable_chunked_prefill": False,  # vLLM 0.32 rewinds a seeded generator after part of a prompt, which the CPU's cannot do
 }
 SETTINGS = {
+    "max_model_len": -1,  # as long as the cache has room for, and not a model's longest context
     "generation_config": "vllm",  # the model's own generation_config.json must not change the sampling
     "logprobs_mode": "processed_logprobs",  # after temperature and top-p
 }
@@ -52,6 +53,9 @@ SETTINGS = {
 
 def dtype_name() -> str:
     return "bfloat16" if torch.cuda.is_available() else "float32"
+
+
+MARKER = "weights-of-a-run.txt"  # in a server's folder: what is there may be overwritten
 
 
 def plain_weights(model) -> dict[str, torch.Tensor]:
@@ -94,7 +98,8 @@ class VLLMSampler:
         check_version(found, "--engine vllm")
         if distributed.WORLD_SIZE > 1:
             fail("--engine vllm: one process alone can hold vLLM; with torchrun start a server and give --vllm-server URL")
-        self.eos_ids, self.params, self.sleeps = eos_ids, SamplingParams, torch.cuda.is_available()
+        cuda = torch.cuda.is_available()
+        self.eos_ids, self.params, self.sleeps = eos_ids, SamplingParams, cuda and memory is not None
         self.folder = Path(tempfile.mkdtemp(prefix="plainrl-vllm-"))
         atexit.register(shutil.rmtree, self.folder, ignore_errors=True)
         write_weights(model, self.folder)
@@ -102,8 +107,8 @@ class VLLMSampler:
             model.to("cpu")
             torch.cuda.empty_cache()
         random_state = torch.get_rng_state()
-        settings = {"gpu_memory_utilization": memory or 0.9, "enable_sleep_mode": True} if self.sleeps else CPU_SETTINGS
-        self.llm = LLM(model=str(self.folder), dtype=dtype_name(), enforce_eager=not self.sleeps, skip_tokenizer_init=True,
+        settings = {"gpu_memory_utilization": memory or 0.9, "enable_sleep_mode": self.sleeps} if cuda else CPU_SETTINGS
+        self.llm = LLM(model=str(self.folder), dtype=dtype_name(), enforce_eager=not cuda, skip_tokenizer_init=True,
                        **SETTINGS, **settings)  # fmt: skip
         torch.set_rng_state(random_state)  # vLLM seeds the process
         self.awake = True
@@ -159,7 +164,8 @@ class ServerSampler:
     shares_weights = False
 
     def __init__(self, url: str, model, eos_ids: list[int]):
-        self.url, self.eos_ids, self.said = url.rstrip("/"), eos_ids, -math.inf
+        self.url, self.eos_ids = url.rstrip("/").removesuffix("/v1"), eos_ids
+        self.silent_since, self.said = None, -math.inf
         check_version(self.ask("/version")["version"], f"--vllm-server {url}")
         served = self.ask("/v1/models")["data"][0]
         self.name, self.folder = served["id"], Path(served["root"])
@@ -167,14 +173,12 @@ class ServerSampler:
         self.check(model)
 
     def check(self, model) -> None:
-        """The server must have been started on a folder that this process can write, with the same kind of model in it."""
+        """The server must have been started on a folder of `rollout_vllm.py` that is writable here, with the same model in it."""
         where = f"--vllm-server {self.url}"
-        if not (self.folder / "config.json").exists():
-            fail(f"{where}: it serves {self.folder}, no folder that is seen here; python rollout_vllm.py makes one for both sides")
-        served = AutoConfig.from_pretrained(self.folder)
-        if served.tie_word_embeddings:
-            fail(f"{where}: the head in {self.folder} is tied to the embeddings, which vLLM cannot reload; use python rollout_vllm.py")
-        theirs = shape_of(served)
+        if not (self.folder / MARKER).exists() or not os.access(self.folder, os.W_OK):
+            fail(f"{where}: it serves {self.folder}, which is not seen here, not writable, or not made for weights that change; "
+                 "python rollout_vllm.py makes a folder for both sides")  # fmt: skip
+        theirs = shape_of(AutoConfig.from_pretrained(self.folder))
         for name, ours in shape_of(model.config).items():
             if theirs.get(name) != ours:
                 fail(f"{where}: it serves another model than --model: {name} is {theirs.get(name)}, not {ours}")
@@ -185,28 +189,28 @@ class ServerSampler:
 
     def ask(self, path: str, body: dict | None = None, check: Callable[[dict], None] | None = None) -> dict:
         """One request; while there is no answer, or `check` raises a ValueError about it, it is repeated, less and less often, for up to
-        ten minutes."""
+        ten minutes without any answer to anyone."""
         request = urllib.request.Request(self.url + path, headers={"Content-Type": "application/json"},
                                          data=None if body is None else json.dumps(body).encode())  # fmt: skip
-        since, pause = None, 0.5
+        pause = 0.5
         while True:
             try:
                 status, text = reply(request)
                 if 400 <= status < 500:
-                    hint = "; it needs VLLM_SERVER_DEV_MODE=1" if status == 404 else ""
-                    fail(f"--vllm-server {self.url}: {path} answered {status}, {text[:300]}{hint}")
+                    fail(f"--vllm-server {self.url}: {path} answered {status}, {text[:300]}; start it as python rollout_vllm.py says")
                 if status >= 500:
                     raise ValueError(f"{status}, {text[:300]}")
                 answer = json.loads(text or "{}")
                 if check:
                     check(answer)
+                self.silent_since = None
                 return answer
             except (OSError, ValueError, http.client.HTTPException) as error:  # refused, reset, cut short
                 reason = error
-            since = since or time.monotonic()
+            since = self.silent_since = self.silent_since or time.monotonic()
             if time.monotonic() - since > PATIENCE:
                 fail(f"--vllm-server {self.url}: no answer for {PATIENCE} s ({reason}); --resume goes on from the last checkpoint")
-            if distributed.MAIN and time.monotonic() - self.said > 60:
+            if distributed.LOCAL_RANK == 0 and time.monotonic() - self.said > 60:  # of each machine
                 self.said = time.monotonic()
                 print(f"waiting for the vLLM server at {self.url} ({reason})", file=sys.stderr, flush=True)
             time.sleep(pause)
@@ -322,13 +326,18 @@ class Args:
 
 
 def main(args: Args) -> None:
+    used = args.folder.is_file() or args.folder.exists() and any(args.folder.iterdir())
+    if used and not (args.folder / MARKER).exists():
+        fail(f"--folder {args.folder}: something else is in it, which would be overwritten; name a new folder")
     model, tokenizer = load_model(args.model)
+    write_text(args.folder / MARKER, "python rollout_vllm.py has made this folder; runs write their weights into it.\n")
     write_weights(model, args.folder.absolute())
     tokenizer.save_pretrained(args.folder)
     memory = CPU_SETTINGS["kv_cache_memory_bytes"]
     cpu = "" if torch.cuda.is_available() else f" --no-enable-chunked-prefill --kv-cache-memory-bytes {memory}"
     serve = (f"VLLM_SERVER_DEV_MODE=1 python -m vllm.entrypoints.openai.api_server --model {args.folder.absolute()} --port {args.port} "
-             f"--dtype {dtype_name()} --generation-config vllm --logprobs-mode {SETTINGS['logprobs_mode']}{cpu}")  # fmt: skip
+             f"--dtype {dtype_name()} --max-model-len auto --generation-config vllm "
+             f"--logprobs-mode {SETTINGS['logprobs_mode']}{cpu}")  # fmt: skip
     transfer = "\n\nadd to the server's line, for weights from GPU to GPU: --weight-transfer-config '{\"backend\": \"nccl\"}'"
     print(f"wrote {args.folder.absolute()}; start the server with\n\n{serve}\n\n"
           f"and the run with --vllm-server http://localhost:{args.port} (or that machine's name)"

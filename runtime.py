@@ -125,7 +125,7 @@ def load_model(name: str, activation_checkpointing: bool = False,
     if model.get_input_embeddings().num_embeddings > tokens:  # rows that only fill up would be sampled, and mean nothing
         model.resize_token_embeddings(tokens)
     if lora_rank:
-        lora.add_adapter(model, lora_rank, name)
+        or_fail(lora.add_adapter, model, lora_rank, name)
     if activation_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if torch.cuda.is_available():
@@ -245,7 +245,7 @@ def load_weights(folder: Path, model) -> None:
 # --- the output folder, the log and the screen ----------------------------------------------------------------------------
 
 MAY_CHANGE_ON_RESUME = {"steps", "token_budget", "save_every", "out_dir", "resume", "track", "micro_batch_tokens",
-                        "activation_checkpointing", "vllm_server", "vllm_memory"}  # fmt: skip
+                        "activation_checkpointing", "max_logprob_gap", "vllm_server", "vllm_memory"}  # fmt: skip
 
 COLUMNS = [  # title, metric, width, format
     ("reward", "reward/mean", 6, ".3f"),
@@ -543,7 +543,8 @@ def check_gap(gap: float, args) -> None:
     if not gap <= args.max_logprob_gap:
         fail(f"sampler and trainer log-probabilities differ by {gap:.2g} on average, more than --max-logprob-gap {args.max_logprob_gap:g}; "
              "the sampler is not sampling from the policy that is trained (stale weights, another temperature or dtype, "
-             "a model whose logits are processed): fix that, or raise the limit and use --importance-cap")  # fmt: skip
+             "a model whose logits are processed): fix that, or raise the limit; --importance-cap, in a new run, makes up for "
+             "what remains")  # fmt: skip
 
 
 def check_at_least_one(args, *names: str) -> None:

@@ -1,7 +1,7 @@
 """What a run needs, planned before it is started: memory of a GPU by the model's size, the number of GPUs and the flags.
 
     python benchmarks/memory.py                 the README's table
-    python benchmarks/memory.py --check-here    a step of SmolLM2-135M on this machine beside its plan
+    python benchmarks/memory.py --check-here    a step of SmolLM2-135M on this machine beside its plan (--no-keep: freed memory goes back)
 
 P parameters, L layers of hidden size d and inner size f, N GPUs, T = --micro-batch-tokens, with --activation-checkpointing, bytes:
 
@@ -83,9 +83,10 @@ def table() -> str:
     return "\n".join(lines)
 
 
-def check() -> str:
+def check(keep: bool) -> str:
     """Peak memory of two updates on this machine, less that of the bare process, beside the plan."""
-    runtime.keep_freed_memory()
+    if keep:
+        runtime.keep_freed_memory()
     before, tokens = runtime.peak_gb(), 4096
     model, _ = runtime.load_model(str(ROOT / SMOL), activation_checkpointing=True)
     args = grpo.Args(max_new_tokens=256, micro_batch_tokens=tokens)
@@ -101,8 +102,8 @@ def check() -> str:
     return f"SmolLM2-135M, {tokens} tokens, one process: {runtime.peak_gb() - before:.1f} GB, planned {plan:.1f} GB"
 
 
-def main(check_here: tyro.conf.FlagCreatePairsOff[bool] = False) -> None:
-    print(check() if check_here else table())
+def main(check_here: tyro.conf.FlagCreatePairsOff[bool] = False, keep: bool = True) -> None:
+    print(check(keep) if check_here else table())
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """Every training script in float64, in several processes.
 
-    torchrun --nproc-per-node N distributed_driver.py TOY_MODEL OUT [RUN [STEPS [die | fail | float32]]]
+    torchrun --nproc-per-node N distributed_driver.py TOY_MODEL OUT [RUN [STEPS [die | die first | fail | float32]]]
     python distributed_driver.py TOY_MODEL OUT fork 1 2 4       in 1, 2 and 4 ranks that are forked: torch is imported once
 
 Leaves OUT/<run>/, the output folder of each run, or OUT/<ranks>/<run>/; one that is there goes on. "die": the last rank is killed
-in the third step; "fail": it stops with a message. "float32": in single precision.
+in the third step ("die first": the main one); "fail": it stops with a message. "float32": in single precision.
 """
 
 import os
@@ -56,8 +56,8 @@ def end_in_the_third_step(how: str) -> None:
 
     def step_or_skip(*args):
         calls.append(args)
-        if len(calls) == 6 and distributed.RANK == distributed.WORLD_SIZE - 1:
-            os.kill(os.getpid(), signal.SIGKILL) if how == "die" else runtime.fail("this rank alone")
+        if len(calls) == 6 and distributed.RANK == (0 if how == "die first" else distributed.WORLD_SIZE - 1):
+            runtime.fail("this rank alone") if how == "fail" else os.kill(os.getpid(), signal.SIGKILL)
         return original(*args)
 
     runtime.step_or_skip = step_or_skip
@@ -67,7 +67,7 @@ def main(toy_model: str, out: str, only: str | None = None, steps: str = "5", ho
     if how != "float32":
         runtime.AutoModelForCausalLM = Float64
     plot.plot_run = lambda run: None
-    if how in ("die", "fail"):
+    if how in ("die", "die first", "fail"):
         end_in_the_third_step(how)
     for name, (script, extra) in RUNS.items():
         if only in (None, name):

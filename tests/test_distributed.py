@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import toys
-from distributed_driver import RUNS
+from distributed_driver import RUNS, free_port
 from safetensors.torch import load_file
 
 import distributed
@@ -22,9 +23,9 @@ import sft
 TESTS = Path(__file__).resolve().parent
 
 
-def launch(ranks: int, *arguments) -> subprocess.Popen:
+def launch(ranks: int, *arguments, meeting: list = ("--standalone",)) -> subprocess.Popen:
     """`torchrun --nproc-per-node ranks distributed_driver.py arguments`"""
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", ranks] if ranks else []
+    torchrun = ["-m", "torch.distributed.run", *meeting, "--nproc-per-node", ranks] if ranks else []
     command = [sys.executable, *torchrun, TESTS / "distributed_driver.py", *arguments]
     environment = os.environ | {"PYTHONPATH": f"{TESTS.parent}:{TESTS}", "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(list(map(str, command)), env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -70,13 +71,35 @@ def test_ranks_change_nothing(runs, run, ranks, toy_model):
     assert (one / "samples.jsonl").read_text() == (several / "samples.jsonl").read_text()
 
 
-def test_a_run_goes_on_with_another_number_of_ranks(runs, toy_model, tmp_path):
+@pytest.mark.parametrize("run, others", [("grpo", (1, 4)), ("lora", (1,))])
+def test_a_run_goes_on_with_another_number_of_ranks(runs, toy_model, tmp_path, run, others):
     """Catches a checkpoint that holds one rank's part, or that only as many ranks can read."""
-    finished(launch(2, toy_model, tmp_path / "1", "grpo", 3))  # of five steps
+    finished(launch(2, toy_model, tmp_path / "1", run, 3))  # of five steps
     shutil.copytree(tmp_path / "1", tmp_path / "4")
-    for ranks in (1, 4):
-        finished(launch(ranks, toy_model, tmp_path / str(ranks), "grpo", 5))
-        assert distance(runs / "1/grpo/last", tmp_path / str(ranks) / "grpo/last") < 1e-10
+    for ranks in others:
+        finished(launch(ranks, toy_model, tmp_path / str(ranks), run, 5))
+        assert distance(runs / "1" / run / "last", tmp_path / str(ranks) / run / "last") < 1e-10
+
+
+def test_two_machines(runs, toy_model, tmp_path):
+    """Catches ranks that are told apart by their number on one machine. (Two torchruns that meet, on this one.)"""
+    meeting = ["--nnodes", 2, "--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{free_port()}", "--rdzv-id", "a test"]
+    machines = [launch(1, toy_model, tmp_path, "grpo", 5, meeting=meeting) for _ in range(2)]
+    for machine in machines:
+        finished(machine)
+    assert distance(runs / "1/grpo/last", tmp_path / "grpo/last") < 1e-10
+
+
+def test_ctrl_c_saves_what_all_ranks_have_done(toy_model, tmp_path):
+    """Catches ranks that stop after different steps, or without a checkpoint of the last one. (torchrun hands the signal on.)"""
+    process, log = launch(2, toy_model, tmp_path, "grpo", 100_000), tmp_path / "grpo/metrics.jsonl"
+    while process.poll() is None and (not log.exists() or log.read_text().count("\n") < 4):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    state = json.loads((tmp_path / "grpo/last/state.json").read_text())
+    assert state["step"] == toys.records(tmp_path / "grpo")[-1]["step"] >= 3, output
+    assert "finishing this step, then saving" in output and "--resume" in output
 
 
 def test_the_curriculum_goes_on_at_the_edge_of_a_stage(runs, toy_model, tmp_path):
@@ -94,7 +117,7 @@ def test_single_precision(toy_model, tmp_path):
     assert two["optim/grad_norm"] == pytest.approx(one["optim/grad_norm"], rel=1e-4) and one["optim/grad_norm"] > 1e-3
 
 
-@pytest.mark.parametrize("how", ["die", "fail"])
+@pytest.mark.parametrize("how", ["die", "die first", "fail"])
 def test_a_rank_that_ends_ends_the_job(runs, toy_model, tmp_path, how):
     """Catches ranks that wait for one that was killed or has stopped, and a checkpoint that this has spoiled."""
     started = time.time()

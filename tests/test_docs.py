@@ -77,6 +77,12 @@ def test_every_script_in_readme_is_there():
         assert (ROOT / name).exists(), name
 
 
+def test_every_check_with_vllm_in_readme_is_there():
+    """A part that was renamed. (The file imports what only the environment of vLLM has.)"""
+    parts = re.search(r"part: .*Literal\[([^\]]*)\]", (ROOT / "benchmarks/checks/with_vllm.py").read_text())[1]
+    assert set(re.findall(r"with_vllm\.py (\w+)", README)) == set(json.loads(f"[{parts}]"))
+
+
 def test_readme_counts_the_mutations():
     """A number that has drifted."""
     assert f"{len(test_mutations.MUTATIONS)} ways to break it" in README

@@ -597,9 +597,10 @@ def test_sampler_with_weights_of_its_own(run, toy_model, script):
 
 
 @pytest.mark.parametrize("fault, steps_logged", [(dict(temperature_factor=1.1), 0), (dict(pushes=0), 0), (dict(pushes=1), 1),
-                                                 (dict(pushes=3), 3)])  # fmt: skip
+                                                 (dict(pushes=3), 3), (dict(pushes=6), 6)])  # fmt: skip
 def test_sampler_that_differs_from_the_trainer_is_stopped(run, toy_model, tmp_path, fault, steps_logged):
-    """Catches training on samples of another temperature or of stale weights, at the start and after any push."""
+    """Catches training on samples of another temperature or of stale weights, at the start and after any push; the last is that of the
+    best weights, before they are measured."""
     message = r"^error: sampler and trainer .* differ by .*--max-logprob-gap 0\.0001.*stale weights.*--importance-cap"
     with pytest.raises(SystemExit, match=message):
         run(grpo, sampler=OwnWeights(toy_model, **fault), lr=1e-2, warmup_steps=1)

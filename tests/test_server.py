@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 import distributed
 import rollout_vllm
 from rollout import Completion
-from rollout_vllm import ServerSampler, VLLMSampler, write_weights
+from rollout_vllm import MARKER, ServerSampler, VLLMSampler, write_weights
 
 
 class Server:
@@ -91,6 +91,7 @@ def world(tmp_path, monkeypatch):
     monkeypatch.setattr(rollout_vllm, "PATIENCE", 5)
     model = random_model(torch.float32, tied=True)
     write_weights(model, tmp_path / "weights")
+    (tmp_path / "weights" / MARKER).touch()
     server = Server(tmp_path / "weights")
     yield server, model, tmp_path / "weights"
     server.stop()
@@ -219,8 +220,10 @@ def test_patience_begins_when_the_server_goes(world, monkeypatch, capfd):
     server, model, _ = world
     sampler = ServerSampler(server.url, model, [EOS])
     monkeypatch.setattr(rollout_vllm, "PATIENCE", 1.0)
-    server.fails, server.slow = 1, 1.5
-    assert [c.ids for c in sampler.generate([[5]], 1, 9, 1.0, [1])] == [[5, 1]]
+    server.slow = 1.5
+    for _ in range(2):
+        server.fails = 1
+        assert [c.ids for c in sampler.generate([[5]], 1, 9, 1.0, [1])] == [[5, 1]]
     assert capfd.readouterr().err.count(f"waiting for the vLLM server at {sampler.url}") == 1
 
 
@@ -232,13 +235,17 @@ def test_a_server_that_stays_away_ends_the_run(world, monkeypatch):
     server.fails = 10**6
     with pytest.raises(SystemExit, match="no answer for 0.2 s .* --resume goes on"):
         sampler.generate([[5]], 1, 9, 1.0, [1])
+    asked = len(server.requests)
+    with pytest.raises(SystemExit, match="no answer for 0.2 s"):  # the next of many rows does not begin to wait anew
+        sampler.generate([[5]], 1, 9, 1.0, [1])
+    assert len(server.requests) == asked + 1
 
 
 @pytest.mark.parametrize("path, answer, message", [
     ("/version", {"version": "0.33.1"}, "vLLM 0.33.1 is not supported, 0.32.x is"),
-    ("/v1/models", {"data": [{"id": "name", "root": "meta-llama/Somewhere"}]}, "no folder that is seen here"),
+    ("/v1/models", {"data": [{"id": "name", "root": "meta-llama/Somewhere"}]}, "which is not seen here"),
     ("/server_info", {"vllm_config": {"model_config": {"logprobs_mode": "raw_logprobs"}}}, "without --logprobs-mode processed_logprobs"),
-    ("/server_info", None, "VLLM_SERVER_DEV_MODE=1"),
+    ("/server_info", None, "/server_info.* answered 404, null; start it as python rollout_vllm.py says"),
 ])  # fmt: skip
 def test_servers_that_are_refused(world, path, answer, message):
     """Catches a server with other log-probabilities, another version, or without the interface that takes weights."""
@@ -249,15 +256,30 @@ def test_servers_that_are_refused(world, path, answer, message):
 
 
 @pytest.mark.parametrize("name, value, message", [
-    ("hidden_size", 48, "hidden_size is 48, not 32"), ("rms_norm_eps", 1e-3, "rms_norm_eps is 0.001, not 1e-06"),
-    ("tie_word_embeddings", True, "is tied to the embeddings")])  # fmt: skip
+    ("hidden_size", 48, "hidden_size is 48, not 32"), ("rms_norm_eps", 1e-3, "rms_norm_eps is 0.001, not 1e-06")])
 def test_other_models_are_refused(world, name, value, message):
-    """Catches weights that are pushed into a model of another shape, or whose head would stay as it was."""
+    """Catches weights that are pushed into a model of another shape."""
     server, model, folder = world
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {name: value}))
     with pytest.raises(SystemExit, match=message):
         ServerSampler(server.url, model, [EOS])
+
+
+def test_a_folder_of_somebody_else_is_never_written_to(world, tmp_path, capsys):
+    """Catches a user's own model, which a server was started on, or which is named as the folder, that training overwrites."""
+    server, model, folder = world
+    (folder / MARKER).unlink()
+    before = {file: file.read_bytes() for file in folder.iterdir()}
+    with pytest.raises(SystemExit, match="not made for weights that change; python rollout_vllm.py makes a folder"):
+        ServerSampler(server.url, model, [EOS])
+    with pytest.raises(SystemExit, match=f"--folder {folder}: something else is in it"):
+        rollout_vllm.main(rollout_vllm.Args("models/tiny", folder))
+    assert before == {file: file.read_bytes() for file in folder.iterdir()}
+    for _ in range(2):  # its own folder it may make again
+        rollout_vllm.main(rollout_vllm.Args("models/tiny", tmp_path / "new"))
+    assert {"config.json", "model.safetensors", "tokenizer.json", MARKER} <= {file.name for file in (tmp_path / "new").iterdir()}
+    assert f"--model {tmp_path / 'new'} --port 8000" in capsys.readouterr().out
 
 
 def test_a_cache_that_is_not_emptied_ends_the_run(world, monkeypatch):
@@ -316,6 +338,12 @@ def test_memory_is_handed_back_while_the_model_trains(engine):
     sampler.load_weights(model)
     sampler.generate([[3]], 1, 9, 1.0, [1])
     assert engine == ["generate", "sleep 1", "wake", "reload_weights", "reset", "generate", "sleep 1"]
+    engine.clear()
+    sampler = VLLMSampler(model, [EOS], None)  # an evaluation, which has the GPU for itself
+    sampler.generate([[3]], 1, 9, 1.0, [1])
+    (_, settings) = engine.pop(0)
+    assert (settings["gpu_memory_utilization"], settings["enable_sleep_mode"], settings["enforce_eager"]) == (0.9, False, False)
+    assert engine == ["generate"]
 
 
 def test_other_versions_and_several_ranks_are_refused(engine, monkeypatch):

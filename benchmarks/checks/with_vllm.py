@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -66,6 +67,14 @@ def random_model(kind: str, tied: bool, tokenizer):
     return Qwen2ForCausalLM(Qwen2Config(num_key_value_heads=2, **shape))
 
 
+def said_by(command: list, **more) -> str:
+    """What a process prints, which must end well."""
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, **more)  # its errors are seen
+    if done.returncode:
+        sys.exit(f"error: {' '.join(map(str, command))} ended with code {done.returncode}")
+    return done.stdout
+
+
 def push(kind: str, tied: bool, lora_rank: int) -> None:
     """Five updates of a model; prints the gap before the first, and after each. A process of its own: vLLM is not made to start twice."""
     _, tokenizer = runtime.load_model("models/tiny")
@@ -74,7 +83,7 @@ def push(kind: str, tied: bool, lora_rank: int) -> None:
         lora.add_adapter(model, lora_rank, "random")
     args = grpo.Args(max_new_tokens=32, group_size=8, micro_batch_tokens=8192)
     trained = [weight for weight in model.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-2 if lora_rank else 1e-3)
+    optimizer = torch.optim.AdamW(trained, lr=3e-3 if lora_rank else 1e-3)
     sampler = VLLMSampler(model, runtime.eos_ids(model, tokenizer))
     problems, gaps, moved = [task.problem("train", i, 0) for i in range(8)], [], []
     for update in range(6):
@@ -104,7 +113,7 @@ def check_push() -> None:
         for tied in (True, False):
             for rank in (0, 4):
                 command = [sys.executable, __file__, "push", "--model", kind, "--lora-rank", str(rank), "--tied" if tied else "--no-tied"]
-                found = json.loads(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+                found = json.loads(said_by(command).splitlines()[-1])
                 worst, slowest = max(worst, *found["gaps"]), min(slowest, *found["moved"])
                 name = f"{kind}, {'tied' if tied else 'untied'} head" + f", LoRA of rank {rank}" * bool(rank)
                 table.append(f"| {name} | " + " | ".join(f"{gap:.1e}" for gap in found["gaps"])
@@ -147,8 +156,7 @@ def check_learning() -> None:
 
 def serve_command(folder: Path) -> str:
     """Make the folder; what rollout_vllm.py says to type."""
-    said = subprocess.run([sys.executable, "rollout_vllm.py", "--model", "models/tiny", "--folder", folder, "--port", str(PORT)], cwd=ROOT,
-                          capture_output=True, text=True, check=True).stdout  # fmt: skip
+    said = said_by([sys.executable, "rollout_vllm.py", "--model", "models/tiny", "--folder", folder, "--port", str(PORT)])
     return next(line for line in said.splitlines() if "api_server" in line).replace("python", sys.executable)
 
 
@@ -157,17 +165,22 @@ def start_server(command: str) -> subprocess.Popen:
     place = {"CUDA_VISIBLE_DEVICES": str(torch.cuda.device_count() - 1)} if torch.cuda.is_available() else {}
     with open(SCRATCH / "server.log", "a") as log:
         process = subprocess.Popen(command, shell=True, stdout=log, stderr=log, start_new_session=True, env=os.environ | place)
+    deadline = time.monotonic() + 600
     while process.poll() is None:
+        if time.monotonic() > deadline:
+            kill(process)
+            break
         try:
             urllib.request.urlopen(f"http://localhost:{PORT}/health", timeout=5)
             return process
         except OSError:
             time.sleep(1)
-    sys.exit(f"error: the server ended with code {process.returncode}, see {SCRATCH / 'server.log'}")
+    sys.exit(f"error: the server did not answer for ten minutes, or ended ({process.returncode}), see {SCRATCH / 'server.log'}")
 
 
 def kill(process: subprocess.Popen) -> None:
-    os.killpg(process.pid, signal.SIGKILL)
+    with suppress(ProcessLookupError):  # it has ended
+        os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
@@ -202,24 +215,27 @@ def check_server() -> None:
     shutil.rmtree(SCRATCH / "weights", ignore_errors=True)
     SCRATCH.mkdir(parents=True, exist_ok=True)
     command = serve_command(SCRATCH / "weights")
-    server, results, table = start_server(command), {}, ["| server | steps | killed | seconds |", "|---|---|---|---|"]
-    for name, kills in (("left alone", []), ("killed", [(3, 5), (5, 64)])):  # in this step, when so many completions are answered
-        folder, kept = SCRATCH / f"server-{len(kills)}", []
-        shutil.rmtree(folder, ignore_errors=True)
-        started, run = time.time(), train_on_server(folder)
-        for step, completions in kills:
-            wait_until(lambda: len(logged(folder)) >= step, run)  # noqa: B023  the start and the steps before
-            before = answered()
-            wait_until(lambda: answered() >= before + completions, run)  # noqa: B023
+    servers, results, table = [start_server(command)], {}, ["| server | steps | killed | seconds |", "|---|---|---|---|"]
+    try:
+        for name, kills in (("left alone", []), ("killed", [(3, 5), (5, 64)])):  # in this step, when so many completions are answered
+            folder, kept = SCRATCH / f"server-{len(kills)}", []
+            shutil.rmtree(folder, ignore_errors=True)
+            started, run = time.time(), train_on_server(folder)
+            for step, completions in kills:
+                wait_until(lambda: len(logged(folder)) >= step, run)  # noqa: B023  the start and the steps before
+                before = answered()
+                wait_until(lambda: answered() >= before + completions, run)  # noqa: B023
+                kill(servers.pop())
+                kept.append(f"in step {step} after {answered() - before} completions, {len(logged(folder)) - 1} steps logged")
+                servers.append(start_server(command))
+            if run.wait():
+                sys.exit(f"error: the run ended with code {run.returncode}, see {folder.with_suffix('.log')}")
+            results[name] = logged(folder)
+            steps = max(record["step"] for record in results[name])
+            table.append(f"| {name} | {steps} | {'; '.join(kept)} | {time.time() - started:.0f} |")
+    finally:
+        for server in servers:
             kill(server)
-            kept.append(f"in step {step} after {answered() - before} completions, {len(logged(folder)) - 1} steps logged")
-            server = start_server(command)
-        if run.wait():
-            sys.exit(f"error: the run ended with code {run.returncode}, see {folder.with_suffix('.log')}")
-        results[name] = logged(folder)
-        steps = max(record["step"] for record in results[name])
-        table.append(f"| {name} | {steps} | {'; '.join(kept)} | {time.time() - started:.0f} |")
-    kill(server)
     same = results["left alone"] == results["killed"]
     table += ["", f"All metrics but times, and the rounding of `rollout/logprob_gap`, are {'' if same else 'NOT '}the same to the last "
               "digit. Most of the added seconds are two starts of the server."]  # fmt: skip
