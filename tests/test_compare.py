@@ -132,7 +132,7 @@ def test_tables_by_hand():
     rows = compare.others_table({"work": result}, "sampling").splitlines()
     assert rows[2] == "| work: ours | 6 | 1.00 (1.00 to 1.00) | 4.0 GB |"
     assert rows[3] == "| work: TRL | 1 | 6.00 (1.33 to 10.00) | 3.0 GB |"
-    assert rows[5] == "| work: floor | 24 | 0.25 (0.25 to 0.50) |  |"
+    assert rows[-1] == "| work: floor | 24 | 0.25 (0.25 to 0.50) |  |"
     everything = {"seconds": [2.0], "peak_gb": 1.0, "tokens": [4]}
     found = {"a": {what: {"with": everything, "without": everything | {"seconds": [2.5], "peak_gb": 1.5}} for what in compare.SWITCHES}}
     assert compare.switches_table(found).splitlines()[2].endswith("| +25% (+25% to +25%) | +0.5 GB |")
