@@ -25,7 +25,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 
 import torch
 import tyro
@@ -49,7 +49,7 @@ SHAPE = dict(vocab_size=151_936, hidden_size=512, intermediate_size=2048, num_hi
 @dataclass(frozen=True)
 class Work:
     """K prompts x G completions, all of so many tokens; not `forced`: the model ends them, and prompts are problems that it can answer,
-    after worked examples of so many tokens that all prompts begin with."""
+    after worked examples of so many tokens that all prompts begin with. Done so many times `in_a_row` whenever it is a contender's turn."""
 
     model: str
     prompts: int
@@ -57,12 +57,13 @@ class Work:
     group_size: int
     tokens: int
     forced: bool = True
+    in_a_row: int = 1
 
 
 STEPS = {
     "SmolLM2-135M, 4 x 8, prompt 60, completion 48": Work(SMOL, 4, 60, 8, 48),
     "SmolLM2-135M, 1 x 8, prompt 300, completion 64": Work(SMOL, 1, 300, 8, 64),
-    "tiny (1M), 8 x 16, prompt 50, completion 60": Work("models/tiny", 8, 50, 16, 60),
+    "tiny (1M), 8 x 16, prompt 50, completion 60": Work("models/tiny", 8, 50, 16, 60, in_a_row=5),
     "random Qwen2 (46M, vocabulary 150k), 4 x 8, prompt 60, completion 48": Work(QWEN, 4, 60, 8, 48),
 }
 SAMPLING = {
@@ -72,7 +73,7 @@ SAMPLING = {
 UNEVEN = {
     "SmolLM2-135M, 4 x 8": Work(SMOL, 4, 0, 8, 128, forced=False),
     "SmolLM2-135M, 4 x 4 after 240 tokens of examples": Work(SMOL, 4, 240, 4, 128, forced=False),
-    "tiny, 8 x 16": Work("models/tiny", 8, 0, 16, 128, forced=False),
+    "tiny, 8 x 16": Work("models/tiny", 8, 0, 16, 128, forced=False, in_a_row=5),
 }
 
 
@@ -140,6 +141,7 @@ class Contender:
             variables |= {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 40), "MALLOC_TOP_PAD_": str(256 << 20)}
         self.log = open(HOME / f"{name}.log", "a")
         command = [python_of(environment), ROOT / "benchmarks/contenders.py", name, json.dumps(description)]
+        self.in_a_row = work.in_a_row
         self.process = subprocess.Popen(command, cwd=ROOT, env=os.environ | variables, text=True, stdin=subprocess.PIPE,
                                         stdout=subprocess.PIPE, stderr=self.log)  # fmt: skip
         self.reply()
@@ -152,10 +154,14 @@ class Contender:
         return json.loads(line)
 
     def work(self) -> dict:
-        with suppress(BrokenPipeError):  # it has ended, as `reply` says
-            self.process.stdin.write("\n")
-            self.process.stdin.flush()
-        return self.reply()
+        """What it answers to the last piece of work in a row, with the mean seconds and tokens of all."""
+        answers = []
+        for _ in range(self.in_a_row):
+            with suppress(BrokenPipeError):  # it has ended, as `reply` says
+                self.process.stdin.write("\n")
+                self.process.stdin.flush()
+            answers.append(self.reply())
+        return answers[-1] | {name: mean(each[name] for each in answers) for name in ("seconds", "tokens") if name in answers[-1]}
 
     def close(self) -> None:
         self.process.stdin.close()

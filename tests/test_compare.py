@@ -1,6 +1,8 @@
 """The benchmark of speed: the same work for everyone, a floor that counts what it says, and tables that say what was measured."""
 
+import io
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -106,6 +108,15 @@ def test_a_contender_answers_whenever_it_is_asked(tmp_path, monkeypatch):
     contender.close()
     assert all(answer["tokens"] == 6 * 8 and answer["seconds"] > 0 and answer["peak_gb"] > 0.1 for answer in both)
     assert both[0]["sum"] == both[1]["sum"] and both[0]["seconds"] != both[1]["seconds"] and contender.process.returncode == 0
+
+
+def test_work_that_is_done_in_a_row(monkeypatch):
+    """Catches the sum, or the last alone, for the mean of what a turn takes."""
+    contender = Contender.__new__(Contender)
+    contender.in_a_row, contender.process = 3, SimpleNamespace(stdin=io.StringIO())
+    answers = iter([{"seconds": seconds, "tokens": 6 * seconds, "peak_gb": seconds} for seconds in (9.0, 2.0, 1.0)])
+    monkeypatch.setattr(contender, "reply", lambda: next(answers))
+    assert contender.work() == {"seconds": 4.0, "tokens": 24.0, "peak_gb": 1.0} and contender.process.stdin.getvalue() == "\n\n\n"
 
 
 def test_a_contender_that_dies_is_named(tmp_path, monkeypatch):

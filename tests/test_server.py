@@ -97,9 +97,10 @@ def world(tmp_path, monkeypatch):
     server.stop()
 
 
-def test_completions_are_prompt_major_with_their_seeds(world):
+def test_completions_are_prompt_major_with_their_seeds(world, monkeypatch):
     """Catches seeds that go to other rows, a lost EOS or log-probability, and limits that are not passed on."""
     server, model, _ = world
+    monkeypatch.setattr(rollout_vllm, "AT_ONCE", 4)
     sampler = ServerSampler(server.url, model, [EOS])
     completions = sampler.generate([[5, 6], [7]], 3, 9, 0.7, [10, 11, 12, 13, 14, 15], top_p=0.9)
     assert [c.ids for c in completions] == [[5, 10, EOS], [5, 11], [5, 12, EOS], [7, 13], [7, 14, EOS], [7, 15]]
@@ -210,6 +211,10 @@ def test_requests_wait_for_a_server_that_restarts(world):
         setattr(server, way, 2)
         assert [c.ids for c in sampler.generate([[5]], 2, 9, 1.0, [1, 2])] == [[5, 1], [5, 2, EOS]]
         assert getattr(server, way) == 0
+    server.requests.clear()
+    server.fails = 2
+    sampler.load_weights(model)
+    assert [path for path, _ in server.requests] == ["/collective_rpc"] * 3 + ["/reset_prefix_cache"]
     server.stop()
     threading.Timer(1.0, server.start).start()
     assert [c.ids for c in sampler.generate([[5]], 2, 9, 1.0, [3, 4])] == [[5, 3], [5, 4, EOS]]
