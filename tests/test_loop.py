@@ -1025,10 +1025,10 @@ VARIANTS = {  # functions that differ from grpo.py's, that are gone, that are ne
         imports_new=["import json", "import random", "from tasks import Problem, load_task, number"],
         flags_changed=set(), flags_gone={"advantage", "aggregation", "kl_coef"},
         flags_new={"schedule", "max_horizon", "steps_per_stage", "advance_at", "completion_budgets", "format_reward"},
-        topics=r"""\bkl\b|kl_coef|reference|ref_logprobs|AGGREGATIONS|constant\(|args\.advantage|advantages|runs/|Run\(|check|probe_gap|h1_|horizon|stage
+        topics=r"""\bkl\b|kl_coef|reference|ref_logprobs|AGGREGATIONS|constant\(|args\.advantage|advantages|runs/|Run\(|check|push_weights|h1_|horizon|stage
             |schedule|longest|several\ updates|scoring|policy_loss|Returns\ sums|state\ =|rollout\ =|sampling\ =|\*\*sampling
             |scores|temperature|rows|rates|target|best|\#\ ---\ 1\ sample|problems|task_of|format|credited|lr|"rollout_logprobs":
-            |^\+\ +sampler\.load_weights|shares_weights|save_every|eval_every|record\ ="""),
+            |save_every|eval_every|record\ ="""),
 }  # fmt: skip
 EACH_VARIANT = pytest.mark.parametrize("script", VARIANTS, ids=[script.__name__ for script in VARIANTS])
 

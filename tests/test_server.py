@@ -123,7 +123,7 @@ def test_weights_are_written_before_the_server_reads_them(world):
     assert all(torch.equal(saved[name], model.lm_head.weight) for name in ("lm_head.weight", "model.embed_tokens.weight"))
     assert server.requests == [("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}),
                                ("/reset_prefix_cache", {})]  # fmt: skip
-    assert not list(folder.glob("*.tmp"))
+    assert not list(folder.glob("*.tmp")) and json.loads((folder / "config.json").read_text())["tie_word_embeddings"] is False
 
 
 @pytest.fixture
