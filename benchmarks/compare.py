@@ -326,18 +326,22 @@ def search(args: Args) -> Iterator[tuple[str, list]]:
                            "peak_gb": round(answers[str(setting)]["peak_gb"], 1)} for setting in settings]  # fmt: skip
 
     plain = {"batch": "all", "checkpointing": False, "keep_memory": True, "threads": args.threads}
-    for name, work in STEPS.items():
+    (name, work), *others = STEPS.items()
+    print(name, flush=True)
+    tried = []
+    for batch, checkpointing in itertools.product((4, 8, 16, "all"), (True, False)):
+        tried += measure(work, [plain | {"batch": batch, "checkpointing": checkpointing}], 1)
+    for change in {"keep_memory": False}, {"threads": 1}:
+        tried += measure(work, [best(tried) | change], 1)
+    tried.sort(key=lambda found: found["seconds"])
+    for i in range(2):
+        tried[i : i + 1] = measure(work, [best([tried[i]])], 3)
+    yield name, tried
+    for name, work in others:
         print(name, flush=True)
-        if work == next(iter(STEPS.values())):
-            every = itertools.product((4, 8, 16, "all"), (True, False))
-            tried = [*itertools.chain(*(measure(work, [plain | {"batch": batch, "checkpointing": again}], 1) for batch, again in every))]
-            for change in {"keep_memory": False}, {"threads": 1}:
-                tried += measure(work, [best(tried) | change], 1)
-            tried.sort(key=lambda found: found["seconds"])
-            yield name, [*itertools.chain(*(measure(work, [best([found])], 3) for found in tried[:2])), *tried[2:]]
-        else:
-            few = [plain | {"batch": max(4, work.prompts * work.group_size // 8)}]
-            yield name, measure(work, [plain, *few, *([plain | {"threads": 1}] if work.model == "models/tiny" else [])], 2)
+        settings = [plain, plain | {"batch": max(4, work.prompts * work.group_size // 8)}]
+        settings += [plain | {"threads": 1}] * (work.model == "models/tiny")
+        yield name, measure(work, settings, 2)
 
 
 def best(tried: list[dict]) -> dict:

@@ -78,8 +78,7 @@ def make_step(work: dict):
     import runtime
     from rollout import pad, pad_values, score_all
 
-    args = grpo.Args(max_new_tokens=work["tokens"], group_size=work["group_size"])
-    args.micro_batch_tokens = work.get("micro_batch_tokens")
+    args = grpo.Args(max_new_tokens=work["tokens"], group_size=work["group_size"], micro_batch_tokens=work.get("micro_batch_tokens"))
     runtime.resolve_defaults(args, model, grpo.DEFAULTS)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, weight_decay=0.0, fused=work.get("off") != "fused")
 
@@ -99,10 +98,10 @@ def make_step(work: dict):
                  "rollout_logprobs": pad_values([completion.logprobs for completion in completions], mask)}  # fmt: skip
         if work.get("off") == "on-policy":
             batch["old_logprobs"], _ = score_all(model, batch["prompt_ids"], completion_ids, 1.0, args.micro_batch_tokens)
-        optimizer.zero_grad()
         grpo.accumulate_gradients(model, batch, slice(None), args)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), args.max_grad_norm)
         optimizer.step()
+        optimizer.zero_grad()
         return {"tokens": sum(map(len, completion_ids)), "sampling": sampling, "gradient_norm": norm.item()}
 
     return step
@@ -348,7 +347,7 @@ def step_trl(work: dict) -> None:
 
     config = GRPOConfig(output_dir=work["scratch"], per_device_train_batch_size=batch, gradient_accumulation_steps=rows // batch,
                         num_generations=work["group_size"], max_completion_length=work["tokens"], temperature=1.0, beta=0.0,
-                        learning_rate=1e-6, use_cpu=True, bf16=False, gradient_checkpointing=work.get("checkpointing", True),
+                        learning_rate=1e-6, use_cpu=True, bf16=False, gradient_checkpointing=work["checkpointing"],
                         generation_kwargs={"min_new_tokens": work["tokens"], **SAMPLED}, max_steps=10**6, logging_steps=10**6,
                         save_strategy="no", report_to="none", disable_tqdm=True, dataloader_num_workers=0)  # fmt: skip
     trainer = GRPOTrainer(model=model, processing_class=tokenizer, args=config, callbacks=[OneStepALine()],

@@ -5,6 +5,7 @@
     python benchmarks/checks/with_vllm.py server      a server that is killed and started again, in a step and between two
 """
 
+import atexit
 import json
 import math
 import os
@@ -15,7 +16,6 @@ import subprocess
 import sys
 import time
 import urllib.request
-from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -67,9 +67,9 @@ def random_model(kind: str, tied: bool, tokenizer):
     return Qwen2ForCausalLM(Qwen2Config(num_key_value_heads=2, **shape))
 
 
-def said_by(command: list, **more) -> str:
+def said_by(command: list) -> str:
     """What a process prints, which must end well."""
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, **more)  # its errors are seen
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)  # its errors are seen
     if done.returncode:
         sys.exit(f"error: {' '.join(map(str, command))} ended with code {done.returncode}")
     return done.stdout
@@ -161,15 +161,13 @@ def serve_command(folder: Path) -> str:
 
 
 def start_server(command: str) -> subprocess.Popen:
-    """Returns when the server answers. On GPUs it has the last one, and the run the first."""
+    """Returns when the server answers; it ends with this process. On GPUs it has the last one, and the run the first."""
     place = {"CUDA_VISIBLE_DEVICES": str(torch.cuda.device_count() - 1)} if torch.cuda.is_available() else {}
     with open(SCRATCH / "server.log", "a") as log:
         process = subprocess.Popen(command, shell=True, stdout=log, stderr=log, start_new_session=True, env=os.environ | place)
+    atexit.register(kill, process)
     deadline = time.monotonic() + 600
-    while process.poll() is None:
-        if time.monotonic() > deadline:
-            kill(process)
-            break
+    while process.poll() is None and time.monotonic() < deadline:
         try:
             urllib.request.urlopen(f"http://localhost:{PORT}/health", timeout=5)
             return process
@@ -179,9 +177,9 @@ def start_server(command: str) -> subprocess.Popen:
 
 
 def kill(process: subprocess.Popen) -> None:
-    with suppress(ProcessLookupError):  # it has ended
+    if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+        process.wait()
 
 
 def train_on_server(folder: Path) -> subprocess.Popen:
@@ -215,27 +213,23 @@ def check_server() -> None:
     shutil.rmtree(SCRATCH / "weights", ignore_errors=True)
     SCRATCH.mkdir(parents=True, exist_ok=True)
     command = serve_command(SCRATCH / "weights")
-    servers, results, table = [start_server(command)], {}, ["| server | steps | killed | seconds |", "|---|---|---|---|"]
-    try:
-        for name, kills in (("left alone", []), ("killed", [(3, 5), (5, 64)])):  # in this step, when so many completions are answered
-            folder, kept = SCRATCH / f"server-{len(kills)}", []
-            shutil.rmtree(folder, ignore_errors=True)
-            started, run = time.time(), train_on_server(folder)
-            for step, completions in kills:
-                wait_until(lambda: len(logged(folder)) >= step, run)  # noqa: B023  the start and the steps before
-                before = answered()
-                wait_until(lambda: answered() >= before + completions, run)  # noqa: B023
-                kill(servers.pop())
-                kept.append(f"in step {step} after {answered() - before} completions, {len(logged(folder)) - 1} steps logged")
-                servers.append(start_server(command))
-            if run.wait():
-                sys.exit(f"error: the run ended with code {run.returncode}, see {folder.with_suffix('.log')}")
-            results[name] = logged(folder)
-            steps = max(record["step"] for record in results[name])
-            table.append(f"| {name} | {steps} | {'; '.join(kept)} | {time.time() - started:.0f} |")
-    finally:
-        for server in servers:
+    server, results, table = start_server(command), {}, ["| server | steps | killed | seconds |", "|---|---|---|---|"]
+    for name, kills in (("left alone", []), ("killed", [(3, 5), (5, 64)])):  # in this step, when so many completions are answered
+        folder, kept = SCRATCH / f"server-{len(kills)}", []
+        shutil.rmtree(folder, ignore_errors=True)
+        started, run = time.time(), train_on_server(folder)
+        for step, completions in kills:
+            wait_until(lambda: len(logged(folder)) >= step, run)  # noqa: B023  the start and the steps before
+            before = answered()
+            wait_until(lambda: answered() >= before + completions, run)  # noqa: B023
             kill(server)
+            kept.append(f"in step {step} after {answered() - before} completions, {len(logged(folder)) - 1} steps logged")
+            server = start_server(command)
+        if run.wait():
+            sys.exit(f"error: the run ended with code {run.returncode}, see {folder.with_suffix('.log')}")
+        results[name] = logged(folder)
+        steps = max(record["step"] for record in results[name])
+        table.append(f"| {name} | {steps} | {'; '.join(kept)} | {time.time() - started:.0f} |")
     same = results["left alone"] == results["killed"]
     table += ["", f"All metrics but times, and the rounding of `rollout/logprob_gap`, are {'' if same else 'NOT '}the same to the last "
               "digit. Most of the added seconds are two starts of the server."]  # fmt: skip
