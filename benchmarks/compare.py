@@ -393,9 +393,10 @@ def scoring(args: Args, works: dict[str, Work], repetitions: int) -> Found:
                       "plain forward, full logits": Contender("score_plain", work, args.threads, keep_memory=True),
                       "floor": Floor(work, args.threads, "scoring")}  # fmt: skip
         found = side_by_side(contenders, repetitions)
-        sums = [result["sum"] for name, result in found.items() if name != "floor"]
-        if abs(sums[0] - sums[1]) > 1e-4 * abs(sums[1]):
-            sys.exit(f"error: the two do not score alike: {sums}")
+        pairs = zip(*(found[name].pop("logprobs") for name in list(contenders)[:2]), strict=True)
+        found["ours"]["largest_difference"] = gap = max(abs(ours - plain) for ours, plain in pairs)
+        if not gap <= (1e-5 if work.model == "models/tiny" else 1e-4):
+            runtime.fail(f"{name}: log-probabilities differ by {gap:.1e} from those of the plain forward pass")
         yield name, found
 
 

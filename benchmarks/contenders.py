@@ -150,13 +150,13 @@ def sample_ours(work: dict) -> None:
     serve(lambda: {"tokens": sum(len(completion.ids) for completion in sample(next(steps)))})
 
 
-def scoring_rows(model, ids: list[list[int]], work: dict) -> tuple[list, list]:
-    """Prompts and random completions, without sampling them."""
+def scoring_rows(ids: list[list[int]], work: dict) -> tuple[list, list]:
+    """Prompts, and completions of random tokens of them."""
     import torch
 
     torch.manual_seed(SEED)
-    rows = [prompt for prompt in ids for _ in range(work["group_size"])]
-    return rows, torch.randint(2, model.config.vocab_size, (len(rows), work["tokens"])).tolist()
+    rows, known = [prompt for prompt in ids for _ in range(work["group_size"])], torch.tensor(sorted(set(sum(ids, []))))
+    return rows, known[torch.randint(len(known), (len(rows), work["tokens"]))].tolist()
 
 
 def score_ours(work: dict) -> None:
@@ -168,8 +168,8 @@ def score_ours(work: dict) -> None:
 
     args = grpo.Args()
     runtime.resolve_defaults(args, model, grpo.DEFAULTS)
-    prompt_ids, completion_ids = scoring_rows(model, ids, work)
-    serve(lambda: {"sum": score_all(model, prompt_ids, completion_ids, 1.0, args.micro_batch_tokens)[0].sum().item(),
+    prompt_ids, completion_ids = scoring_rows(ids, work)
+    serve(lambda: {"logprobs": score_all(model, prompt_ids, completion_ids, 1.0, args.micro_batch_tokens)[0].flatten().tolist(),
                    "tokens": len(completion_ids) * work["tokens"]})  # fmt: skip
 
 
@@ -303,7 +303,7 @@ def score_plain(work: dict) -> None:
 
     model, tokenizer = transformers_model(work)
     ids = [tokenizer.encode(prompt) for prompt in work["prompts"]]
-    rows, completions = scoring_rows(model, ids, work)
+    rows, completions = scoring_rows(ids, work)
     width = max(map(len, rows))
     full = torch.tensor([[0] * (width - len(row)) + row + completion for row, completion in zip(rows, completions)])
     mask = torch.tensor([[0] * (width - len(row)) + [1] * (len(row) + work["tokens"]) for row in rows])
@@ -312,7 +312,7 @@ def score_plain(work: dict) -> None:
         with torch.no_grad():
             logits = model(input_ids=full, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0), use_cache=False).logits
             logprobs = torch.log_softmax(logits[:, width - 1 : -1].float(), dim=-1).gather(-1, full[:, width:, None])
-        return {"sum": logprobs.sum().item(), "tokens": logprobs.numel()}
+        return {"logprobs": logprobs.flatten().tolist(), "tokens": logprobs.numel()}
 
     serve(score)
 

@@ -83,8 +83,21 @@ def test_profile_adds_up(answers):
 
 def test_both_ways_of_scoring_agree(answers):
     """Catches a plain forward pass at other positions or of other completions."""
-    ours, plain = answers["score_ours"][0]["sum"], answers["score_plain"][0]["sum"]
-    assert ours == pytest.approx(plain, rel=1e-5) and ours < -6 * 8 * 2  # of random tokens: more than 2 nats each
+    ours, plain = answers["score_ours"][0]["logprobs"], answers["score_plain"][0]["logprobs"]
+    assert ours == pytest.approx(plain, abs=1e-5) and sum(ours) < -6 * 8 * 2  # of random tokens: more than 2 nats each
+
+
+def test_scores_that_differ_stop_the_measurement(monkeypatch):
+    """Catches a comparison of two that do not compute the same, token for token."""
+    logprobs = {"ours": [-1.0, -2.0], "plain forward, full logits": [-1.0, -2.00004]}
+    monkeypatch.setattr(compare, "Contender", lambda *_, **__: None)
+    monkeypatch.setattr(compare, "side_by_side", lambda contenders, _: {name: {"logprobs": logprobs.get(name)} for name in contenders})
+    work = Work(compare.SMOL, 1, 20, 2, 1)
+    ((_, found),) = compare.scoring(compare.Args(), {"work": work}, 1)
+    assert found["ours"] == {"largest_difference": pytest.approx(4e-5)} and found["plain forward, full logits"] == {}
+    logprobs["ours"][0] = -1.0002
+    with pytest.raises(SystemExit, match="differ by 2.0e-04"):
+        list(compare.scoring(compare.Args(), {"work": work}, 1))
 
 
 def test_what_is_switched_off_changes_no_result(answers):
@@ -107,7 +120,7 @@ def test_a_contender_answers_whenever_it_is_asked(tmp_path, monkeypatch):
     both = [contender.work(), contender.work()]
     contender.close()
     assert all(answer["tokens"] == 6 * 8 and answer["seconds"] > 0 and answer["peak_gb"] > 0.1 for answer in both)
-    assert both[0]["sum"] == both[1]["sum"] and both[0]["seconds"] != both[1]["seconds"] and contender.process.returncode == 0
+    assert both[0]["logprobs"] == both[1]["logprobs"] and both[0]["seconds"] != both[1]["seconds"] and contender.process.returncode == 0
 
 
 def test_work_that_is_done_in_a_row(monkeypatch):
