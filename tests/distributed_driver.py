@@ -27,8 +27,11 @@ import grpo  # noqa: E402
 import guide  # noqa: E402
 import h1_curriculum  # noqa: E402
 import plot  # noqa: E402
+import rollout  # noqa: E402
 import runtime  # noqa: E402
 import siren  # noqa: E402
+from rollout import HFSampler  # noqa: E402
+from rollout_vllm import write_weights  # noqa: E402
 
 RUNS = {  # name: script and flags
     "grpo": (grpo, {"kl_coef": 0.1}),
@@ -38,8 +41,24 @@ RUNS = {  # name: script and flags
     "guide": (guide, {"max_refills": 2}),
     "entropy_baselines": (entropy_baselines, {"method": "clip_cov", "cov_low": -1.0, "cov_high": 1.0, "cov_fraction": 0.2}),
     "few_rows": (grpo, {"prompts_per_step": 2, "group_size": 2, "activation_checkpointing": True}),  # two in an update: ranks without any
+    "pushed": (grpo, {}),
+    "pushed lora": (grpo, {"lora_rank": 4, "lr": 1e-2}),
     "h1_curriculum": (h1_curriculum, {"max_horizon": 3, "steps_per_stage": 2, "eval_problems": 3}),
 }
+
+
+class FolderSampler(HFSampler):
+    """A sampler with weights of its own, which come to it as to a vLLM server: through a folder."""
+
+    shares_weights, folder = False, None
+
+    def __init__(self, model, eos_ids):
+        self.load_weights(model)
+        super().__init__(self.model, eos_ids)
+
+    def load_weights(self, model) -> None:
+        write_weights(model, self.folder)
+        self.model = in_float64(AutoModelForCausalLM.from_pretrained(self.folder))
 
 
 class Float64:
@@ -72,6 +91,8 @@ def main(toy_model: str, out: str, only: str | None = None, steps: str = "5", ho
     for name, (script, extra) in RUNS.items():
         if only in (None, name):
             folder = Path(out) / name
+            rollout.HFSampler = FolderSampler if name.startswith("pushed") else HFSampler
+            FolderSampler.folder = Path(out) / f"{name} weights"
             flags = toys.quick_flags(toy_model, folder, prompts_per_step=4, minibatches=2, max_new_tokens=6, micro_batch_tokens=60, seed=10,
                                      steps=int(steps), resume=folder.exists()) | extra  # fmt: skip
             script.main(script.Args(**flags), task=toys.HashTask())

@@ -2,6 +2,9 @@
 what it is told."""
 
 import json
+import os
+import signal
+import subprocess
 import sys
 import threading
 import time
@@ -186,7 +189,7 @@ def test_weights_from_gpu_to_gpu(world, nccl):
     assert not any(path == "/collective_rpc" for path, _ in server.requests)
 
 
-def test_a_restart_that_loses_sent_weights_ends_the_run(world, nccl):
+def test_a_restart_that_loses_sent_weights_ends_the_run(world, nccl, monkeypatch):
     """Catches completions of a policy that is older than the one that is trained."""
     server, model, _ = world
     server.answers["/server_info"]["vllm_config"]["weight_transfer_config"] = {"backend": "nccl"}
@@ -198,6 +201,12 @@ def test_a_restart_that_loses_sent_weights_ends_the_run(world, nccl):
     for use in (lambda: sampler.generate([[5]], 1, 9, 1.0, [1]), lambda: sampler.load_weights(model)):
         with pytest.raises(SystemExit, match="has lost the weights; --resume goes on"):
             use()
+    with monkeypatch.context() as patch:
+        patch.setattr(distributed, "MAIN", False)  # a rank that samples, too, but sends nothing
+        other = ServerSampler(server.url, model, [EOS])
+        other.load_weights(model)
+    with pytest.raises(SystemExit, match="has lost the weights"):
+        other.generate([[5]], 1, 9, 1.0, [1])
 
 
 def test_requests_wait_for_a_server_that_restarts(world):
@@ -284,7 +293,39 @@ def test_a_folder_of_somebody_else_is_never_written_to(world, tmp_path, capsys):
     for _ in range(2):  # its own folder it may make again
         rollout_vllm.main(rollout_vllm.Args("models/tiny", tmp_path / "new"))
     assert {"config.json", "model.safetensors", "tokenizer.json", MARKER} <= {file.name for file in (tmp_path / "new").iterdir()}
-    assert f"--model {tmp_path / 'new'} --port 8000" in capsys.readouterr().out
+    assert f"--model {tmp_path / 'new'} --host 127.0.0.1 --port 8000" in capsys.readouterr().out
+
+
+def test_a_server_has_the_weights_of_one_run(world):
+    """Catches two runs that push into one folder, each of which then samples from the other's policy."""
+    server, model, folder = world
+    code = "import fcntl, sys; file = open(sys.argv[1], 'w'); fcntl.lockf(file, fcntl.LOCK_EX); print('locked', flush=True); input()"
+    command = [sys.executable, "-c", code, folder / ".lock"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "locked\n"
+        with pytest.raises(SystemExit, match="--vllm-server .*: another process is writing there"):
+            ServerSampler(server.url, model, [EOS])
+        with pytest.raises(SystemExit, match="--folder .*: another process is writing there"):
+            rollout_vllm.main(rollout_vllm.Args("models/tiny", folder))
+        other.kill()
+    ServerSampler(server.url, model, [EOS])
+
+
+def test_ctrl_c_while_a_server_is_awaited(world, monkeypatch):
+    """Catches a second Ctrl-C that waits for all threads that wait for the server."""
+    server, model, _ = world
+    sampler, left = ServerSampler(server.url, model, [EOS]), []
+    server.fails = 10**6
+    monkeypatch.setattr(distributed, "leave", lambda message: left.append((message, time.monotonic())))
+    monkeypatch.setattr(rollout_vllm, "PATIENCE", 2.0)
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)  # as the first Ctrl-C leaves it
+    began = time.monotonic()
+    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(UnboundLocalError):  # as the process is not left here
+        sampler.generate([[5]], 4, 9, 1.0, [1, 2, 3, 4])
+    signal.signal(signal.SIGINT, previous)
+    ((message, when),) = left
+    assert "--resume goes on" in message and when - began < 1.5
 
 
 def test_a_cache_that_is_not_emptied_ends_the_run(world, monkeypatch):
@@ -317,6 +358,8 @@ def engine(monkeypatch):
 
         def collective_rpc(self, method, kwargs):
             told.append(method)
+
+        model_config = SimpleNamespace(max_model_len=20)
 
         def reset_prefix_cache(self):
             told.append("reset")
@@ -351,6 +394,14 @@ def test_memory_is_handed_back_while_the_model_trains(engine):
     assert engine == ["generate"]
 
 
+def test_completions_that_vllm_would_cut_are_refused(engine):
+    """Catches completions that end at vLLM's length instead of at --max-new-tokens, without a word."""
+    sampler = VLLMSampler(random_model(torch.float32, tied=True), [EOS], 0.3)
+    assert len(sampler.generate([[3], [3, 4]], 1, 18, 1.0, [1, 2])) == 2
+    with pytest.raises(SystemExit, match="--max-new-tokens 19: makes 21 tokens with the longest prompt, and vLLM has room for 20"):
+        sampler.generate([[3], [3, 4]], 1, 19, 1.0, [1, 2])
+
+
 def test_other_versions_and_several_ranks_are_refused(engine, monkeypatch):
     """Catches an engine whose log-probabilities nobody has checked, and one on every rank's GPU."""
     model = random_model(torch.float32, tied=True)
@@ -359,6 +410,7 @@ def test_other_versions_and_several_ranks_are_refused(engine, monkeypatch):
         with pytest.raises(SystemExit, match="with torchrun start a server and give --vllm-server"):
             VLLMSampler(model, [EOS])
     monkeypatch.setattr(rollout_vllm, "version", lambda package: "0.31.0")
+    monkeypatch.setitem(sys.modules, "vllm", None)  # another version may not even be imported
     with pytest.raises(SystemExit, match="--engine vllm: vLLM 0.31.0 is not supported, 0.32.x is"):
         VLLMSampler(model, [EOS])
     assert engine == []
