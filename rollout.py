@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -370,22 +371,28 @@ def _score(model, prompt_ids, completion_ids, temperature, token_function, share
 
 
 def micro_batches(prompt_ids: list[list[int]], completion_ids: list[list[int]], tokens: int, rows: slice | None = None) -> list[slice]:
-    """Consecutive rows of at most `tokens`, equal prompts counted once, and at least one row each. (Padded completions, which only
-    attention has, may be four times as many.) Of several ranks each gets its own, and they get about as many tokens."""
+    """Consecutive rows of at most `tokens`, equal prompts counted once, and at least one row each; a group is cut only where it does not
+    fit. (Padded completions, which only attention has, may be four times as many.) Of several ranks each gets its own, with about as many
+    tokens, which cuts groups too."""
     start, stop, _ = (rows or slice(None)).indices(len(prompt_ids))
     if distributed.WORLD_SIZE > 1:
         everything = sum(map(len, completion_ids[start:stop])) + sum(map(len, set(map(tuple, prompt_ids[start:stop]))))
         tokens = min(tokens, math.ceil(everything / distributed.WORLD_SIZE))
+    pieces = []  # (prompt, lengths of its completions)
+    for prompt, group in groupby(range(start, stop), key=lambda row: tuple(prompt_ids[row])):
+        lengths = [len(completion_ids[row]) for row in group]
+        fits = max(len(prompt) + sum(lengths), max(lengths) * len(lengths) / 4) <= tokens
+        whole = fits and distributed.WORLD_SIZE == 1
+        pieces += [(prompt, lengths)] if whole else [(prompt, [length]) for length in lengths]
     shared = common_length(prompt_ids[start:stop])
-    parts, prompts, size, longest = [], set(), shared, 0
-    for row in range(start, stop):
-        prompt, completion = tuple(prompt_ids[row]), len(completion_ids[row])
-        added = completion + (len(prompt) - shared if prompt not in prompts else 0)
-        if row > start and max(size + added, max(longest, completion) * (row + 1 - start) / 4) > tokens:
+    parts, row, prompts, size, longest = [], start, set(), shared, 0
+    for prompt, lengths in pieces:
+        added = sum(lengths) + (len(prompt) - shared if prompt not in prompts else 0)
+        if row > start and max(size + added, max(longest, *lengths) * (row + len(lengths) - start) / 4) > tokens:
             parts.append(slice(start, row))
-            start, prompts, size, longest, added = row, set(), shared, 0, completion + len(prompt) - shared
+            start, prompts, size, longest, added = row, set(), shared, 0, sum(lengths) + len(prompt) - shared
         prompts.add(prompt)
-        size, longest = size + added, max(longest, completion)
+        row, size, longest = row + len(lengths), size + added, max(longest, *lengths)
     parts.append(slice(start, stop))
     return parts[distributed.RANK :: distributed.WORLD_SIZE]
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 SEED = 0
 OFF = ("shared", "common", "end to end", "buffers", "contiguous", "finished", "few rows", "inference", "blocks", "recomputed", "on-policy",
-       "fused")  # what can be taken away  # fmt: skip
+       "fused", "draw", "projection")  # what can be taken away  # fmt: skip
 
 
 def answer(**numbers) -> None:
@@ -196,6 +196,15 @@ def switch_off(what: str | None) -> None:
             stretch.padding = ~real
         return hidden[real.flatten()], stretch
 
+    def run_rows_and_project(model, ids, start, above, keep=False):
+        hidden, stretch = run_rows(model, ids, start, above, keep)
+        if keep and torch.is_grad_enabled():  # prompts, forward alone
+            model.get_output_embeddings()(hidden)
+        return hidden, stretch
+
+    def draw_from_sorted(logits, temperature, uniforms, top_p, draw=rollout.draw):
+        return draw(logits, temperature, uniforms, 1.0 - 1e-12)
+
     def extend_by_copying(self, layer, keys, values):
         old = self.layers.get(layer)
         self.layers[layer] = (keys, values) if old is None else tuple(torch.cat(pair, dim=2) for pair in zip(old, (keys, values)))
@@ -229,6 +238,10 @@ def switch_off(what: str | None) -> None:
         rollout.HFSampler._generate = rollout.HFSampler._generate.__wrapped__  # without its decorator
     elif what == "blocks":
         rollout.LOGITS_AT_ONCE = 1 << 62
+    elif what == "draw":
+        rollout.draw = draw_from_sorted
+    elif what == "projection":
+        shared_prompts.run_rows = run_rows_and_project
     elif what == "recomputed":
         rollout.checkpoint = lambda function, *arguments, **_: function(*arguments)
 
@@ -364,11 +377,12 @@ def sample_vllm(work: dict) -> None:
 
     engine = LLM(work["model"], dtype="float32", max_model_len=1024, enable_prefix_caching=True, disable_log_stats=True,
                  kv_cache_memory_bytes=2 << 30)  # fmt: skip
+    prompts = [{"prompt_token_ids": engine.get_tokenizer().encode(prompt)} for prompt in work["prompts"]]
     params = SamplingParams(n=work["group_size"], temperature=1.0, top_p=1.0, top_k=0, max_tokens=work["tokens"], ignore_eos=work["forced"],
-                            logprobs=0)  # fmt: skip
+                            logprobs=0, detokenize=False)  # fmt: skip
 
     def sample() -> dict:
-        outputs = engine.generate(work["prompts"], params, use_tqdm=False)
+        outputs = engine.generate(prompts, params, use_tqdm=False)
         engine.reset_prefix_cache()
         return {"tokens": sum(len(completion.token_ids) for output in outputs for completion in output.outputs)}
 

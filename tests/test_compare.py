@@ -4,6 +4,7 @@ import io
 import json
 from types import SimpleNamespace
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
 
@@ -44,7 +45,8 @@ def test_floor_by_hand(monkeypatch):
 
 SWITCHED = ((rollout, "prefill"), (rollout, "run_rows"), (rollout, "FEW_ROWS"), (rollout, "DROP_AT"), (rollout, "LOGITS_AT_ONCE"),
             (rollout, "checkpoint"), (rollout.HFSampler, "_generate"), (shared_prompts, "run_rows"), (GrowingStretch, "extend"),
-            (GrowingStretch, "exchange"), (Stretch, "extend"), (rollout, "common_length"), (shared_prompts, "common_length"))  # fmt: skip
+            (GrowingStretch, "exchange"), (Stretch, "extend"), (rollout, "common_length"), (shared_prompts, "common_length"),
+            (rollout, "draw"))  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +54,7 @@ def answers():
     """Two pieces of work of ours, of scoring in both ways, and of steps with something switched off, in this process."""
     description = vars(TINY) | {"model": str(compare.ROOT / TINY.model), "prompts": compare.texts(TINY), "keep_memory": False}
     found = {}
-    for name in ("score_ours", "score_plain", "sample_generate", "step_ours", "profile_ours", *contenders.OFF):
+    for name in ("score_ours", "score_plain", "sample_generate", "sample_generate_batch", "step_ours", "profile_ours", *contenders.OFF):
         with pytest.MonkeyPatch.context() as patch:
             before = [getattr(module, attribute) for module, attribute in SWITCHED]
             for (module, attribute), value in zip(SWITCHED, before):
@@ -216,12 +218,30 @@ def test_best_setting_is_that_of_the_committed_search(tmp_path):
     assert compare.best_of_trl(tmp_path, "work") == {"batch": "all", "checkpointing": False, "keep_memory": True, "threads": 2}
 
 
-def test_figure_of_growth_is_drawn(tmp_path):
-    """Catches logs that the figure cannot read."""
+def test_figure_of_growth_is_drawn(tmp_path, monkeypatch):
+    """Catches logs that the figure cannot read, and lines that are missing."""
+    monkeypatch.setattr(plt, "close", lambda figure: None)
     points = {value: {"ours": 2.0 * value, "floor": value, "peak_gb": 1.0} for value in (1, 2, 4)}
     found = json.loads(json.dumps({"group size": points, "vocabulary": points}))
     compare.plot_growth(found, tmp_path / "growth.png")
     assert (tmp_path / "growth.png").stat().st_size > 5000
+    lines = [[list(line.get_ydata()) for line in axis.lines] for axis in plt.gcf().axes]
+    assert lines == [[[2.0, 4.0, 8.0], [1.0, 2.0, 4.0]]] * 2
+    monkeypatch.undo()
+    plt.close("all")
+
+
+def test_quick_ends_with_the_ratio(tmp_path, monkeypatch, capsys):
+    """Catches a last line that is another, or the ratio upside down."""
+    times = {"ours": 2.0, "TRL": 6.0, "floor": 1.0, "TRL at its defaults": 8.0, "ours beside it": 2.0}
+    answers = {name: {"seconds": [seconds] * 2, "tokens": [10] * 2, "peak_gb": 1.0} for name, seconds in times.items()}
+    monkeypatch.setattr(compare, "HOME", tmp_path)
+    monkeypatch.setattr(compare, "SMOL", "models/tiny")
+    for name, value in (("make_random_model", None), ("steps", [("work", answers)]), ("sampling", [("work", answers)])):
+        monkeypatch.setattr(compare, name, lambda *_, value=value, **__: value)
+    monkeypatch.setattr(compare.runtime, "keep_freed_memory", lambda: None)
+    compare.main(compare.Args(quick=True))
+    assert capsys.readouterr().out.splitlines()[-1] == "step ratio vs TRL: 3.00"
 
 
 def test_the_pages_show_the_committed_measurements():

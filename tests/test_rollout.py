@@ -1,5 +1,6 @@
 """The scorer and the sampler of rollout.py on tiny random models, against one token at a time and against exact distributions."""
 
+from itertools import groupby
 from types import SimpleNamespace
 
 import numpy as np
@@ -292,27 +293,32 @@ def test_score_all_equals_score():
 
 
 def test_micro_batches_cover_every_row_once_within_the_budget():
-    """Catches rows lost or doubled at a boundary, a budget that forgets the prompt, counts it for every row or forgets the padding, and
-    an endless empty batch."""
+    """Catches rows lost or doubled at a boundary, a budget that forgets the prompt, counts it for every row or forgets the padding, a
+    group that is cut though it fits, a batch that ends too early, and an endless empty one."""
     generator = np.random.default_rng(0)
     for _ in range(50):
-        count = int(generator.integers(1, 30))
-        prompts = [[0] * int(generator.integers(2, 20)) for _ in range(count)]  # some of them equal
-        completions = [[0] * int(generator.integers(1, 30)) for _ in range(count)]
-        first, last = sorted(int(x) for x in generator.integers(0, count + 1, size=2))
+        prompts = [[0] * int(generator.integers(2, 20)) for _ in range(10) for _ in range(int(generator.integers(0, 5)))] + [[0]]
+        completions = [[0] * int(generator.integers(1, 30)) for _ in prompts]
+
+        def size(part):
+            distinct, lengths = {tuple(prompts[row]) for row in part}, [len(completions[row]) for row in part]  # noqa: B023
+            return max(sum(map(len, distinct)) + sum(lengths), max(lengths) * len(part) / 4)
+
+        first, last = sorted(int(x) for x in generator.integers(0, len(prompts) + 1, size=2))
         for tokens in (1, 40, 100, 10_000):
-            for rows in (None, slice(0, count), slice(first, last), slice(first, None), slice(first, 10 * count)):
-                wanted = list(range(count))[rows or slice(None)]
+            for rows in (None, slice(0, len(prompts)), slice(first, last), slice(first, None), slice(first, 10 * len(prompts))):
+                wanted = list(range(len(prompts)))[rows or slice(None)]
                 if not wanted:
                     continue
-                parts = [list(range(count))[part] for part in micro_batches(prompts, completions, tokens, rows)]
+                parts = [list(range(len(prompts)))[part] for part in micro_batches(prompts, completions, tokens, rows)]
                 assert [row for part in parts for row in part] == wanted
-                size = lambda part: max(sum(len(p) for p in {tuple(prompts[r]) for r in part})  # noqa: B023, E731
-                                        + sum(len(completions[r]) for r in part),  # noqa: B023
-                                        max(len(completions[r]) for r in part) * len(part) / 4)  # noqa: B023 # fmt: skip
                 assert all(len(part) == 1 or (part and size(part) <= tokens) for part in parts)
-                for left, right in zip(parts, parts[1:]):  # and no batch ends while the next row would still have fitted
-                    assert size(left + right[:1]) > tokens
+                groups = [list(group) for _, group in groupby(wanted, key=lambda row: prompts[row])]  # noqa: B023
+                whole = [group for group in groups if size(group) <= tokens]
+                assert all(any(set(group) <= set(part) for part in parts) for group in whole)
+                for left, right in zip(parts, parts[1:]):
+                    following = next((group for group in whole if right[0] in group), right[:1])
+                    assert size(left + following) > tokens
     assert list(micro_batches([[0]], [[0]], 1)) == [slice(0, 1)]
 
 
