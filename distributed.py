@@ -45,7 +45,8 @@ def start() -> None:
             torch.cuda.set_device(LOCAL_RANK)
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
         atexit.register(say_goodbye)
-        sys.excepthook = lambda *error: (sys.__excepthook__(*error), leave())
+        lost = "error: this rank cannot go on, by its own fault or because another has ended; --resume continues from the last checkpoint"
+        sys.excepthook = lambda *error: (sys.__excepthook__(*error), leave(lost))
 
 
 def say_goodbye() -> None:

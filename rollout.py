@@ -271,9 +271,11 @@ def make_sampler(args, model: PreTrainedModel, eos_ids: list[int]):
         engine = "vllm" if server or (alone_on_gpu and find_spec("vllm")) else "hf"
     if engine == "hf":
         return HFSampler(model, eos_ids)
-    from rollout_vllm import ServerSampler, VLLMSampler  # only needed here
+    from rollout_vllm import ServerSampler, VLLMSampler, refuse_what_is_cut  # only needed here
 
-    return ServerSampler(server, model, eos_ids) if server else VLLMSampler(model, eos_ids, getattr(args, "vllm_memory", None))
+    sampler = ServerSampler(server, model, eos_ids) if server else VLLMSampler(model, eos_ids, getattr(args, "vllm_memory", None))
+    refuse_what_is_cut([[0]], args.max_new_tokens, sampler.room)  # before anything is written
+    return sampler
 
 
 def check_model(model: PreTrainedModel) -> None:

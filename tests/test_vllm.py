@@ -145,7 +145,7 @@ def test_the_transfer_by_nccl_is_called_as_vllm_defines_it(monkeypatch):
     monkeypatch.setattr(nccl_engine, "NCCLTrainerWeightTransferEngine", engine)
     sampler = ServerSampler.__new__(ServerSampler)
     sampler.url, sampler.sender, sampler.sent, sampler.ask = "http://localhost:1", None, None, lambda *_: {"world_size": 2}
-    sampler.send({"weight": torch.ones(3, 2)})
+    sampler.send({"weight": torch.ones(3, 2)}, "7")
     (meeting,), given = engine.trainer_init.call_args
     assert (meeting.world_size, meeting.rank, meeting.is_sender) == (3, 0, True)
     (part,) = given["source"].metadata()
