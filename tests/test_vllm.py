@@ -25,7 +25,7 @@ def world():
     model, tokenizer = runtime.load_model(TINY)
     eos = runtime.eos_ids(model, tokenizer)
     prompts = [encode_prompt(tokenizer, load_task(f"chain?horizon={h}").problem("dev", 0, 0).prompt) for h in (1, 3, 2)]
-    return model.eval(), HFSampler(model, eos), make_sampler(SimpleNamespace(engine="vllm"), model, eos), prompts, eos
+    return model.eval(), HFSampler(model, eos), make_sampler(SimpleNamespace(engine="vllm", max_new_tokens=64), model, eos), prompts, eos
 
 
 def test_order_lengths_and_ends(world):
