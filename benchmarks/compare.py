@@ -103,7 +103,7 @@ class Args:
     only: tuple[str, ...] = ()
     """parts to run: search, steps, sampling, scoring, switches, profile, growth"""
     repetitions: int = 3
-    """of each piece of work, after two that are not counted"""
+    """of each piece of work, after one that is not counted"""
     threads: int = 2
     """threads of every contender"""
     out: Path = LOGS
@@ -203,7 +203,7 @@ def plain_texts(work: Work, tokenizer) -> list[str]:
     return found
 
 
-def side_by_side(contenders: dict, repetitions: int, uncounted: int = 2) -> dict[str, dict]:
+def side_by_side(contenders: dict, repetitions: int, uncounted: int = 1) -> dict[str, dict]:
     """Every contender does its work in turn, at first uncounted (memory is new to it) and then `repetitions` times: {name: answer}, with
     a list of all its seconds, and one of its tokens."""
     found, last = {name: {"seconds": [], "tokens": []} for name in contenders}, {}
@@ -321,7 +321,7 @@ def search(args: Args) -> Iterator[tuple[str, list]]:
 
     def measure(work: Work, settings: list[dict], repetitions: int) -> list[dict]:
         contenders = {str(setting): Contender("step_trl", work, environment="trl", **setting) for setting in settings}
-        answers = side_by_side(contenders, repetitions, uncounted=1)
+        answers = side_by_side(contenders, repetitions)
         return [setting | {"seconds": median(answers[str(setting)]["seconds"]), "repetitions": repetitions,
                            "peak_gb": round(answers[str(setting)]["peak_gb"], 1)} for setting in settings]  # fmt: skip
 
@@ -361,18 +361,18 @@ def best_of_trl(out: Path, name: str) -> dict:
 Found = Iterator[tuple[str, dict]]  # what is known of each work, as soon as it is
 
 
-def steps(args: Args, works: dict[str, Work], repetitions: int, uncounted: int = 2) -> Found:
+def steps(args: Args, works: dict[str, Work], repetitions: int) -> Found:
     for name, work in works.items():
         print(name, flush=True)
         found = side_by_side({"ours": Contender("step_ours", work, args.threads),
                               "TRL": Contender("step_trl", work, environment="trl", **best_of_trl(args.out, name)),
-                              "floor": Floor(work, args.threads)}, repetitions, uncounted)  # fmt: skip
+                              "floor": Floor(work, args.threads)}, repetitions)  # fmt: skip
         again = side_by_side({"ours": Contender("step_ours", work, args.threads),  # all at once would fill the memory
-                              "TRL": Contender("step_trl", work, args.threads, "trl", **TRL_DEFAULT)}, repetitions, uncounted)  # fmt: skip
+                              "TRL": Contender("step_trl", work, args.threads, "trl", **TRL_DEFAULT)}, repetitions)  # fmt: skip
         yield name, found | {"TRL at its defaults": again["TRL"], "ours beside it": again["ours"]}
 
 
-def sampling(args: Args, works: dict[str, Work], repetitions: int, uncounted: int = 1, everyone: bool = True) -> Found:
+def sampling(args: Args, works: dict[str, Work], repetitions: int, everyone: bool = True) -> Found:
     for name, work in works.items():
         print(name, flush=True)
         contenders = {"ours": Contender("sample_ours", work, args.threads),
@@ -383,7 +383,7 @@ def sampling(args: Args, works: dict[str, Work], repetitions: int, uncounted: in
             contenders["vLLM (CPU)"] = Contender("sample_vllm", work, args.threads, "vllm")
         if work.forced:
             contenders["floor"] = Floor(work, args.threads, "sampling")
-        yield name, side_by_side(contenders, repetitions, uncounted)
+        yield name, side_by_side(contenders, repetitions)
 
 
 def scoring(args: Args, works: dict[str, Work], repetitions: int) -> Found:
@@ -588,7 +588,7 @@ def main(args: Args) -> None:
     make_random_model(ROOT / QWEN, **SHAPE)
     first = dict(itertools.islice(STEPS.items(), 1))
     if args.quick:
-        found = dict(steps(args, first, 2, uncounted=1))
+        found = dict(steps(args, first, 2))
         samples = dict(sampling(args, dict(itertools.islice(SAMPLING.items(), 1)), 1, everyone=False))
         print(steps_table(found), others_table(samples, "sampling"), sep="\n\n")
         result = next(iter(found.values()))
