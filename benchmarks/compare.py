@@ -395,7 +395,7 @@ def scoring(args: Args, works: dict[str, Work], repetitions: int) -> Found:
         found = side_by_side(contenders, repetitions)
         pairs = zip(*(found[name].pop("logprobs") for name in list(contenders)[:2]), strict=True)
         found["ours"]["largest_difference"] = gap = max(abs(ours - plain) for ours, plain in pairs)
-        if not gap <= (1e-5 if work.model == "models/tiny" else 1e-4):
+        if not gap <= 1e-4:
             runtime.fail(f"{name}: log-probabilities differ by {gap:.1e} from those of the plain forward pass")
         yield name, found
 
