@@ -85,7 +85,7 @@ def check_version(found: str, where: str) -> None:
 
 def refuse_what_is_cut(prompt_ids: list[list[int]], max_new_tokens: int, room: int) -> None:
     """Stop where vLLM would end completions at its own length without a word."""
-    longest = max(map(len, prompt_ids)) + max_new_tokens
+    longest = max(map(len, prompt_ids), default=0) + max_new_tokens
     if longest > room:
         fail(f"--max-new-tokens {max_new_tokens}: makes {longest} tokens with the longest prompt, and vLLM has room for {room} (the "
              "model's context, or what its memory holds); ask for fewer")  # fmt: skip
@@ -230,7 +230,10 @@ class ServerSampler:
 
     def load_weights(self, model) -> None:
         if self.nccl:
-            self.send(plain_weights(model), *distributed.gather([str(time.time_ns())])[:1])
+            weights, version = plain_weights(model), distributed.gather([str(time.time_ns())])[0]
+            if distributed.MAIN:
+                self.send(weights, version)
+            self.sent = version
         else:
             write_weights(model, self.folder)
             if distributed.MAIN:
@@ -240,10 +243,7 @@ class ServerSampler:
         distributed.wait_for_all()
 
     def send(self, weights: dict[str, torch.Tensor], version: str) -> None:
-        """From the main rank's GPU to the server's, by vLLM's transfer engine."""
-        if not distributed.MAIN:
-            self.sent = version
-            return
+        """From this GPU to the server's, by vLLM's transfer engine. The main rank's work."""
         from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
         from vllm.distributed.weight_transfer.clients import HTTPVLLMWeightSyncClient
         from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo, NCCLTrainerWeightTransferEngine
@@ -275,7 +275,6 @@ class ServerSampler:
             fail(f"{lost} ({error})")
         finally:
             watch.cancel()
-        self.sent = version
 
     def check_sent(self) -> None:
         """A server that was started again has the weights of its folder instead of those that were sent."""

@@ -106,6 +106,7 @@ def test_completions_are_prompt_major_with_their_seeds(world, monkeypatch):
     monkeypatch.setattr(rollout_vllm, "AT_ONCE", 4)
     sampler = ServerSampler(server.url, model, [EOS])
     completions = sampler.generate([[5, 6], [7]], 3, 9, 0.7, [10, 11, 12, 13, 14, 15], top_p=0.9)
+    assert sampler.generate([], 3, 9, 0.7, []) == []  # a rank whose share of few prompts is none
     assert [c.ids for c in completions] == [[5, 10, EOS], [5, 11], [5, 12, EOS], [7, 13], [7, 14, EOS], [7, 15]]
     assert [c.finish_reason for c in completions] == ["stop", "length"] * 1 + ["stop", "length", "stop", "length"]
     assert completions[0].logprobs == [0.0, -0.5, -1.0]
