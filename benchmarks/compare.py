@@ -71,9 +71,8 @@ SAMPLING = {
     "64 sequences of at most 256 tokens, as the model ends them": Work(SMOL, 8, 0, 8, 256, forced=False),
 }
 UNEVEN = {
-    "SmolLM2-135M, 4 x 8": Work(SMOL, 4, 0, 8, 128, forced=False),
-    "SmolLM2-135M, 4 x 4 after 240 tokens of examples": Work(SMOL, 4, 240, 4, 128, forced=False),
-    "tiny, 8 x 16": Work("models/tiny", 8, 0, 16, 128, forced=False, in_a_row=5),
+    "SmolLM2-135M, 2 x 8 after 120 tokens of examples": Work(SMOL, 2, 120, 8, 128, forced=False),
+    "tiny, 8 x 16": Work("models/tiny", 8, 0, 16, 128, forced=False, in_a_row=3),
 }
 
 

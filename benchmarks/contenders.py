@@ -80,7 +80,8 @@ def make_step(work: dict):
 
     args = grpo.Args(max_new_tokens=work["tokens"], group_size=work["group_size"], micro_batch_tokens=work.get("micro_batch_tokens"))
     runtime.resolve_defaults(args, model, grpo.DEFAULTS)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, weight_decay=0.0, fused=work.get("off") != "fused")
+    # with lr 0 all repetitions have the same work: weights, and with them samples, stay as they are
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.0, fused=work.get("off") != "fused")
 
     def step() -> dict:
         started = time.perf_counter()
