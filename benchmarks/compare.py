@@ -70,10 +70,6 @@ SAMPLING = {
     "64 sequences of exactly 48 tokens": Work(SMOL, 8, 60, 8, 48),
     "64 sequences of at most 256 tokens, as the model ends them": Work(SMOL, 8, 0, 8, 256, forced=False),
 }
-UNEVEN = {
-    "SmolLM2-135M, 2 x 8 after 120 tokens of examples": Work(SMOL, 2, 120, 8, 128, forced=False),
-    "tiny, 8 x 16": Work("models/tiny", 8, 0, 16, 128, forced=False, in_a_row=3),
-}
 
 
 def grown(**shape) -> dict:
@@ -203,12 +199,13 @@ def plain_texts(work: Work, tokenizer) -> list[str]:
 
 
 def side_by_side(contenders: dict, repetitions: int, uncounted: int = 1) -> dict[str, dict]:
-    """Every contender does its work in turn, at first uncounted (memory is new to it) and then `repetitions` times: {name: answer}, with
-    a list of all its seconds, and one of its tokens."""
+    """Every contender does its work in turn, at first uncounted (memory is new to it) and then `repetitions` times, each time another one
+    first: {name: answer}, with a list of all its seconds, and one of its tokens."""
     found, last = {name: {"seconds": [], "tokens": []} for name in contenders}, {}
     for repetition in range(uncounted + repetitions):
-        for name, contender in contenders.items():
-            last[name] = contender.work()
+        first = repetition % len(contenders)
+        for name in [*list(contenders)[first:], *list(contenders)[:first]]:
+            last[name] = contenders[name].work()
             if repetition >= uncounted:
                 found[name]["seconds"].append(round(last[name]["seconds"], 4))
                 found[name]["tokens"].append(last[name].get("tokens"))
@@ -411,23 +408,36 @@ SWITCHES = {
     "finished rows leave": {"off": "finished"},
     "no second scoring when on-policy": {"off": "on-policy"},
     "pages kept (mallopt)": {"keep_memory": False},
-    "few rows as weight @ x.T": {"off": "few rows"},
+    "few rows in the faster of two forms": {"off": "few rows"},
     "sampling in inference mode": {"off": "inference"},
     "sampling without sorting the vocabulary": {"off": "draw"},
     "fused AdamW": {"off": "fused"},
 }
 
 
-def switches(args: Args, works: dict[str, Work], repetitions: int) -> Found:
+*_, LARGE = STEPS  # has a large vocabulary
+SWITCHED = {  # on the first two works all of them, on the others those that are made for such a work
+    "SmolLM2-135M, 2 x 8 after 120 tokens of examples": (Work(SMOL, 2, 120, 8, 128, forced=False), list(SWITCHES)),
+    "tiny, 8 x 16": (Work("models/tiny", 8, 0, 16, 128, forced=False, in_a_row=3), list(SWITCHES)),
+    "SmolLM2-135M, 8 x 4 after 240 tokens of examples": (
+        Work(SMOL, 8, 240, 4, 32, forced=False),
+        ["a group's prompt is run once", "what all prompts begin with is run once"],
+    ),
+    LARGE: (STEPS[LARGE], ["logits of completions alone", "logits in blocks", "logits recomputed",
+                           "sampling without sorting the vocabulary", "fused AdamW"]),
+}  # fmt: skip
+
+
+def switches(args: Args, works: dict[str, tuple[Work, list[str]]], repetitions: int) -> Found:
     """Steps with everything, and with one thing taken away; two of them side by side with the same one, as memory allows."""
-    for name, work in works.items():
+    for name, (work, chosen) in works.items():
         print(name, flush=True)
         found = {}
-        for first in range(0, len(SWITCHES), 2):
-            some = dict(itertools.islice(SWITCHES.items(), first, first + 2))
+        for first in range(0, len(chosen), 2):
+            some = {what: SWITCHES[what] for what in chosen[first : first + 2]}
             contenders = {"everything": {}} | some
             results = side_by_side({what: Contender("step_ours", work, args.threads, **options) for what, options in contenders.items()},
-                                   repetitions)  # fmt: skip
+                                   repetitions, uncounted=2)  # fmt: skip
             norms = [result["gradient_norm"] for result in results.values()]
             if max(norms) > 1.01 * min(norms):
                 sys.exit(f"error: {name}: results differ with what is switched off: gradient norms {norms}")
@@ -516,6 +526,9 @@ def switches_table(found: dict) -> str:
     for what in SWITCHES:
         cells = []
         for result in found.values():
+            if what not in result:
+                cells += ["", ""]
+                continue
             ours, other = result[what]["with"], result[what]["without"]
             cells += ["{:+.0%} ({:+.0%} to {:+.0%})".format(*(value - 1 for value in ratio(other, ours))),
                       f"{other['peak_gb'] - ours['peak_gb']:+.1f} GB"]  # fmt: skip
@@ -598,7 +611,7 @@ def main(args: Args) -> None:
         "steps": lambda: steps(args, STEPS, args.repetitions),
         "sampling": lambda: sampling(args, SAMPLING, args.repetitions),
         "scoring": lambda: scoring(args, STEPS, args.repetitions),
-        "switches": lambda: switches(args, UNEVEN, args.repetitions),
+        "switches": lambda: switches(args, SWITCHED, args.repetitions),
         "profile": lambda: profile(args, dict(itertools.islice(STEPS.items(), 3))),
         "growth": lambda: growth(args, 3),
     }

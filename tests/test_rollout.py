@@ -626,12 +626,15 @@ def test_wrong_number_of_seeds_is_refused(count):
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])  # without and with biases
 def test_few_rows_are_multiplied_the_other_way_round(kind, monkeypatch):
-    """Catches products with the wrong rows or without a bias, layers that stay changed, and many rows that go this way."""
+    """Catches products with the wrong rows or without a bias, layers that stay changed, and products that go this way where it is slower:
+    those of many rows, and all of a CPU that has matrix units."""
     model, ids = random_model(kind=kind), torch.tensor([PROMPTS[0], PROMPTS[0][::-1]])
     linear = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
     plain, ways, product = model(ids).logits, [], torch.nn.functional.linear
     monkeypatch.setattr(torch.nn.functional, "linear", lambda *args: ways.append(args) or product(*args))
-    for few_rows, count in ((ids.numel(), 0), (ids.numel() - 1, len(linear))):
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
+    for units, few_rows, count in ((True, ids.numel(), len(linear)), (False, ids.numel() - 1, len(linear)), (False, ids.numel(), 0)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_tile": units})  # noqa: B023
         monkeypatch.setattr(rollout, "FEW_ROWS", few_rows)
         ways.clear()
         with rollout.fast_few_rows(model):
