@@ -53,8 +53,8 @@ class Stretch:
 
     def extend(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Take in the keys and values of the tokens being run, and return all that the stretch has."""
-        self.layers[layer] = keys.contiguous(), values.contiguous()  # not anew in every product with them
-        return self.layers[layer]
+        self.layers[layer] = keys, values
+        return keys, values
 
     def part(self, first: int, last: int) -> "Stretch":
         """Rows first .. last-1, without copying keys or values."""

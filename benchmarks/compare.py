@@ -403,7 +403,6 @@ SWITCHES = {
     "logits in blocks": {"off": "blocks"},
     "logits recomputed": {"off": "recomputed"},
     "cache in buffers that double": {"off": "buffers"},
-    "keys and values of prompts laid out once": {"off": "contiguous"},
     "rows end to end": {"off": "end to end"},
     "finished rows leave": {"off": "finished"},
     "no second scoring when on-policy": {"off": "on-policy"},
@@ -423,6 +422,7 @@ SWITCHED = {  # on the first two works all of them, on the others those that are
         Work(SMOL, 8, 240, 4, 32, forced=False),
         ["a group's prompt is run once", "what all prompts begin with is run once"],
     ),
+    "tiny, 8 x 8, completion 512": (Work("models/tiny", 8, 50, 8, 512), ["cache in buffers that double"]),
     LARGE: (STEPS[LARGE], ["logits of completions alone", "logits in blocks", "logits recomputed",
                            "sampling without sorting the vocabulary", "fused AdamW"]),
 }  # fmt: skip

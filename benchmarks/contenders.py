@@ -14,7 +14,7 @@ from collections import Counter
 from pathlib import Path
 
 SEED = 0
-OFF = ("shared", "common", "end to end", "buffers", "contiguous", "finished", "few rows", "inference", "blocks", "recomputed", "on-policy",
+OFF = ("shared", "common", "end to end", "buffers", "finished", "few rows", "inference", "blocks", "recomputed", "on-policy",
        "fused", "draw", "projection")  # what can be taken away  # fmt: skip
 
 
@@ -182,7 +182,7 @@ def switch_off(what: str | None) -> None:
 
     import rollout
     import shared_prompts
-    from shared_prompts import GrowingStretch, Stretch, run_rows
+    from shared_prompts import GrowingStretch, run_rows
 
     def prefill_each(model, prompts):
         model.set_attn_implementation("shared_prompts")
@@ -211,10 +211,6 @@ def switch_off(what: str | None) -> None:
         self.layers[layer] = (keys, values) if old is None else tuple(torch.cat(pair, dim=2) for pair in zip(old, (keys, values)))
         return self.layers[layer]
 
-    def extend_as_they_are(self, layer, keys, values):
-        self.layers[layer] = keys, values
-        return keys, values
-
     def exchange_by_copying(self, keep, new, columns):
         def exchanged(part):
             return torch.cat([part[keep, :, columns:], part.new_zeros(new, part.shape[1], part.shape[2] - columns, part.shape[3])])
@@ -225,8 +221,6 @@ def switch_off(what: str | None) -> None:
         rollout.prefill = prefill_each
     elif what == "common":
         rollout.common_length = shared_prompts.common_length = lambda prompts: 0
-    elif what == "contiguous":
-        Stretch.extend = extend_as_they_are
     elif what == "end to end":
         rollout.run_rows = shared_prompts.run_rows = run_padded_rows
     elif what == "buffers":

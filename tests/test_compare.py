@@ -14,7 +14,7 @@ import shared_prompts
 from benchmarks import compare, contenders
 from benchmarks.compare import Contender, Work
 from runtime import load_model
-from shared_prompts import GrowingStretch, Stretch
+from shared_prompts import GrowingStretch
 
 TINY = Work("models/tiny", prompts=2, prompt_tokens=20, group_size=3, tokens=8)
 
@@ -46,7 +46,7 @@ def test_floor_by_hand(monkeypatch):
 
 SWITCHED = ((rollout, "prefill"), (rollout, "run_rows"), (rollout, "few_rows_are_slow"), (rollout, "DROP_AT"), (rollout, "LOGITS_AT_ONCE"),
             (rollout, "checkpoint"), (rollout.HFSampler, "_generate"), (shared_prompts, "run_rows"), (GrowingStretch, "extend"),
-            (GrowingStretch, "exchange"), (Stretch, "extend"), (rollout, "common_length"), (shared_prompts, "common_length"),
+            (GrowingStretch, "exchange"), (rollout, "common_length"), (shared_prompts, "common_length"),
             (rollout, "draw"))  # fmt: skip
 
 
