@@ -265,3 +265,4 @@ def test_the_pages_show_the_committed_measurements():
     assert "search" in tables
     for part, table in tables.items():
         assert table in readme + trials, part
+    assert "(runs/reference/speed/growth.png)" in readme and (compare.LOGS / "growth.png").exists()
