@@ -167,9 +167,9 @@ def few_rows_are_slow() -> bool:
 @contextmanager
 def fast_few_rows(model: PreTrainedModel):
     """Within it the model's linear layers are `few_rows_linear`, where that is faster."""
-    layers = [module for module in model.modules() if type(module) is torch.nn.Linear and "forward" not in vars(module)]
-    if model.device.type != "cpu" or not few_rows_are_slow():
-        layers = []
+    layers = []
+    if model.device.type == "cpu" and few_rows_are_slow():
+        layers = [module for module in model.modules() if type(module) is torch.nn.Linear and "forward" not in vars(module)]
     for layer in layers:
         layer.forward = partial(few_rows_linear, layer)
     try:

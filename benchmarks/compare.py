@@ -201,15 +201,15 @@ def plain_texts(work: Work, tokenizer) -> list[str]:
 def side_by_side(contenders: dict, repetitions: int, uncounted: int = 1) -> dict[str, dict]:
     """Every contender does its work in turn, at first uncounted (memory is new to it) and then `repetitions` times, each time another one
     first: {name: answer}, with a list of all its seconds, and one of its tokens."""
-    found, last = {name: {"seconds": [], "tokens": []} for name in contenders}, {}
+    found, last, order = {name: {"seconds": [], "tokens": []} for name in contenders}, {}, list(contenders)
     for repetition in range(uncounted + repetitions):
-        first = repetition % len(contenders)
-        for name in [*list(contenders)[first:], *list(contenders)[:first]]:
+        for name in order:
             last[name] = contenders[name].work()
             if repetition >= uncounted:
                 found[name]["seconds"].append(round(last[name]["seconds"], 4))
                 found[name]["tokens"].append(last[name].get("tokens"))
             time.sleep(PAUSE)
+        order = order[1:] + order[:1]
         print("  " + ", ".join(f"{name} {last[name]['seconds']:.2f} s" for name in contenders), flush=True)
     for contender in contenders.values():
         contender.close()
@@ -415,7 +415,7 @@ SWITCHES = {
 
 
 *_, LARGE = STEPS  # has a large vocabulary
-SWITCHED = {  # on the first two works all of them, on the others those that are made for such a work
+SWITCHING = {  # on the first two works all of them, on the others those that are made for such a work
     "SmolLM2-135M, 2 x 8 after 120 tokens of examples": (Work(SMOL, 2, 120, 8, 128, forced=False), list(SWITCHES)),
     "tiny, 8 x 16": (Work("models/tiny", 8, 0, 16, 128, forced=False, in_a_row=3), list(SWITCHES)),
     "SmolLM2-135M, 8 x 4 after 240 tokens of examples": (
@@ -611,7 +611,7 @@ def main(args: Args) -> None:
         "steps": lambda: steps(args, STEPS, args.repetitions),
         "sampling": lambda: sampling(args, SAMPLING, args.repetitions),
         "scoring": lambda: scoring(args, STEPS, args.repetitions),
-        "switches": lambda: switches(args, SWITCHED, args.repetitions),
+        "switches": lambda: switches(args, SWITCHING, args.repetitions),
         "profile": lambda: profile(args, dict(itertools.islice(STEPS.items(), 3))),
         "growth": lambda: growth(args, 3),
     }

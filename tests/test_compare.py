@@ -111,7 +111,7 @@ def test_what_is_switched_off_changes_no_result(answers):
 
 def test_what_is_switched_off_changes_no_result_of_uneven_rows(monkeypatch):
     """Catches padding that is seen once some rows have finished."""
-    work = replace(compare.SWITCHED["tiny, 8 x 16"][0], group_size=4)
+    work = replace(compare.SWITCHING["tiny, 8 x 16"][0], group_size=4)
     description = vars(work) | {"prompts": compare.texts(work), "model": str(compare.ROOT / work.model), "keep_memory": False}
     norms = [contenders.make_step(description)()["gradient_norm"]]
     for module in rollout, shared_prompts:
@@ -125,7 +125,7 @@ def test_every_switch_is_known():
     for options in compare.SWITCHES.values():
         assert options == {"keep_memory": False} or options["off"] in contenders.OFF
     assert {options.get("off") for options in compare.SWITCHES.values()} - {None} == set(contenders.OFF)
-    assert all(what in compare.SWITCHES for _, chosen in compare.SWITCHED.values() for what in chosen)
+    assert all(what in compare.SWITCHES for _, chosen in compare.SWITCHING.values() for what in chosen)
 
 
 def test_a_contender_answers_whenever_it_is_asked(tmp_path, monkeypatch):
@@ -211,7 +211,7 @@ def test_profile_table_by_hand():
 
 def test_answers_that_end_differ_in_length():
     """Catches problems that the models answer with as many tokens as they may, so that nothing shows what uneven lengths cost."""
-    work, _ = compare.SWITCHED["tiny, 8 x 16"]
+    work, _ = compare.SWITCHING["tiny, 8 x 16"]
     description = vars(work) | {"prompts": compare.texts(work), "model": str(compare.ROOT / work.model), "keep_memory": False}
     *_, sample = contenders.ours(description)
     lengths = [len(completion.ids) for completion in sample()]
