@@ -587,7 +587,8 @@ def machine(args: Args) -> dict:
     cpuinfo = Path("/proc/cpuinfo")
     cpu = re.search(r"model name\s*: (.*)", cpuinfo.read_text() if cpuinfo.exists() else "")
     return {"cpu": cpu[1] if cpu else platform.machine(), "threads": args.threads, "gflop_per_second": round(rate),
-            "instructions": torch.backends.cpu.get_cpu_capability(), "torch": torch.__version__, "environments": ENVIRONMENTS}  # fmt: skip
+            "instructions": torch.backends.cpu.get_cpu_capability(), "amx": torch.cpu.get_capabilities().get("amx_tile"),
+            "torch": torch.__version__, "environments": ENVIRONMENTS}  # fmt: skip
 
 
 def main(args: Args) -> None:
