@@ -7,9 +7,7 @@ the loss and are never tokenised again; masks come from their lengths, never fro
 
 import math
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from importlib.util import find_spec
 from itertools import groupby
 
@@ -24,7 +22,6 @@ from shared_prompts import GrowingStretch, Rows, common_length, follow, prefill,
 from tasks import Grade, Problem, grade_all
 
 DROP_AT = 1 / 8  # share of finished rows at which they make room for others in the batch that is sampled
-FEW_ROWS = 48  # of a batch, up to which `few_rows_linear` is faster
 PROMPT_TOKENS_AT_ONCE = 2**15  # whose keys and values the sampler keeps
 LOGITS_AT_ONCE = 2**25  # the largest [tokens, V] block of logits that ever exists, in numbers
 
@@ -150,35 +147,6 @@ def draw(logits: torch.Tensor, temperature: float, uniforms: torch.Tensor, top_p
     return ids, probs.gather(-1, ids[:, None]).squeeze(1).log()
 
 
-def few_rows_linear(layer: torch.nn.Linear, x: torch.Tensor) -> torch.Tensor:
-    """A linear layer that multiplies few rows as `weight @ x.T`."""
-    if x.shape[:-1].numel() > FEW_ROWS:
-        return torch.nn.functional.linear(x, layer.weight, layer.bias)
-    product = (layer.weight @ x.flatten(0, -2).T).T.unflatten(0, x.shape[:-1])
-    return product if layer.bias is None else product + layer.bias
-
-
-def few_rows_are_slow() -> bool:
-    """Whether torch's `x @ weight.T` takes longer than `weight @ x.T` if x has few rows. Measured with MKL on two Xeons: up to three
-    times as long on one at 2.8 GHz, but not on a newer one, whose matrix units (AMX) tell it apart."""
-    return torch.backends.mkl.is_available() and not torch.cpu.get_capabilities().get("amx_tile")
-
-
-@contextmanager
-def fast_few_rows(model: PreTrainedModel):
-    """Within it the model's linear layers are `few_rows_linear`, where that is faster."""
-    layers = []
-    if model.device.type == "cpu" and few_rows_are_slow():
-        layers = [module for module in model.modules() if type(module) is torch.nn.Linear and "forward" not in vars(module)]
-    for layer in layers:
-        layer.forward = partial(few_rows_linear, layer)
-    try:
-        yield
-    finally:
-        for layer in layers:
-            del layer.forward
-
-
 class HFSampler:
     """Samples from the transformers model that is being trained: no second copy, no weights to push.
 
@@ -209,8 +177,7 @@ class HFSampler:
             while last < len(prompt_ids) and tokens + len(prompt_ids[last]) <= PROMPT_TOKENS_AT_ONCE:
                 last, tokens = last + 1, tokens + len(prompt_ids[last])
             prompts = [prompt for prompt in prompt_ids[first:last] for _ in range(n)]
-            with fast_few_rows(self.model):
-                completions += self._generate(prompts, max_new_tokens, temperature, seeds[first * n : last * n], top_p)
+            completions += self._generate(prompts, max_new_tokens, temperature, seeds[first * n : last * n], top_p)
             first = last
         self.model.train(was_training)
         return completions
@@ -218,6 +185,8 @@ class HFSampler:
     @torch.inference_mode()
     def _generate(self, prompts, max_new_tokens, temperature, seeds, top_p) -> list[Completion]:
         """One completion for each prompt. Up to `rows_at_once` of them are rows of a batch; those that finish make room for the next."""
+        # All rows write their next keys and values into the same `column` of the cache. A row that begins later has its `first` column
+        # there, so that t = column - first is how many tokens it has; what lies before is another row's, and hidden from it.
         model, device = self.model, self.model.device
         stretches, completions, ends = prefill(model, prompts), [None] * len(prompts), set(self.eos_ids.tolist())
 
@@ -236,14 +205,15 @@ class HFSampler:
         batch, together = begin(range(begun), 0), True
         above = follow(stretches, batch["row"])
         while True:
-            t = column - batch["first"]  # [rows]: tokens that each has so far
+            t = (column - batch["first"]).clamp(max=max_new_tokens - 1)  # [rows] (a finished one may wait at the end)
             rows = Rows(None, batch["start"], above, own, None if together else batch["first"])
             logits = model(input_ids=batch["token"][:, None], **run_arguments((batch["start"] + t)[:, None], rows)).logits[:, 0]
-            uniforms = batch["uniforms"].gather(1, t.clamp(max=max_new_tokens - 1)[:, None]).squeeze(1)
+            uniforms = batch["uniforms"].gather(1, t[:, None]).squeeze(1)
             batch["token"], logprob = draw(logits, temperature, uniforms, top_p)
             live = batch["length"] == 0
             places = live.nonzero().squeeze(1)
-            batch["ids"][places, t[places]], batch["logprobs"][places, t[places]] = batch["token"][places], logprob[places].float()
+            batch["ids"][places, t[places]] = batch["token"][places]
+            batch["logprobs"][places, t[places]] = logprob[places].float()
             ended = live & (torch.isin(batch["token"], self.eos_ids) | (t + 1 == max_new_tokens))
             batch["length"] = torch.where(ended, t + 1, batch["length"])
             column += 1
@@ -289,6 +259,8 @@ def check_model(model: PreTrainedModel) -> None:
     head is more than a matrix product."""
     prompts, completions = [[2, 3, 4, 5], [2, 3, 4, 5], [5, 4]], [[6, 7, 8, 9], [10, 11], [3, 2, 6]]
     try:
+        if any(getattr(module, "rope_type", None) in ("dynamic", "longrope") for module in model.modules()):
+            raise ValueError("its rotary embedding changes with the longest row of a batch")
         with torch.no_grad():
             ours, _ = score(model, prompts, completions, 1.0)
             for row, prompt, completion in zip(ours, prompts, completions):
@@ -352,6 +324,8 @@ def score(model: PreTrainedModel, prompt_ids: list[list[int]], completion_ids: l
 
 
 def _score(model, prompt_ids, completion_ids, temperature, token_function, share_prompts):
+    if not all(completion_ids):
+        raise ValueError(f"completion {list(map(len, completion_ids)).index(0)} has no token: keep at least its EOS")
     targets, mask = pad(completion_ids, model.device)  # [N, T]
     # Logits at position t score token t+1: the inputs are the last prompt token and the completion without its last.
     inputs = [[prompt[-1], *completion[:-1]] for prompt, completion in zip(prompt_ids, completion_ids)]

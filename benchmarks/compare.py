@@ -24,6 +24,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from importlib.metadata import Distribution, version
 from pathlib import Path
 from statistics import mean, median
 
@@ -198,8 +199,8 @@ def plain_texts(work: Work, tokenizer) -> list[str]:
     return found
 
 
-def side_by_side(contenders: dict, repetitions: int, uncounted: int = 1) -> dict[str, dict]:
-    """Every contender does its work in turn, at first uncounted (memory is new to it) and then `repetitions` times, each time another one
+def side_by_side(contenders: dict, repetitions: int, uncounted: int = 2) -> dict[str, dict]:
+    """Every contender does its work in turn, at first uncounted (memory is new to it), then `repetitions` times, each time another one
     first: {name: answer}, with a list of all its seconds, and one of its tokens."""
     found, last, order = {name: {"seconds": [], "tokens": []} for name in contenders}, {}, list(contenders)
     for repetition in range(uncounted + repetitions):
@@ -317,7 +318,7 @@ def search(args: Args) -> Iterator[tuple[str, list]]:
 
     def measure(work: Work, settings: list[dict], repetitions: int) -> list[dict]:
         contenders = {str(setting): Contender("step_trl", work, environment="trl", **setting) for setting in settings}
-        answers = side_by_side(contenders, repetitions)
+        answers = side_by_side(contenders, repetitions, uncounted=1)
         return [setting | {"seconds": median(answers[str(setting)]["seconds"]), "repetitions": repetitions,
                            "peak_gb": round(answers[str(setting)]["peak_gb"], 1)} for setting in settings]  # fmt: skip
 
@@ -346,12 +347,13 @@ def best(tried: list[dict]) -> dict:
     return {name: fastest[name] for name in ("batch", "checkpointing", "keep_memory", "threads")}
 
 
-def best_of_trl(out: Path, name: str) -> dict:
+def best_of_trl(out: Path, name: str, threads: int) -> dict:
     file = out / "search.json"
-    found = json.loads(file.read_text())["found"] if file.exists() else {}
-    if name not in found:
-        sys.exit(f"error: {file}: nothing about {name}; search first: python benchmarks/compare.py --only search")
-    return best(found[name])
+    found = json.loads(file.read_text()) if file.exists() else {"found": {}}
+    if name not in found["found"] or found["machine"]["threads"] != threads:
+        sys.exit(f"error: {file}: nothing about {name} with {threads} threads; search first: python benchmarks/compare.py --only search "
+                 f"--threads {threads}")  # fmt: skip
+    return best(found["found"][name])
 
 
 Found = Iterator[tuple[str, dict]]  # what is known of each work, as soon as it is
@@ -361,7 +363,7 @@ def steps(args: Args, works: dict[str, Work], repetitions: int) -> Found:
     for name, work in works.items():
         print(name, flush=True)
         found = side_by_side({"ours": Contender("step_ours", work, args.threads),
-                              "TRL": Contender("step_trl", work, environment="trl", **best_of_trl(args.out, name)),
+                              "TRL": Contender("step_trl", work, environment="trl", **best_of_trl(args.out, name, args.threads)),
                               "floor": Floor(work, args.threads)}, repetitions)  # fmt: skip
         again = side_by_side({"ours": Contender("step_ours", work, args.threads),  # all at once would fill the memory
                               "TRL": Contender("step_trl", work, args.threads, "trl", **TRL_DEFAULT)}, repetitions)  # fmt: skip
@@ -393,6 +395,8 @@ def scoring(args: Args, works: dict[str, Work], repetitions: int) -> Found:
         found["ours"]["largest_difference"] = gap = max(abs(ours - plain) for ours, plain in pairs)
         if not gap <= 1e-4:
             runtime.fail(f"{name}: log-probabilities differ by {gap:.1e} from those of the plain forward pass")
+        agreement = side_by_side({"ours": Contender("agreement_ours", work, args.threads)}, 1, uncounted=0)["ours"]
+        found["ours"] |= {what: agreement[what] for what in ("logprob_difference", "gradient_difference")}
         yield name, found
 
 
@@ -407,7 +411,6 @@ SWITCHES = {
     "finished rows leave": {"off": "finished"},
     "no second scoring when on-policy": {"off": "on-policy"},
     "pages kept (mallopt)": {"keep_memory": False},
-    "few rows in the faster of two forms": {"off": "few rows"},
     "sampling in inference mode": {"off": "inference"},
     "sampling without sorting the vocabulary": {"off": "draw"},
     "fused AdamW": {"off": "fused"},
@@ -437,7 +440,7 @@ def switches(args: Args, works: dict[str, tuple[Work, list[str]]], repetitions: 
             some = {what: SWITCHES[what] for what in chosen[first : first + 2]}
             contenders = {"everything": {}} | some
             results = side_by_side({what: Contender("step_ours", work, args.threads, **options) for what, options in contenders.items()},
-                                   repetitions, uncounted=2)  # fmt: skip
+                                   repetitions)  # fmt: skip
             norms = [result["gradient_norm"] for result in results.values()]
             if max(norms) > 1.01 * min(norms):
                 sys.exit(f"error: {name}: results differ with what is switched off: gradient norms {norms}")
@@ -487,13 +490,15 @@ def shown(numerator: dict, denominator: dict) -> str:
 
 
 def steps_table(found: dict) -> str:
-    titles = ["one optimizer step", "ours: s", "tokens/s", "peak", "TRL at its best: s", "peak", "at its defaults: s", "peak",
-              "TRL at its best / ours", "TRL at its defaults / ours", "ours / floor", "TRL at its best / floor"]  # fmt: skip
+    titles = ["one optimizer step", "ours: s", "tokens/s", "peak", "TRL at its best: s", "tokens/s", "peak",
+              "at its defaults: s", "tokens/s", "peak", "TRL at its best / ours", "TRL at its defaults / ours", "ours / floor",
+              "TRL at its best / floor"]  # fmt: skip
     lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
     for name, result in found.items():
         ours, trl, default, beside, low = (result[who] for who in ("ours", "TRL", "TRL at its defaults", "ours beside it", "floor"))
-        cells = [f"{median(ours['seconds']):.2f}", f"{1 / median(cost(ours)):.0f}", f"{ours['peak_gb']:.1f} GB"]
-        cells += [cell for who in (trl, default) for cell in (f"{median(who['seconds']):.2f}", f"{who['peak_gb']:.1f} GB")]
+        cells = []
+        for who in ours, trl, default:
+            cells += [f"{median(who['seconds']):.2f}", f"{1 / median(cost(who)):.0f}", f"{who['peak_gb']:.1f} GB"]
         cells += [f"**{shown(trl, ours)}**", shown(default, beside), shown(ours, low), shown(trl, low)]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -545,7 +550,7 @@ def profile_table(found: dict) -> str:
             kinds.update({kind: seconds for kind, seconds in result[part].items() if kind != "seconds"})
     rows = {"whole": [seconds["seconds"] for seconds, _ in columns.values()], "floor": [low for _, low in columns.values()]}
     rows |= {kind: [seconds.get(kind, 0.0) for seconds, _ in columns.values()] for kind, _ in kinds.most_common()}
-    rows["between operations: Python, autograd"] = [2 * seconds["seconds"] - sum(seconds.values()) for seconds, _ in columns.values()]
+    rows["between operations: Python, autograd"] = [whole - sum(parts) for whole, _, *parts in zip(*rows.values())]
     lines = ["| seconds of a step | " + " | ".join(columns) + " |", "|---" * (1 + len(columns)) + "|"]
     return "\n".join(lines + [f"| {title} | " + " | ".join(f"{value:.2f}" for value in row) + " |" for title, row in rows.items()])
 
@@ -586,9 +591,12 @@ def machine(args: Args) -> dict:
     rate = 2 * 2048**3 / seconds_of(2048, 2048, 2048, "forward", 1.0) / 1e9
     cpuinfo = Path("/proc/cpuinfo")
     cpu = re.search(r"model name\s*: (.*)", cpuinfo.read_text() if cpuinfo.exists() else "")
+    folders = {name: list((HOME / f"{name}-env").glob("lib/python*/site-packages")) for name in ENVIRONMENTS}
+    versions = {name: version("transformers") if not folder else next(Distribution.discover(name="transformers", path=folder)).version
+                for name, folder in ({"ours": None} | folders).items()}  # fmt: skip
     return {"cpu": cpu[1] if cpu else platform.machine(), "threads": args.threads, "gflop_per_second": round(rate),
             "instructions": torch.backends.cpu.get_cpu_capability(), "amx": torch.cpu.get_capabilities().get("amx_tile"),
-            "torch": torch.__version__, "environments": ENVIRONMENTS}  # fmt: skip
+            "torch": torch.__version__, "transformers": versions, "environments": ENVIRONMENTS}  # fmt: skip
 
 
 def main(args: Args) -> None:

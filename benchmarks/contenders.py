@@ -14,7 +14,7 @@ from collections import Counter
 from pathlib import Path
 
 SEED = 0
-OFF = ("shared", "common", "end to end", "buffers", "finished", "few rows", "inference", "blocks", "recomputed", "on-policy",
+OFF = ("shared", "common", "end to end", "buffers", "finished", "inference", "blocks", "recomputed", "on-policy",
        "fused", "draw", "projection")  # what can be taken away  # fmt: skip
 
 
@@ -174,6 +174,33 @@ def score_ours(work: dict) -> None:
                    "tokens": len(completion_ids) * work["tokens"]})  # fmt: skip
 
 
+def agreement_ours(work: dict) -> None:
+    """How far log-probabilities of sampled completions, and the gradient of their sum, are from those of the plain padded forward."""
+    model, _, ids, sample = ours(work)
+    import torch
+
+    import rollout
+
+    def both() -> dict:
+        prompt_ids, completion_ids = [prompt for prompt in ids for _ in range(work["group_size"])], [row.ids for row in sample()]
+        logprobs, gradients = [], []
+        for share in (True, False):
+            values = []
+            for first in range(0, len(prompt_ids), work["group_size"]):  # a group at a time, as memory allows
+                group = slice(first, first + work["group_size"])
+                scores, _ = rollout.score(model, prompt_ids[group], completion_ids[group], 1.0, share_prompts=share)
+                scores.sum().backward()
+                values.append(scores.detach().flatten())
+            logprobs.append(torch.cat(values))
+            gradients.append([parameter.grad for parameter in model.parameters()])
+            model.zero_grad()
+        gap = sum((one - other).square().sum() for one, other in zip(*gradients)) / sum(plain.square().sum() for plain in gradients[1])
+        return {"logprob_difference": (logprobs[0] - logprobs[1]).abs().max().item(), "gradient_difference": gap.sqrt().item(),
+                "tokens": sum(map(len, completion_ids))}  # fmt: skip
+
+    serve(both)
+
+
 def switch_off(what: str | None) -> None:
     """Take one optimisation away, for the table of what each brings."""
     if what not in (None, *OFF):
@@ -182,12 +209,20 @@ def switch_off(what: str | None) -> None:
 
     import rollout
     import shared_prompts
-    from shared_prompts import GrowingStretch, run_rows
+    from shared_prompts import Grid, GrowingStretch, run_rows
 
     def prefill_each(model, prompts):
         model.set_attn_implementation("shared_prompts")
-        _, stretch = run_rows(model, [prompt[:-1] for prompt in prompts], torch.zeros(len(prompts), dtype=torch.long), [], keep=True)
-        return [(stretch, torch.arange(len(prompts)))]
+        different, zeros = list(set(map(tuple, prompts))), torch.zeros(len(prompts), dtype=torch.long)
+        common, above = rollout.common_length(different) if len(different) > 1 else 0, []
+        if common:  # with what begins all of them, this remains
+            above = [(run_rows(model, [prompts[0][:common]], zeros[:1], [], keep=True)[1], zeros)]
+        grids = [(stretch, Grid(of, 1)) for stretch, of in above]
+        _, own = run_rows(model, [prompt[common:-1] for prompt in prompts], zeros + common, grids, keep=True)
+        return [*above, (own, torch.arange(len(prompts)))]
+
+    def micro_batches_of_each(prompt_ids, completion_ids, tokens, rows=None, micro_batches=rollout.micro_batches):
+        return micro_batches([[*prompt, -1 - row] for row, prompt in enumerate(prompt_ids)], completion_ids, tokens, rows)  # none twice
 
     def run_padded_rows(model, ids, start, above, keep=False):
         width = max(map(len, ids))
@@ -199,8 +234,10 @@ def switch_off(what: str | None) -> None:
 
     def run_rows_and_project(model, ids, start, above, keep=False):
         hidden, stretch = run_rows(model, ids, start, above, keep)
-        if keep and torch.is_grad_enabled():  # prompts, forward alone
-            model.get_output_embeddings()(hidden)
+        if keep and torch.is_grad_enabled():  # prompts, forward and backward, with a gradient of zero
+            last = max(stretch.layers)
+            keys, values = stretch.layers[last]
+            stretch.layers[last] = keys + 0 * model.get_output_embeddings()(hidden).sum(), values
         return hidden, stretch
 
     def draw_from_sorted(logits, temperature, uniforms, top_p, draw=rollout.draw):
@@ -218,7 +255,7 @@ def switch_off(what: str | None) -> None:
         self.layers = {layer: tuple(map(exchanged, pair)) for layer, pair in self.layers.items()}
 
     if what == "shared":
-        rollout.prefill = prefill_each
+        rollout.prefill, rollout.micro_batches = prefill_each, micro_batches_of_each
     elif what == "common":
         rollout.common_length = shared_prompts.common_length = lambda prompts: 0
     elif what == "end to end":
@@ -227,9 +264,6 @@ def switch_off(what: str | None) -> None:
         GrowingStretch.extend, GrowingStretch.exchange = extend_by_copying, exchange_by_copying
     elif what == "finished":
         rollout.DROP_AT = 2.0
-    elif what == "few rows":
-        other_form = not rollout.few_rows_are_slow()
-        rollout.few_rows_are_slow = lambda: other_form
     elif what == "inference":
         rollout.HFSampler._generate = rollout.HFSampler._generate.__wrapped__  # without its decorator
     elif what == "blocks":

@@ -44,7 +44,7 @@ def test_floor_by_hand(monkeypatch):
     assert found["gflop"] == round(2 * (sampling + training) / 1e9, 1)
 
 
-SWITCHED = ((rollout, "prefill"), (rollout, "run_rows"), (rollout, "few_rows_are_slow"), (rollout, "DROP_AT"), (rollout, "LOGITS_AT_ONCE"),
+SWITCHED = ((rollout, "prefill"), (rollout, "run_rows"), (rollout, "micro_batches"), (rollout, "DROP_AT"), (rollout, "LOGITS_AT_ONCE"),
             (rollout, "checkpoint"), (rollout.HFSampler, "_generate"), (shared_prompts, "run_rows"), (GrowingStretch, "extend"),
             (GrowingStretch, "exchange"), (rollout, "common_length"), (shared_prompts, "common_length"),
             (rollout, "draw"))  # fmt: skip
@@ -55,7 +55,8 @@ def answers():
     """Two pieces of work of ours, of scoring in both ways, and of steps with something switched off, in this process."""
     description = vars(TINY) | {"model": str(compare.ROOT / TINY.model), "prompts": compare.texts(TINY), "keep_memory": False}
     found = {}
-    for name in ("score_ours", "score_plain", "sample_generate", "sample_generate_batch", "step_ours", "profile_ours", *contenders.OFF):
+    for name in ("score_ours", "score_plain", "agreement_ours", "sample_generate", "sample_generate_batch", "step_ours", "profile_ours",
+                 *contenders.OFF):  # fmt: skip
         with pytest.MonkeyPatch.context() as patch:
             before = [getattr(module, attribute) for module, attribute in SWITCHED]
             for (module, attribute), value in zip(SWITCHED, before):
@@ -90,14 +91,22 @@ def test_both_ways_of_scoring_agree(answers):
     assert ours == pytest.approx(plain, abs=1e-5) and sum(ours) < -6 * 8 * 2  # of random tokens: more than 2 nats each
 
 
+def test_scores_and_gradients_are_those_of_the_padded_forward(answers):
+    """Catches a sampler's tokens that get other log-probabilities or gradients, in float32 on a trained model."""
+    for answer in answers["agreement_ours"]:
+        assert 0 < answer["logprob_difference"] <= 1e-5 and 0 < answer["gradient_difference"] <= 1e-5
+
+
 def test_scores_that_differ_stop_the_measurement(monkeypatch):
     """Catches a comparison of two that do not compute the same, token for token."""
     logprobs = {"ours": [-1.0, -2.0], "plain forward, full logits": [-1.0, -2.00004]}
     monkeypatch.setattr(compare, "Contender", lambda *_, **__: None)
-    monkeypatch.setattr(compare, "side_by_side", lambda contenders, _: {name: {"logprobs": logprobs.get(name)} for name in contenders})
+    agreement = {"logprob_difference": 1e-6, "gradient_difference": 2e-6}
+    answers = lambda contenders, *_, **__: {name: {"logprobs": logprobs.get(name)} | agreement for name in contenders}  # noqa: E731
+    monkeypatch.setattr(compare, "side_by_side", answers)
     work = Work(compare.SMOL, 1, 20, 2, 1)
     ((_, found),) = compare.scoring(compare.Args(), {"work": work}, 1)
-    assert found["ours"] == {"largest_difference": pytest.approx(4e-5)} and found["plain forward, full logits"] == {}
+    assert found["ours"] == agreement | {"largest_difference": pytest.approx(4e-5)}
     logprobs["ours"][0] = -1.0002
     with pytest.raises(SystemExit, match="differ by 2.0e-04"):
         list(compare.scoring(compare.Args(), {"work": work}, 1))
@@ -162,7 +171,7 @@ def test_tables_by_hand():
     result = {name: {"seconds": values, "peak_gb": len(name), "tokens": [12, 12, 12]} for name, values in seconds.items()}
     result["floor"] = {"seconds": [0.5, 0.5, 3.0], "tokens": [12, 12, 12]}
     row = compare.steps_table({"work": result}).splitlines()[2]
-    assert row == ("| work | 2.00 | 6 | 4.0 GB | 6.00 | 3.0 GB | 8.00 | 19.0 GB | **3.00 (0.67 to 5.00)** | 2.00 (2.00 to 4.00) "
+    assert row == ("| work | 2.00 | 6 | 4.0 GB | 6.00 | 2 | 3.0 GB | 8.00 | 2 | 19.0 GB | **3.00 (0.67 to 5.00)** | 2.00 (2.00 to 4.00) "
                    "| 4.00 (2.00 to 4.00) | 12.00 (2.00 to 12.00) |")  # fmt: skip
     tried = [{"batch": batch, "checkpointing": batch == 8, "keep_memory": True, "threads": 2, "seconds": 4.0 * repetitions, "peak_gb": 1,
               "repetitions": repetitions} for batch, repetitions in ((4, 1), (8, 3))]  # fmt: skip
@@ -221,15 +230,17 @@ def test_answers_that_end_differ_in_length():
 def test_best_setting_is_that_of_the_committed_search(tmp_path):
     """Catches a comparison with anything but TRL's fastest setting, or with none that was searched."""
     with pytest.raises(SystemExit, match="search first"):
-        compare.best_of_trl(tmp_path, "work")
+        compare.best_of_trl(tmp_path, "work", 2)
     rest = {"keep_memory": True, "threads": 2, "peak_gb": 4.0}
     tried = [{"batch": 4, "checkpointing": True, "seconds": 1.9, "repetitions": 1} | rest,
              {"batch": 8, "checkpointing": True, "seconds": 3.0, "repetitions": 3} | rest,
              {"batch": "all", "checkpointing": False, "seconds": 2.0, "repetitions": 3} | rest]  # fmt: skip
-    (tmp_path / "search.json").write_text(json.dumps({"found": {"work": tried}}))
+    (tmp_path / "search.json").write_text(json.dumps({"machine": {"threads": 2}, "found": {"work": tried}}))
     with pytest.raises(SystemExit, match="nothing about another"):
-        compare.best_of_trl(tmp_path, "another")
-    assert compare.best_of_trl(tmp_path, "work") == {"batch": "all", "checkpointing": False, "keep_memory": True, "threads": 2}
+        compare.best_of_trl(tmp_path, "another", 2)
+    with pytest.raises(SystemExit, match="with 8 threads"):
+        compare.best_of_trl(tmp_path, "work", 8)
+    assert compare.best_of_trl(tmp_path, "work", 2) == {"batch": "all", "checkpointing": False, "keep_memory": True, "threads": 2}
 
 
 def test_figure_of_growth_is_drawn(tmp_path, monkeypatch):

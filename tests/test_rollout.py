@@ -179,6 +179,20 @@ def test_models_that_cannot_share_prompts_are_refused(kind, reason):
         check_model(AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **SMALL)).eval())
 
 
+def test_positions_that_depend_on_the_batch_are_refused():
+    """Catches rows whose log-probabilities change when a longer one is beside them."""
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    config = AutoConfig.for_model("llama", **SMALL, rope_parameters=rope)
+    with pytest.raises(SystemExit, match="rotary embedding changes"):
+        check_model(AutoModelForCausalLM.from_config(config).eval())
+
+
+def test_completions_without_tokens_are_refused():
+    """Catches rows that are scored as the ones before them."""
+    with pytest.raises(ValueError, match="completion 1 has no token"):
+        score(random_model(), [[5, 6], [5, 6], [7, 8]], [[6, 4], [], [9]], 1.0)
+
+
 def test_rounding_refuses_no_model():
     """Catches a limit that float32 alone exceeds: .005 was seen on a trained SmolLM2, at ids that make no sense together."""
     model = random_model(torch.float32, kind="qwen2")
@@ -543,10 +557,12 @@ def test_finished_rows_leave_the_batch():
 
 
 def test_finished_rows_make_room_for_the_next():
-    """Catches a batch that runs empty before the next rows begin, and rows that depend on when they began or on who was there before."""
-    model, rows = random_model(), []
+    """Catches a batch that runs empty before the next rows begin, and rows that depend on when they began or on who was there before,
+    and rows that wait beyond their last position, which a model with a table of positions does not have."""
+    model, rows, positions = random_model(), [], []
     expected = sample(model, n=16, tokens=40)
     hook = model.register_forward_pre_hook(lambda _, args, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True)
+    last = model.register_forward_pre_hook(lambda _, args, kwargs: positions.append(int(kwargs["position_ids"].max())), with_kwargs=True)
     for at_once in (1, 6, 24):
         rows.clear()
         ours = sample(model, n=16, tokens=40, rows_at_once=at_once)
@@ -554,7 +570,9 @@ def test_finished_rows_make_room_for_the_next():
         assert max(abs(a - b) for x, y in zip(ours, expected) for a, b in zip(x.logprobs, y.logprobs)) < 1e-6
         tokens = sum(len(completion.ids) for completion in ours)
         assert max(rows) == at_once and sum(rows) < 1.15 * tokens + 40 * at_once
+    assert max(positions) == max(map(len, PROMPTS)) - 1 + 40 - 1
     hook.remove()
+    last.remove()
 
 
 def test_prompts_are_kept_a_few_at_a_time(monkeypatch):
@@ -622,26 +640,6 @@ def test_wrong_number_of_seeds_is_refused(count):
     """Catches seeds that are silently cut or reused: 5 prompts x 2 completions need 10."""
     with pytest.raises(ValueError, match="10 seeds"):
         HFSampler(random_model(), [EOS]).generate(PROMPTS, 2, 4, 1.0, list(range(count)))
-
-
-@pytest.mark.parametrize("kind", ["llama", "qwen2"])  # without and with biases
-def test_few_rows_are_multiplied_the_other_way_round(kind, monkeypatch):
-    """Catches products with the wrong rows or without a bias, layers that stay changed, and products that go this way where it is slower:
-    those of many rows, and all of a CPU that has matrix units."""
-    model, ids = random_model(kind=kind), torch.tensor([PROMPTS[0], PROMPTS[0][::-1]])
-    linear = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
-    plain, ways, product = model(ids).logits, [], torch.nn.functional.linear
-    monkeypatch.setattr(torch.nn.functional, "linear", lambda *args: ways.append(args) or product(*args))
-    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
-    for units, few_rows, count in ((True, ids.numel(), len(linear)), (False, ids.numel() - 1, len(linear)), (False, ids.numel(), 0)):
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_tile": units})  # noqa: B023
-        monkeypatch.setattr(rollout, "FEW_ROWS", few_rows)
-        ways.clear()
-        with rollout.fast_few_rows(model):
-            assert torch.allclose(model(ids).logits, plain, rtol=0, atol=1e-12) and len(ways) == count
-    with pytest.raises(ZeroDivisionError), rollout.fast_few_rows(model):
-        raise ZeroDivisionError
-    assert not any("forward" in vars(layer) for layer in linear)
 
 
 def test_prompts_of_one_token():
