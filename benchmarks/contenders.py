@@ -240,8 +240,9 @@ def switch_off(what: str | None) -> None:
             stretch.layers[last] = keys + 0 * model.get_output_embeddings()(hidden).sum(), values
         return hidden, stretch
 
-    def draw_from_sorted(logits, temperature, uniforms, top_p, draw=rollout.draw):
-        return draw(logits, temperature, uniforms, 1.0 - 1e-12)
+    def draw_and_sort(logits, temperature, uniforms, top_p, draw=rollout.draw):
+        logits.sort(dim=-1, descending=True)  # alone: to draw by it would give other tokens
+        return draw(logits, temperature, uniforms, top_p)
 
     def extend_by_copying(self, layer, keys, values):
         old = self.layers.get(layer)
@@ -269,7 +270,7 @@ def switch_off(what: str | None) -> None:
     elif what == "blocks":
         rollout.LOGITS_AT_ONCE = 1 << 62
     elif what == "draw":
-        rollout.draw = draw_from_sorted
+        rollout.draw = draw_and_sort
     elif what == "projection":
         shared_prompts.run_rows = run_rows_and_project
     elif what == "recomputed":
