@@ -273,7 +273,7 @@ def test_the_pages_show_the_committed_measurements():
     """Catches tables of an older measurement, and one that no page shows."""
     readme, trials = ((compare.ROOT / page).read_text() for page in ("README.md", "benchmarks/trials.md"))
     tables = compare.report(compare.LOGS)
-    assert "search" in tables
+    assert set(tables) == {"search", "steps", "sampling", "scoring", "switches", "profile"}
     for part, table in tables.items():
         assert table in readme + trials, part
     assert "(runs/reference/speed/growth.png)" in readme and (compare.LOGS / "growth.png").exists()
