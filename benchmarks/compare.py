@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from importlib.metadata import Distribution, version
+from importlib.metadata import Distribution
 from pathlib import Path
 from statistics import mean, median
 
@@ -591,9 +591,8 @@ def machine(args: Args) -> dict:
     rate = 2 * 2048**3 / seconds_of(2048, 2048, 2048, "forward", 1.0) / 1e9
     cpuinfo = Path("/proc/cpuinfo")
     cpu = re.search(r"model name\s*: (.*)", cpuinfo.read_text() if cpuinfo.exists() else "")
-    folders = {name: list((HOME / f"{name}-env").glob("lib/python*/site-packages")) for name in ENVIRONMENTS}
-    versions = {name: version("transformers") if not folder else next(Distribution.discover(name="transformers", path=folder)).version
-                for name, folder in ({"ours": None} | folders).items()}  # fmt: skip
+    places = {"ours": sys.path} | {name: list((HOME / f"{name}-env").glob("lib/python*/site-packages")) for name in ENVIRONMENTS}
+    versions = {name: found.version for name, place in places.items() for found in Distribution.discover(name="transformers", path=place)}
     return {"cpu": cpu[1] if cpu else platform.machine(), "threads": args.threads, "gflop_per_second": round(rate),
             "instructions": torch.backends.cpu.get_cpu_capability(), "amx": torch.cpu.get_capabilities().get("amx_tile"),
             "torch": torch.__version__, "transformers": versions, "environments": ENVIRONMENTS}  # fmt: skip

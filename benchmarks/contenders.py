@@ -209,7 +209,7 @@ def switch_off(what: str | None) -> None:
 
     import rollout
     import shared_prompts
-    from shared_prompts import Grid, GrowingStretch, run_rows
+    from shared_prompts import GrowingStretch, follow, run_rows
 
     def prefill_each(model, prompts):
         model.set_attn_implementation("shared_prompts")
@@ -217,8 +217,7 @@ def switch_off(what: str | None) -> None:
         common, above = rollout.common_length(different) if len(different) > 1 else 0, []
         if common:  # with what begins all of them, this remains
             above = [(run_rows(model, [prompts[0][:common]], zeros[:1], [], keep=True)[1], zeros)]
-        grids = [(stretch, Grid(of, 1)) for stretch, of in above]
-        _, own = run_rows(model, [prompt[common:-1] for prompt in prompts], zeros + common, grids, keep=True)
+        _, own = run_rows(model, [prompt[common:-1] for prompt in prompts], zeros + common, follow(above), keep=True)
         return [*above, (own, torch.arange(len(prompts)))]
 
     def micro_batches_of_each(prompt_ids, completion_ids, tokens, rows=None, micro_batches=rollout.micro_batches):

@@ -106,7 +106,7 @@ def test_scores_that_differ_stop_the_measurement(monkeypatch):
     monkeypatch.setattr(compare, "side_by_side", answers)
     work = Work(compare.SMOL, 1, 20, 2, 1)
     ((_, found),) = compare.scoring(compare.Args(), {"work": work}, 1)
-    assert found["ours"] == agreement | {"largest_difference": pytest.approx(4e-5)}
+    assert found["ours"] == agreement | {"largest_difference": pytest.approx(4e-5)} and found["plain forward, full logits"] == agreement
     logprobs["ours"][0] = -1.0002
     with pytest.raises(SystemExit, match="differ by 2.0e-04"):
         list(compare.scoring(compare.Args(), {"work": work}, 1))
