@@ -99,7 +99,7 @@ class Args:
     only: tuple[str, ...] = ()
     """parts to run: search, steps, sampling, scoring, switches, profile, growth"""
     repetitions: int = 3
-    """of each piece of work, after one that is not counted"""
+    """of each piece of work, after two that are not counted (the search and the profile have their own)"""
     threads: int = 2
     """threads of every contender"""
     out: Path = LOGS
@@ -621,7 +621,7 @@ def main(args: Args) -> None:
         "scoring": lambda: scoring(args, STEPS, args.repetitions),
         "switches": lambda: switches(args, SWITCHING, args.repetitions),
         "profile": lambda: profile(args, dict(itertools.islice(STEPS.items(), 3))),
-        "growth": lambda: growth(args, 3),
+        "growth": lambda: growth(args, args.repetitions),
     }
     for part in args.only:
         if part not in parts:
