@@ -359,18 +359,18 @@ def best_of_trl(out: Path, name: str, threads: int) -> dict:
 Found = Iterator[tuple[str, dict]]  # what is known of each work, as soon as it is
 
 
-def steps(args: Args, works: dict[str, Work], repetitions: int) -> Found:
+def steps(args: Args, works: dict[str, Work], repetitions: int, uncounted: int = 2) -> Found:
     for name, work in works.items():
         print(name, flush=True)
         found = side_by_side({"ours": Contender("step_ours", work, args.threads),
                               "TRL": Contender("step_trl", work, environment="trl", **best_of_trl(args.out, name, args.threads)),
-                              "floor": Floor(work, args.threads)}, repetitions)  # fmt: skip
+                              "floor": Floor(work, args.threads)}, repetitions, uncounted)  # fmt: skip
         again = side_by_side({"ours": Contender("step_ours", work, args.threads),  # all at once would fill the memory
-                              "TRL": Contender("step_trl", work, args.threads, "trl", **TRL_DEFAULT)}, repetitions)  # fmt: skip
+                              "TRL": Contender("step_trl", work, args.threads, "trl", **TRL_DEFAULT)}, repetitions, uncounted)  # fmt: skip
         yield name, found | {"TRL at its defaults": again["TRL"], "ours beside it": again["ours"]}
 
 
-def sampling(args: Args, works: dict[str, Work], repetitions: int, everyone: bool = True) -> Found:
+def sampling(args: Args, works: dict[str, Work], repetitions: int, uncounted: int = 2, everyone: bool = True) -> Found:
     for name, work in works.items():
         print(name, flush=True)
         contenders = {"ours": Contender("sample_ours", work, args.threads),
@@ -381,7 +381,7 @@ def sampling(args: Args, works: dict[str, Work], repetitions: int, everyone: boo
             contenders["vLLM (CPU)"] = Contender("sample_vllm", work, args.threads, "vllm")
         if work.forced:
             contenders["floor"] = Floor(work, args.threads, "sampling")
-        yield name, side_by_side(contenders, repetitions)
+        yield name, side_by_side(contenders, repetitions, uncounted)
 
 
 def scoring(args: Args, works: dict[str, Work], repetitions: int) -> Found:
@@ -608,8 +608,8 @@ def main(args: Args) -> None:
     make_random_model(ROOT / QWEN, **SHAPE)
     first = dict(itertools.islice(STEPS.items(), 1))
     if args.quick:
-        found = dict(steps(args, first, 2))
-        samples = dict(sampling(args, dict(itertools.islice(SAMPLING.items(), 1)), 1, everyone=False))
+        found = dict(steps(args, first, 2, uncounted=1))
+        samples = dict(sampling(args, dict(itertools.islice(SAMPLING.items(), 1)), 1, uncounted=1, everyone=False))
         print(steps_table(found), others_table(samples, "sampling"), sep="\n\n")
         result = next(iter(found.values()))
         print(f"step ratio vs TRL: {ratio(result['TRL'], result['ours'])[0]:.2f}")
