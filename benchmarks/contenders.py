@@ -254,26 +254,20 @@ def switch_off(what: str | None) -> None:
 
         self.layers = {layer: tuple(map(exchanged, pair)) for layer, pair in self.layers.items()}
 
-    if what == "shared":
-        rollout.prefill, rollout.micro_batches = prefill_each, micro_batches_of_each
-    elif what == "common":
-        rollout.common_length = shared_prompts.common_length = lambda prompts: 0
-    elif what == "end to end":
-        rollout.run_rows = shared_prompts.run_rows = run_padded_rows
-    elif what == "buffers":
-        GrowingStretch.extend, GrowingStretch.exchange = extend_by_copying, exchange_by_copying
-    elif what == "finished":
-        rollout.DROP_AT = 2.0
-    elif what == "inference":
-        rollout.HFSampler._generate = rollout.HFSampler._generate.__wrapped__  # without its decorator
-    elif what == "blocks":
-        rollout.LOGITS_AT_ONCE = 1 << 62
-    elif what == "draw":
-        rollout.draw = draw_and_sort
-    elif what == "projection":
-        shared_prompts.run_rows = run_rows_and_project
-    elif what == "recomputed":
-        rollout.checkpoint = lambda function, *arguments, **_: function(*arguments)
+    changes = {
+        "shared": [(rollout, "prefill", prefill_each), (rollout, "micro_batches", micro_batches_of_each)],
+        "common": [(module, "common_length", lambda prompts: 0) for module in (rollout, shared_prompts)],
+        "end to end": [(module, "run_rows", run_padded_rows) for module in (rollout, shared_prompts)],
+        "buffers": [(GrowingStretch, "extend", extend_by_copying), (GrowingStretch, "exchange", exchange_by_copying)],
+        "finished": [(rollout, "DROP_AT", 2.0)],
+        "inference": [(rollout.HFSampler, "_generate", rollout.HFSampler._generate.__wrapped__)],  # without its decorator
+        "blocks": [(rollout, "LOGITS_AT_ONCE", 1 << 62)],
+        "draw": [(rollout, "draw", draw_and_sort)],
+        "projection": [(shared_prompts, "run_rows", run_rows_and_project)],
+        "recomputed": [(rollout, "checkpoint", lambda function, *arguments, **_: function(*arguments))],
+    }
+    for place, name, replacement in changes.get(what, []):  # "on-policy" and "fused" are in `make_step`
+        setattr(place, name, replacement)
 
 
 # --- transformers ---------------------------------------------------------------------------------------------------------

@@ -107,8 +107,12 @@ def test_scores_that_differ_stop_the_measurement(monkeypatch):
     work = Work(compare.SMOL, 1, 20, 2, 1)
     ((_, found),) = compare.scoring(compare.Args(), {"work": work}, 1)
     assert found["ours"] == agreement | {"largest_difference": pytest.approx(4e-5)} and found["plain forward, full logits"] == agreement
+    agreement["gradient_difference"] = 2e-5
+    with pytest.raises(SystemExit, match="gradient difference of 2.0e-05 to the plain forward pass, more than 1e-05"):
+        list(compare.scoring(compare.Args(), {"work": work}, 1))
+    agreement["gradient_difference"] = 2e-6
     logprobs["ours"][0] = -1.0002
-    with pytest.raises(SystemExit, match="differ by 2.0e-04"):
+    with pytest.raises(SystemExit, match="largest difference of 2.0e-04"):
         list(compare.scoring(compare.Args(), {"work": work}, 1))
 
 
@@ -171,8 +175,10 @@ def test_tables_by_hand():
     result = {name: {"seconds": values, "peak_gb": len(name), "tokens": [12, 12, 12]} for name, values in seconds.items()}
     result["floor"] = {"seconds": [0.5, 0.5, 3.0], "tokens": [12, 12, 12]}
     row = compare.steps_table({"work": result}).splitlines()[2]
-    assert row == ("| work | 2.00 | 6 | 4.0 GB | 6.00 | 2 | 3.0 GB | 8.00 | 2 | 19.0 GB | **3.00 (0.67 to 5.00)** | 2.00 (2.00 to 4.00) "
-                   "| 4.00 (2.00 to 4.00) | 12.00 (2.00 to 12.00) |")  # fmt: skip
+    assert row == ("| work | 2.00 | 6.00 | 8.00 | **3.00 (0.67 to 5.00)** | 2.00 (2.00 to 4.00) | 4.00 (2.00 to 4.00) "
+                   "| 12.00 (2.00 to 12.00) |")  # fmt: skip
+    row = compare.memory_table({"work": result}).splitlines()[2]
+    assert row == "| work | 4.0 GB, 6 tokens/s | 3.0 GB, 2 tokens/s | 19.0 GB, 2 tokens/s |"
     tried = [{"batch": batch, "checkpointing": batch == 8, "keep_memory": True, "threads": 2, "seconds": 4.0 * repetitions, "peak_gb": 1,
               "repetitions": repetitions} for batch, repetitions in ((4, 1), (8, 3))]  # fmt: skip
     assert compare.search_table({"work": tried}).splitlines()[2] == "| work | 8 | yes | yes | 2 | 12.0 | 3 | 1.0 GB |"
@@ -227,7 +233,7 @@ def test_answers_that_end_differ_in_length():
     assert max(lengths) < work.tokens and 2 * min(lengths) < max(lengths)
 
 
-def test_best_setting_is_that_of_the_committed_search(tmp_path):
+def test_best_setting_is_that_of_the_committed_search(tmp_path, monkeypatch, capsys):
     """Catches a comparison with anything but TRL's fastest setting, or with none that was searched."""
     with pytest.raises(SystemExit, match="search first"):
         compare.best_of_trl(tmp_path, "work", 2)
@@ -235,12 +241,16 @@ def test_best_setting_is_that_of_the_committed_search(tmp_path):
     tried = [{"batch": 4, "checkpointing": True, "seconds": 1.9, "repetitions": 1} | rest,
              {"batch": 8, "checkpointing": True, "seconds": 3.0, "repetitions": 3} | rest,
              {"batch": "all", "checkpointing": False, "seconds": 2.0, "repetitions": 3} | rest]  # fmt: skip
-    (tmp_path / "search.json").write_text(json.dumps({"machine": {"threads": 2}, "found": {"work": tried}}))
+    (tmp_path / "search.json").write_text(json.dumps({"machine": {"threads": 2, "cpu": compare.cpu()}, "found": {"work": tried}}))
     with pytest.raises(SystemExit, match="nothing about another"):
         compare.best_of_trl(tmp_path, "another", 2)
     with pytest.raises(SystemExit, match="with 8 threads"):
         compare.best_of_trl(tmp_path, "work", 8)
     assert compare.best_of_trl(tmp_path, "work", 2) == {"batch": "all", "checkpointing": False, "keep_memory": True, "threads": 2}
+    assert not capsys.readouterr().out
+    monkeypatch.setattr(compare, "cpu", lambda: "a CPU of another kind")
+    compare.best_of_trl(tmp_path, "work", 2)
+    assert "that of another CPU" in capsys.readouterr().out
 
 
 def test_figure_of_growth_is_drawn(tmp_path, monkeypatch):
@@ -273,7 +283,7 @@ def test_the_pages_show_the_committed_measurements():
     """Catches tables of an older measurement, and one that no page shows."""
     readme, trials = ((compare.ROOT / page).read_text() for page in ("README.md", "benchmarks/trials.md"))
     tables = compare.report(compare.LOGS)
-    assert set(tables) == {"search", "steps", "sampling", "scoring", "switches", "profile"}
+    assert set(tables) == {"search", "steps", "sampling", "scoring", "switches", "profile", "steps, memory"}
     for part, table in tables.items():
         assert table in readme + trials, part
     assert "(runs/reference/speed/growth.png)" in readme and (compare.LOGS / "growth.png").exists()
