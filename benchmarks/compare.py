@@ -647,10 +647,10 @@ def main(args: Args) -> None:
         return
     for part in args.only or parts:
         print(f"== {part}", flush=True)
-        found = {}
+        log = {"machine": None, "found": {}}
         for name, numbers in parts[part]():
-            found[name] = numbers
-            log = {"machine": machine(args), "found": found}  # by now all environments are there
+            log["machine"] = log["machine"] or machine(args)  # not before: the first work makes the environments
+            log["found"][name] = numbers
             runtime.write_text(args.out / f"{part}.json", json.dumps(log, indent=1) + "\n")
     show(args.out)
 

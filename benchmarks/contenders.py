@@ -399,9 +399,9 @@ def sample_vllm(work: dict) -> None:
     """Its worker is a process of its own, whose threads VLLM_CPU_OMP_THREADS_BIND gives."""
     from vllm import LLM, SamplingParams
 
-    # prompts are shared in whole blocks, of 128 tokens on CPUs by default, of 32 at least
+    # prompts are shared in whole blocks, on CPUs of 128 tokens by default; 32 are the fewest that it takes
     engine = LLM(work["model"], dtype="float32", max_model_len=1024, enable_prefix_caching=True, disable_log_stats=True,
-                 block_size=work.get("block_size", 32), kv_cache_memory_bytes=2 << 30)  # fmt: skip
+                 block_size=32, kv_cache_memory_bytes=2 << 30)  # fmt: skip
     prompts = [{"prompt_token_ids": engine.get_tokenizer().encode(prompt)} for prompt in work["prompts"]]
     params = SamplingParams(n=work["group_size"], temperature=1.0, top_p=1.0, top_k=0, max_tokens=work["tokens"], ignore_eos=work["forced"],
                             logprobs=0, detokenize=False)  # fmt: skip
