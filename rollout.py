@@ -23,7 +23,7 @@ from tasks import Grade, Problem, grade_all
 
 DROP_AT = 1 / 8  # share of finished rows at which they make room for others in the batch that is sampled
 PROMPT_TOKENS_AT_ONCE = 2**15  # whose keys and values the sampler keeps
-LOGITS_AT_ONCE = 2**25  # the largest [tokens, V] block of logits that ever exists, in numbers
+LOGITS_AT_ONCE = 2**25  # the largest [tokens, V] block of logits that is scored at once, in numbers
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ class HFSampler:
     """Samples from the transformers model that is being trained: no second copy, no weights to push.
 
     Prompts are run once (shared_prompts.py), and rows that finish make room for the next. A completion's tokens depend on its seed and
-    prompt only, in whatever batch it is sampled.
+    prompt only, in whatever batch it is sampled, up to rounding: another batch may turn a draw on the boundary of two tokens.
     """
 
     shares_weights = True

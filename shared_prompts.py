@@ -18,6 +18,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 LONG_PREFIX = 32  # tokens that all prompts of a batch begin with and that are worth running once for all
+LONG_ROW = 2  # sizes of a head: of longer rows, scores would take more room than keys and values repeated for every row
 
 
 class Grid:
@@ -143,7 +144,7 @@ def attention(module, query, key, value, attention_mask, scaling, dropout=0.0, s
     above = [(*part.layers[module.layer_idx], grid) for part, grid in batch.above]
     hidden = batch.hidden_keys(S, sliding_window)
 
-    if T > 2 * D:  # scores would take more room than keys and values repeated for every row
+    if T > LONG_ROW * D:
         keys, values = ([*(part[i][part[2].rows] for part in above), own] for i, own in enumerate((key, value)))
         seen = [torch.ones(1, 1, 1, part.shape[2], dtype=torch.bool, device=part.device) if hide is None else ~hide
                 for hide, part in zip(hidden, keys)]  # fmt: skip

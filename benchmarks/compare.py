@@ -59,6 +59,7 @@ class Work:
     tokens: int
     forced: bool = True
     in_a_row: int = 1
+    rows_at_once: int = 512  # of our sampler
 
 
 STEPS = {
@@ -98,6 +99,8 @@ class Args:
     """run nothing, show the tables of the logs"""
     only: tuple[str, ...] = ()
     """parts to run: search, steps, sampling, scoring, switches, profile, growth"""
+    works: str = ""
+    """of these parts only the works whose name contains this, measured into the logs that are there"""
     repetitions: int = 3
     """of each piece of work, after two that are not counted (--quick, the search and the profile have their own)"""
     threads: int = 2
@@ -311,31 +314,27 @@ def make_random_model(folder: Path, **shape) -> None:
     runtime.save_model(folder, Qwen2ForCausalLM(config), AutoTokenizer.from_pretrained(ROOT / SMOL))
 
 
-def search(args: Args) -> Iterator[tuple[str, list]]:
-    """TRL's settings. On the first work rows of a forward pass and activation checkpointing, then allocator and threads of the fastest,
-    each in its second step, and longer the four fastest of all. On the other works all rows at once, half of them and few. One after the
-    other: together they would fill the memory."""
+def search(args: Args, works: dict[str, Work]) -> Iterator[tuple[str, list]]:
+    """TRL's settings, each in its second step, and longer the fastest ones. On the first work rows of a forward pass and activation
+    checkpointing, then allocator and threads of the fastest. On the other works all rows at once, half of them, a quarter and an eighth.
+    One after the other: together they would fill the memory."""
 
     def measure(work: Work, setting: dict, repetitions: int) -> dict:
         answer = side_by_side({"TRL": Contender("step_trl", work, environment="trl", **setting)}, repetitions, uncounted=1)["TRL"]
         return setting | {"seconds": median(answer["seconds"]), "repetitions": repetitions, "peak_gb": round(answer["peak_gb"], 1)}
 
     plain = {"batch": "all", "checkpointing": False, "keep_memory": True, "threads": args.threads}
-    (name, work), *others = STEPS.items()
-    print(name, flush=True)
-    tried = []
-    for batch, checkpointing in itertools.product((4, 8, 16, "all"), (True, False)):
-        tried.append(measure(work, plain | {"batch": batch, "checkpointing": checkpointing}, 1))
-    for change in {"keep_memory": False}, {"threads": 1}:
-        tried.append(measure(work, best(tried) | change, 1))
-    tried.sort(key=lambda found: found["seconds"])
-    yield name, [measure(work, best([found]), 3) for found in tried[:4]] + tried[4:]
-    for name, work in others:
+    for name, work in works.items():
         print(name, flush=True)
-        rows = work.prompts * work.group_size
-        batches = ["all", rows // 2] + [rows // 8] * (rows // 8 >= 4)
-        settings = [plain | {"batch": batch} for batch in batches] + [plain | {"threads": 1}] * (work.model == "models/tiny")
-        yield name, [measure(work, setting, 2) for setting in settings]
+        rows, thorough = work.prompts * work.group_size, name == next(iter(STEPS))
+        batches = [batch for batch in (rows // 8, rows // 4, rows // 2, "all") if batch != 1]
+        settings = itertools.product(batches, (True, False) if thorough else (False,))
+        tried = [measure(work, plain | {"batch": batch, "checkpointing": checkpointing}, 1) for batch, checkpointing in settings]
+        for change in [{"keep_memory": False}] * thorough + [{"threads": 1}] * (thorough or work.model == "models/tiny"):
+            tried.append(measure(work, best(tried) | change, 1))
+        tried.sort(key=lambda found: found["seconds"])
+        longer = 4 if thorough else 2
+        yield name, [measure(work, best([found]), 3) for found in tried[:longer]] + tried[longer:]
 
 
 def best(tried: list[dict]) -> dict:
@@ -413,6 +412,8 @@ SWITCHES = {
     "cache in buffers that double": {"off": "buffers"},
     "rows end to end": {"off": "end to end"},
     "finished rows leave": {"off": "finished"},
+    "finished rows make room for others": {"off": "refill"},
+    "attention of long rows keeps no scores": {"off": "long rows"},
     "no second scoring when on-policy": {"off": "on-policy"},
     "pages kept (mallopt)": {"keep_memory": False},
     "sampling in inference mode": {"off": "inference"},
@@ -422,14 +423,22 @@ SWITCHES = {
 
 
 *_, LARGE = STEPS  # has a large vocabulary
-SWITCHING = {  # on the first two works all of them, on the others those that are made for such a work
-    "SmolLM2-135M, 2 x 8 after 120 tokens of examples": (Work(SMOL, 2, 120, 8, 128, forced=False), list(SWITCHES)),
-    "tiny, 8 x 16": (Work("models/tiny", 8, 0, 16, 128, forced=False, in_a_row=3), list(SWITCHES)),
+ANYWHERE = [what for what in SWITCHES if what not in ("finished rows make room for others", "attention of long rows keeps no scores")]
+SWITCHING = {  # on the first two works all that may show there, on the others those that are made for such a work
+    "SmolLM2-135M, 2 x 8 after 120 tokens of examples": (Work(SMOL, 2, 120, 8, 128, forced=False), ANYWHERE),
+    "tiny, 8 x 16": (Work("models/tiny", 8, 0, 16, 128, forced=False, in_a_row=3), ANYWHERE),
     "SmolLM2-135M, 8 x 4 after 240 tokens of examples": (
         Work(SMOL, 8, 240, 4, 32, forced=False),
         ["a group's prompt is run once", "what all prompts begin with is run once"],
     ),
-    "tiny, 8 x 8, completion 512": (Work("models/tiny", 8, 50, 8, 512), ["cache in buffers that double"]),
+    "tiny, 8 x 8, completion 512": (
+        Work("models/tiny", 8, 50, 8, 512),
+        ["cache in buffers that double", "attention of long rows keeps no scores"],
+    ),
+    "tiny, 16 x 16 in 32 places": (
+        Work("models/tiny", 16, 0, 16, 128, forced=False, rows_at_once=32),
+        ["finished rows make room for others"],
+    ),
     LARGE: (STEPS[LARGE], ["logits of completions alone", "logits in blocks", "logits recomputed",
                            "sampling without sorting the vocabulary", "fused AdamW"]),
 }  # fmt: skip
@@ -461,9 +470,9 @@ def profile(args: Args, works: dict[str, Work]) -> Found:
         yield name, {part: found["ours"][part] for part in ("sampling", "training")} | {"floor": found["floor"]}
 
 
-def growth(args: Args, repetitions: int) -> Found:
+def growth(args: Args, curves: dict[str, dict], repetitions: int) -> Found:
     """Seconds of a step of ours as one thing grows, on random models shaped like Qwen2, and the floor beside it."""
-    for what, points in GROWTH.items():
+    for what, points in curves.items():
         print(what, flush=True)
         found = {}
         for value, (work, shape) in points.items():
@@ -538,16 +547,17 @@ def others_table(found: dict, title: str) -> str:
 
 
 def switches_table(found: dict) -> str:
-    lines = ["| without | " + " | ".join(f"{name}: time | peak" for name in found) + " |", "|---" * (2 * len(found) + 1) + "|"]
+    """More time (least and most within a round) and more memory without each."""
+    lines = ["| without | " + " | ".join(found) + " |", "|---" * (len(found) + 1) + "|"]
     for what in SWITCHES:
         cells = []
         for result in found.values():
             if what not in result:
-                cells += ["", ""]
+                cells.append("")
                 continue
             ours, other = result[what]["with"], result[what]["without"]
-            cells += ["{:+.0%} ({:+.0%} to {:+.0%})".format(*(value - 1 for value in ratio(other, ours))),
-                      f"{other['peak_gb'] - ours['peak_gb']:+.1f} GB"]  # fmt: skip
+            more = "{:+.0%} ({:+.0%} to {:+.0%})".format(*(value - 1 for value in ratio(other, ours)))
+            cells.append(f"{more}, {other['peak_gb'] - ours['peak_gb']:+.1f} GB")
         lines.append(f"| {what} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -605,33 +615,40 @@ def cpu() -> str:
     return found[1] if found else platform.machine()
 
 
+def gflop_per_second(threads: int) -> int:
+    """Of one large matrix product."""
+    torch.set_num_threads(threads)
+    return round(2 * 2048**3 / seconds_of(2048, 2048, 2048, "forward", 1.0) / 1e9)
+
+
 def machine(args: Args) -> dict:
     """What the figures hold for."""
-    torch.set_num_threads(args.threads)
-    rate = 2 * 2048**3 / seconds_of(2048, 2048, 2048, "forward", 1.0) / 1e9
     places = {"ours": sys.path} | {name: list((HOME / f"{name}-env").glob("lib/python*/site-packages")) for name in ENVIRONMENTS}
     versions = {package: {who: found.version for who, place in places.items() for found in Distribution.discover(name=package, path=place)}
                 for package in ("torch", "transformers")}  # fmt: skip
-    return {"cpu": cpu(), "threads": args.threads, "gflop_per_second": round(rate),
-            "instructions": torch.backends.cpu.get_cpu_capability(), "amx": torch.cpu.get_capabilities().get("amx_tile"),
-            **versions, "environments": ENVIRONMENTS}  # fmt: skip
+    return {"cpu": cpu(), "threads": args.threads, "instructions": torch.backends.cpu.get_cpu_capability(),
+            "amx": torch.cpu.get_capabilities().get("amx_tile"), **versions, "environments": ENVIRONMENTS}  # fmt: skip
 
 
 def main(args: Args) -> None:
     if args.tables:
         return show(args.out)
     parts = {
-        "search": lambda: search(args),
-        "steps": lambda: steps(args, STEPS, args.repetitions),
-        "sampling": lambda: sampling(args, SAMPLING, args.repetitions),
-        "scoring": lambda: scoring(args, STEPS, args.repetitions),
-        "switches": lambda: switches(args, SWITCHING, args.repetitions),
-        "profile": lambda: profile(args, dict(itertools.islice(STEPS.items(), 3))),
-        "growth": lambda: growth(args, args.repetitions),
+        "search": (STEPS, lambda works: search(args, works)),
+        "steps": (STEPS, lambda works: steps(args, works, args.repetitions)),
+        "sampling": (SAMPLING, lambda works: sampling(args, works, args.repetitions)),
+        "scoring": (STEPS, lambda works: scoring(args, works, args.repetitions)),
+        "switches": (SWITCHING, lambda works: switches(args, works, args.repetitions)),
+        "profile": (dict(itertools.islice(STEPS.items(), 3)), lambda works: profile(args, works)),
+        "growth": (GROWTH, lambda works: growth(args, works, args.repetitions)),
     }
     for part in args.only:
         if part not in parts:
             runtime.fail(f"--only {part}: there is no such part; there are {', '.join(parts)}")
+        if not any(args.works in name for name in parts[part][0]):
+            runtime.fail(f"--works {args.works}: {part} has no such work; there are {'; '.join(parts[part][0])}")
+    if args.works and not args.only:
+        runtime.fail("--works goes with --only, which names the parts")
     if not (ROOT / SMOL / "model.safetensors").exists():
         runtime.fail(f"{SMOL}: is not there; README.md, 'A real model, on the same two cores', has the two lines that make it")
     runtime.keep_freed_memory()
@@ -647,11 +664,17 @@ def main(args: Args) -> None:
         return
     for part in args.only or parts:
         print(f"== {part}", flush=True)
-        log = {"machine": None, "found": {}}
-        for name, numbers in parts[part]():
+        (works, run), file, log = parts[part], args.out / f"{part}.json", {"machine": {}, "measured": {}, "found": {}}
+        if args.works and file.exists():
+            log = json.loads(file.read_text())
+            if log["machine"] != machine(args):
+                runtime.fail(f"--works {args.works}: {file} was measured with {log['machine']}, not {machine(args)}; "
+                             "measure the whole part, or give another --out")  # fmt: skip
+        for name, numbers in run({name: work for name, work in works.items() if args.works in name}):
             log["machine"] = log["machine"] or machine(args)  # not before: the first work makes the environments
-            log["found"][name] = numbers
-            runtime.write_text(args.out / f"{part}.json", json.dumps(log, indent=1) + "\n")
+            log["measured"][name] = {"at": time.strftime("%Y-%m-%d %H:%M"), "gflop_per_second": gflop_per_second(args.threads)}
+            log["found"] = {each: numbers if each == name else log["found"][each] for each in works if each == name or each in log["found"]}
+            runtime.write_text(file, json.dumps(log, indent=1) + "\n")
     show(args.out)
 
 

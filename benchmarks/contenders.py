@@ -6,6 +6,7 @@ with a line of JSON. Contenders that need another environment (TRL, vLLM) import
 
 import itertools
 import json
+import math
 import os
 import re
 import sys
@@ -14,8 +15,8 @@ from collections import Counter
 from pathlib import Path
 
 SEED = 0
-OFF = ("shared", "common", "end to end", "buffers", "finished", "inference", "blocks", "recomputed", "on-policy",
-       "fused", "draw", "projection")  # what can be taken away  # fmt: skip
+OFF = ("shared", "common", "end to end", "buffers", "finished", "refill", "inference", "blocks", "recomputed", "on-policy", "fused",
+       "draw", "projection", "long rows")  # what can be taken away  # fmt: skip
 
 
 def answer(**numbers) -> None:
@@ -58,9 +59,11 @@ def ours(work: dict):
         runtime.keep_freed_memory()
     switch_off(work.get("off"))
     model = AutoModelForCausalLM.from_pretrained(work["model"], dtype=torch.float32).train()  # with the whole of its vocabulary
+    if work.get("activation_checkpointing"):
+        model.gradient_checkpointing_enable({"use_reentrant": False})  # as in runtime.load_model
     tokenizer = AutoTokenizer.from_pretrained(work["model"])
     ids = [tokenizer.encode(prompt) for prompt in work["prompts"]]
-    sampler = HFSampler(model, [-1] if work["forced"] else runtime.eos_ids(model, tokenizer))
+    sampler = HFSampler(model, [-1] if work["forced"] else runtime.eos_ids(model, tokenizer), work["rows_at_once"])
 
     def sample(step: int = 1) -> list:
         seeds = [completion_seed(SEED, step, row, 0, 0) for row in range(len(ids) * work["group_size"])]
@@ -243,6 +246,13 @@ def switch_off(what: str | None) -> None:
         logits.sort(dim=-1, descending=True)  # alone: to draw by it would give other tokens
         return draw(logits, temperature, uniforms, top_p)
 
+    def generate_in_batches(self, prompt_ids, n, max_new_tokens, temperature, seeds, top_p=1.0, generate=rollout.HFSampler.generate):
+        size, completions = self.rows_at_once // n, []
+        for first in range(0, len(prompt_ids), size):
+            rows = slice(first * n, (first + size) * n)
+            completions += generate(self, prompt_ids[first : first + size], n, max_new_tokens, temperature, seeds[rows], top_p)
+        return completions
+
     def extend_by_copying(self, layer, keys, values):
         old = self.layers.get(layer)
         self.layers[layer] = (keys, values) if old is None else tuple(torch.cat(pair, dim=2) for pair in zip(old, (keys, values)))
@@ -260,10 +270,12 @@ def switch_off(what: str | None) -> None:
         "end to end": [(module, "run_rows", run_padded_rows) for module in (rollout, shared_prompts)],
         "buffers": [(GrowingStretch, "extend", extend_by_copying), (GrowingStretch, "exchange", exchange_by_copying)],
         "finished": [(rollout, "DROP_AT", 2.0)],
+        "refill": [(rollout.HFSampler, "generate", generate_in_batches)],
         "inference": [(rollout.HFSampler, "_generate", rollout.HFSampler._generate.__wrapped__)],  # without its decorator
         "blocks": [(rollout, "LOGITS_AT_ONCE", 1 << 62)],
         "draw": [(rollout, "draw", draw_and_sort)],
         "projection": [(shared_prompts, "run_rows", run_rows_and_project)],
+        "long rows": [(shared_prompts, "LONG_ROW", math.inf)],
         "recomputed": [(rollout, "checkpoint", lambda function, *arguments, **_: function(*arguments))],
     }
     for place, name, replacement in changes.get(what, []):  # "on-policy" and "fused" are in `make_step`

@@ -12,6 +12,7 @@ P parameters, L layers of hidden size d and inner size f, N GPUs, T = --micro-ba
     logits          5 x 4 x 2^25          one block of them, and what is made of it (rollout.LOGITS_AT_ONCE)
     vLLM            2 P + 4 L k a token   bfloat16 weights, keys and values of everything that is sampled at once, k = key heads x head size
     transformers    8 L k a token         keys and values in float32; up to twice that, since buffers double
+                    16 V a row            logits of V tokens and what a draw makes of them, up to 512 rows at once
     host            4 P a rank            while the model is loaded; the main rank 16 P when a run is resumed
 
 Attention scores are not in it. Rows longer than twice a head's size leave them to the GPU's kernel, which keeps none; shorter ones, and a
@@ -44,14 +45,15 @@ class Model:
     hidden: int
     inner: int
     keys: int  # key heads x head size
+    vocabulary: int
 
 
 MODELS = {
-    "SmolLM2-135M": Model(0.1345e9, 30, 576, 1536, 3 * 64),
-    "Qwen2.5-0.5B": Model(0.494e9, 24, 896, 4864, 2 * 64),
-    "Qwen2.5-1.5B": Model(1.544e9, 28, 1536, 8960, 2 * 128),
-    "Qwen2.5-3B": Model(3.086e9, 36, 2048, 11008, 2 * 128),
-    "Qwen2.5-7B": Model(7.616e9, 28, 3584, 18944, 4 * 128),
+    "SmolLM2-135M": Model(0.1345e9, 30, 576, 1536, 3 * 64, 49152),
+    "Qwen2.5-0.5B": Model(0.494e9, 24, 896, 4864, 2 * 64, 151936),
+    "Qwen2.5-1.5B": Model(1.544e9, 28, 1536, 8960, 2 * 128, 151936),
+    "Qwen2.5-3B": Model(3.086e9, 36, 2048, 11008, 2 * 128, 151936),
+    "Qwen2.5-7B": Model(7.616e9, 28, 3584, 18944, 4 * 128, 152064),
 }
 
 
@@ -67,9 +69,9 @@ def training(model: Model, gpus: int, tokens: int, lora: bool = False) -> float:
 
 
 def sampling(model: Model, tokens: int, vllm: bool) -> float:
-    """Bytes of a sampler's keys and values for so many tokens, and of vLLM's weights."""
+    """Bytes of a sampler's keys and values for so many tokens, and of vLLM's weights or the draws of 512 rows."""
     keys_and_values = 2 * model.layers * model.keys * tokens
-    return 2 * keys_and_values + 2 * model.parameters if vllm else 4 * keys_and_values
+    return 2 * keys_and_values + 2 * model.parameters if vllm else 4 * keys_and_values + 16 * 512 * model.vocabulary
 
 
 def table() -> str:

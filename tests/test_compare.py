@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -47,7 +48,7 @@ def test_floor_by_hand(monkeypatch):
 SWITCHED = ((rollout, "prefill"), (rollout, "run_rows"), (rollout, "micro_batches"), (rollout, "DROP_AT"), (rollout, "LOGITS_AT_ONCE"),
             (rollout, "checkpoint"), (rollout.HFSampler, "_generate"), (shared_prompts, "run_rows"), (GrowingStretch, "extend"),
             (GrowingStretch, "exchange"), (rollout, "common_length"), (shared_prompts, "common_length"),
-            (rollout, "draw"))  # fmt: skip
+            (rollout, "draw"), (rollout.HFSampler, "generate"), (shared_prompts, "LONG_ROW"))  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +191,7 @@ def test_tables_by_hand():
     everything = {"seconds": [2.0], "peak_gb": 1.0, "tokens": [4]}
     found = {"a": {what: {"with": everything, "without": everything | {"seconds": [2.5], "peak_gb": 1.5}} for what in compare.SWITCHES},
              "b": {}}  # fmt: skip
-    assert compare.switches_table(found).splitlines()[2].endswith("| +25% (+25% to +25%) | +0.5 GB |  |  |")
+    assert compare.switches_table(found).splitlines()[2].endswith("| +25% (+25% to +25%), +0.5 GB |  |")
 
 
 def test_repetitions_that_count(capsys, monkeypatch):
@@ -277,6 +278,33 @@ def test_quick_ends_with_the_ratio(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(compare.runtime, "keep_freed_memory", lambda: None)
     compare.main(compare.Args(quick=True))
     assert capsys.readouterr().out.splitlines()[-1] == "step ratio vs TRL: 3.00"
+
+
+def test_one_work_is_measured_into_the_log(tmp_path, monkeypatch):
+    """Catches a log whose other works are lost or out of order, and works of two machines in one log."""
+    monkeypatch.setattr(compare, "HOME", tmp_path)
+    monkeypatch.setattr(compare, "SMOL", "models/tiny")
+    for name, value in (("make_random_model", None), ("show", None), ("machine", {"cpu": "this"}), ("gflop_per_second", 300)):
+        monkeypatch.setattr(compare, name, lambda *_, value=value, **__: value)
+    monkeypatch.setattr(compare.runtime, "keep_freed_memory", lambda: None)
+    found = iter(range(9))
+    monkeypatch.setattr(compare, "steps", lambda args, works, repetitions: ((name, next(found)) for name in works))
+    args, (first, second, *_) = compare.Args(only=("steps",), works="SmolLM2-135M", out=tmp_path), compare.STEPS
+    read = lambda: json.loads((tmp_path / "steps.json").read_text())  # noqa: E731
+    compare.main(replace(args, works="1 x 8"))
+    assert read()["found"] == {second: 0} and read()["measured"][second]["gflop_per_second"] == 300
+    compare.main(replace(args, works="SmolLM2-135M, 4 x 8"))
+    assert list(read()["found"].items()) == [(first, 1), (second, 0)] and read()["machine"] == {"cpu": "this"}
+    compare.main(args)
+    assert read()["found"] == {first: 2, second: 3}
+    for changed, words in (({"works": "3 x 3"}, "--works 3 x 3: steps has no such work"), ({"only": ()}, "--works goes with --only"),
+                           ({}, "was measured with {'cpu': 'this'}, not {'cpu': 'other'}")):  # fmt: skip
+        monkeypatch.setattr(compare, "machine", lambda args: {"cpu": "other"})
+        with pytest.raises(SystemExit, match=re.escape(words)):
+            compare.main(replace(args, **changed))
+        assert read()["found"] == {first: 2, second: 3}
+    compare.main(replace(args, works=""))  # all of it begins anew
+    assert read()["machine"] == {"cpu": "other"} and read()["found"][first] == 4
 
 
 def test_the_pages_show_the_committed_measurements():

@@ -117,12 +117,12 @@ def test_the_readme_shows_the_planned_memory():
 
 def test_planned_memory_by_hand():
     """A formula that forgets a part, or counts it on the wrong GPUs."""
-    model = memory.Model(parameters=1e9, layers=10, hidden=100, inner=1000, keys=50)
+    model = memory.Model(parameters=1e9, layers=10, hidden=100, inner=1000, keys=50, vocabulary=2000)
     extra = 4 * 1000 * (1000 + 4000 + 8000) + 5 * 4 * 2**25  # activations of 1,000 tokens, a block of logits
     assert memory.training(model, 1, 1000) == 16e9 + extra and memory.training(model, 4, 1000) == 3e9 + 8e9 + extra
     assert memory.training(model, 1, 1000, lora=True) == 4e9 + extra and memory.training(model, 4, 1000, lora=True) == 5e9 + extra
     assert memory.sampling(model, 1000, vllm=True) == 2e9 + 2 * (2 * 10 * 50 * 1000)  # keys and values, two bytes each
-    assert memory.sampling(model, 1000, vllm=False) == 4 * (2 * 10 * 50 * 1000)
+    assert memory.sampling(model, 1000, vllm=False) == 4 * (2 * 10 * 50 * 1000) + 512 * 2000 * 16  # and the draws of 512 rows
 
 
 def resolved_for_7b(module, flags: list[str]):
