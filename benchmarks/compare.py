@@ -435,6 +435,10 @@ SWITCHING = {  # on the first two works all that may show there, on the others t
         Work("models/tiny", 8, 50, 8, 512),
         ["cache in buffers that double", "attention of long rows keeps no scores"],
     ),
+    "SmolLM2-135M, 4 x 8 in 8 places": (
+        Work(SMOL, 4, 0, 8, 128, forced=False, rows_at_once=8),
+        ["finished rows make room for others"],
+    ),
     "tiny, 16 x 16 in 32 places": (
         Work("models/tiny", 16, 0, 16, 128, forced=False, rows_at_once=32),
         ["finished rows make room for others"],
