@@ -86,7 +86,7 @@ tokens lies at most so far outside of the interval of either (in float64, where 
 |---|---|---|---|
 {samples}
 
-torch {torch}, {device}, {threads} threads: `python benchmarks/checks/rounding.py`
+torch {torch}, {device}: `python benchmarks/checks/rounding.py`
 """
 
 
@@ -95,7 +95,7 @@ def main() -> None:
     lines = [scores(name, work) for name, work in compare.STEPS.items()]
     others = samples(compare.Work(compare.SMOL, 8, 0, 8, TOKENS, forced=False))
     page = PAGE.format(scores="\n".join(lines), samples="\n".join(others), tokens=TOKENS, torch=torch.__version__,
-                       device=runtime.device_name(), threads=torch.get_num_threads())  # fmt: skip
+                       device=runtime.device_name())  # fmt: skip
     runtime.write_text(Path(__file__).with_suffix(".md"), page)
     print(page)
 
