@@ -338,9 +338,11 @@ def search(args: Args, works: dict[str, Work]) -> Iterator[tuple[str, list]]:
 
 
 def best(tried: list[dict]) -> dict:
-    """The fastest setting, among those that were measured longest."""
-    fastest = min(tried, key=lambda found: (-found["repetitions"], found["seconds"]))
-    return {name: fastest[name] for name in ("batch", "checkpointing", "keep_memory", "threads")}
+    """The fastest setting among those that were measured longest; of some within 2%, less than repetitions differ by, the smallest."""
+    longest = [found for found in tried if found["repetitions"] == max(other["repetitions"] for other in tried)]
+    fast = [found for found in longest if found["seconds"] <= 1.02 * min(other["seconds"] for other in longest)]
+    chosen = min(fast, key=lambda found: found["peak_gb"])
+    return {name: chosen[name] for name in ("batch", "checkpointing", "keep_memory", "threads")}
 
 
 def best_of_trl(out: Path, name: str, threads: int) -> dict:

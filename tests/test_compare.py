@@ -235,13 +235,15 @@ def test_answers_that_end_differ_in_length():
 
 
 def test_best_setting_is_that_of_the_committed_search(tmp_path, monkeypatch, capsys):
-    """Catches a comparison with anything but TRL's fastest setting, or with none that was searched."""
+    """Catches a comparison with anything but TRL's fastest setting (of those as fast the smallest), or with none that was searched."""
     with pytest.raises(SystemExit, match="search first"):
         compare.best_of_trl(tmp_path, "work", 2)
     rest = {"keep_memory": True, "threads": 2, "peak_gb": 4.0}
     tried = [{"batch": 4, "checkpointing": True, "seconds": 1.9, "repetitions": 1} | rest,
              {"batch": 8, "checkpointing": True, "seconds": 3.0, "repetitions": 3} | rest,
-             {"batch": "all", "checkpointing": False, "seconds": 2.0, "repetitions": 3} | rest]  # fmt: skip
+             {"batch": "all", "checkpointing": False, "seconds": 2.0, "repetitions": 3} | rest,
+             {"batch": 16, "checkpointing": False, "seconds": 1.99, "repetitions": 3} | rest | {"peak_gb": 4.5},
+             {"batch": 2, "checkpointing": False, "seconds": 2.05, "repetitions": 3} | rest | {"peak_gb": 1.0}]  # fmt: skip
     (tmp_path / "search.json").write_text(json.dumps({"machine": {"threads": 2, "cpu": compare.cpu()}, "found": {"work": tried}}))
     with pytest.raises(SystemExit, match="nothing about another"):
         compare.best_of_trl(tmp_path, "another", 2)
