@@ -362,12 +362,13 @@ Found = Iterator[tuple[str, dict]]  # what is known of each work, as soon as it 
 def steps(args: Args, works: dict[str, Work], repetitions: int, uncounted: int = 2) -> Found:
     for name, work in works.items():
         print(name, flush=True)
+        setting = best_of_trl(args.out, name, args.threads)
         found = side_by_side({"ours": Contender("step_ours", work, args.threads),
-                              "TRL": Contender("step_trl", work, environment="trl", **best_of_trl(args.out, name, args.threads)),
+                              "TRL": Contender("step_trl", work, environment="trl", **setting),
                               "floor": Floor(work, args.threads)}, repetitions, uncounted)  # fmt: skip
         again = side_by_side({"ours": Contender("step_ours", work, args.threads),  # all at once would fill the memory
                               "TRL": Contender("step_trl", work, args.threads, "trl", **TRL_DEFAULT)}, repetitions, uncounted)  # fmt: skip
-        yield name, found | {"TRL at its defaults": again["TRL"], "ours beside it": again["ours"]}
+        yield name, found | {"TRL": found["TRL"] | setting, "TRL at its defaults": again["TRL"], "ours beside it": again["ours"]}
 
 
 def sampling(args: Args, works: dict[str, Work], repetitions: int, uncounted: int = 2, everyone: bool = True) -> Found:
