@@ -406,6 +406,7 @@ def scoring(args: Args, works: dict[str, Work], repetitions: int) -> Found:
         yield name, found
 
 
+REFILL, LONG = "finished rows make room for others", "attention of long rows keeps no scores"
 SWITCHES = {
     "a group's prompt is run once": {"off": "shared"},
     "what all prompts begin with is run once": {"off": "common"},
@@ -415,8 +416,8 @@ SWITCHES = {
     "cache in buffers that double": {"off": "buffers"},
     "rows end to end": {"off": "end to end"},
     "finished rows leave": {"off": "finished"},
-    "finished rows make room for others": {"off": "refill"},
-    "attention of long rows keeps no scores": {"off": "long rows"},
+    REFILL: {"off": "refill"},
+    LONG: {"off": "long rows"},
     "no second scoring when on-policy": {"off": "on-policy"},
     "pages kept (mallopt)": {"keep_memory": False},
     "sampling in inference mode": {"off": "inference"},
@@ -426,7 +427,7 @@ SWITCHES = {
 
 
 *_, LARGE = STEPS  # has a large vocabulary
-ANYWHERE = [what for what in SWITCHES if what not in ("finished rows make room for others", "attention of long rows keeps no scores")]
+ANYWHERE = [what for what in SWITCHES if what not in (REFILL, LONG)]
 SWITCHING = {  # on the first two works all that may show there, on the others those that are made for such a work
     "SmolLM2-135M, 2 x 8 after 120 tokens of examples": (Work(SMOL, 2, 120, 8, 128, forced=False), ANYWHERE),
     "tiny, 8 x 16": (Work("models/tiny", 8, 0, 16, 128, forced=False, in_a_row=3), ANYWHERE),
@@ -436,16 +437,10 @@ SWITCHING = {  # on the first two works all that may show there, on the others t
     ),
     "tiny, 8 x 8, completion 512": (
         Work("models/tiny", 8, 50, 8, 512),
-        ["cache in buffers that double", "attention of long rows keeps no scores"],
+        ["cache in buffers that double", LONG],
     ),
-    "SmolLM2-135M, 4 x 8 in 8 places": (
-        Work(SMOL, 4, 0, 8, 128, forced=False, rows_at_once=8),
-        ["finished rows make room for others"],
-    ),
-    "tiny, 16 x 16 in 32 places": (
-        Work("models/tiny", 16, 0, 16, 128, forced=False, rows_at_once=32),
-        ["finished rows make room for others"],
-    ),
+    "SmolLM2-135M, 4 x 8 in 8 places": (Work(SMOL, 4, 0, 8, 128, forced=False, rows_at_once=8), [REFILL]),
+    "tiny, 16 x 16 in 32 places": (Work("models/tiny", 16, 0, 16, 128, forced=False, rows_at_once=32), [REFILL]),
     LARGE: (STEPS[LARGE], ["logits of completions alone", "logits in blocks", "logits recomputed",
                            "sampling without sorting the vocabulary", "fused AdamW"]),
 }  # fmt: skip
@@ -462,7 +457,8 @@ def switches(args: Args, works: dict[str, tuple[Work, list[str]]], repetitions: 
             results = side_by_side({what: Contender("step_ours", work, args.threads, **options) for what, options in contenders.items()},
                                    repetitions)  # fmt: skip
             norms = [result["gradient_norm"] for result in results.values()]
-            if max(norms) > 1.00001 * min(norms):
+            limit = 1e-2 if REFILL in some else 1e-5  # batches that small turn draws on a boundary
+            if max(norms) > (1 + limit) * min(norms):
                 sys.exit(f"error: {name}: results differ with what is switched off: gradient norms {norms}")
             found |= {what: {"with": results["everything"], "without": results[what]} for what in some}
         yield name, found
