@@ -1,7 +1,7 @@
 """How fast, on the same work and side by side: whole optimizer steps against TRL's GRPOTrainer, sampling against `generate`,
 `generate_batch` and vLLM's CPU build, scoring against a plain forward pass; and how far all of it is from the matrix products alone.
 
-    python benchmarks/compare.py --quick     ten minutes, after the environments are made; the last line is the step ratio
+    python benchmarks/compare.py --quick     seven minutes, after the environments are made; the last line is the step ratio
     python benchmarks/compare.py             everything, with the search for TRL's best setting; logs in runs/reference/speed
     python benchmarks/compare.py --tables    the tables and the figure again, from the committed logs
 
