@@ -59,8 +59,6 @@ def ours(work: dict):
         runtime.keep_freed_memory()
     switch_off(work.get("off"))
     model = AutoModelForCausalLM.from_pretrained(work["model"], dtype=torch.float32).train()  # with the whole of its vocabulary
-    if work.get("activation_checkpointing"):
-        model.gradient_checkpointing_enable({"use_reentrant": False})  # as in runtime.load_model
     tokenizer = AutoTokenizer.from_pretrained(work["model"])
     ids = [tokenizer.encode(prompt) for prompt in work["prompts"]]
     sampler = HFSampler(model, [-1] if work["forced"] else runtime.eos_ids(model, tokenizer), work["rows_at_once"])

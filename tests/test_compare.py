@@ -300,13 +300,20 @@ def test_one_work_is_measured_into_the_log(tmp_path, monkeypatch):
     compare.main(args)
     assert read()["found"] == {first: 2, second: 3}
     for changed, words in (({"works": "3 x 3"}, "--works 3 x 3: steps has no such work"), ({"only": ()}, "--works goes with --only"),
-                           ({}, "was measured with {'cpu': 'this'}, not {'cpu': 'other'}")):  # fmt: skip
+                           ({}, "steps.json was measured with cpu this, not other; measure")):  # fmt: skip
         monkeypatch.setattr(compare, "machine", lambda args: {"cpu": "other"})
         with pytest.raises(SystemExit, match=re.escape(words)):
             compare.main(replace(args, **changed))
         assert read()["found"] == {first: 2, second: 3}
     compare.main(replace(args, works=""))  # all of it begins anew
     assert read()["machine"] == {"cpu": "other"} and read()["found"][first] == 4
+
+
+def test_machines_differ_in_what_both_know():
+    """Catches a log that is refused for an environment that is not there yet, and one of other versions that is not."""
+    before = {"cpu": "this", "torch": {"ours": "2.13", "trl": "2.13"}}
+    assert not compare.differences(before, {"cpu": "this", "torch": {"ours": "2.13"}})
+    assert compare.differences(before, {"cpu": "this", "torch": {"ours": "2.13", "trl": "2.14"}}) == "torch of trl 2.13, not 2.14"
 
 
 def test_the_pages_show_the_committed_measurements():
