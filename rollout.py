@@ -22,6 +22,7 @@ from shared_prompts import GrowingStretch, Rows, common_length, follow, prefill,
 from tasks import Grade, Problem, grade_all
 
 DROP_AT = 1 / 8  # share of finished rows at which they make room for others in the batch that is sampled
+ROWS_AT_ONCE = 512  # completions that the sampler works on
 PROMPT_TOKENS_AT_ONCE = 2**15  # whose keys and values the sampler keeps
 LOGITS_AT_ONCE = 2**25  # the largest [tokens, V] block of logits that is scored at once, in numbers
 
@@ -156,7 +157,7 @@ class HFSampler:
 
     shares_weights = True
 
-    def __init__(self, model: PreTrainedModel, eos_ids: list[int], rows_at_once: int = 512):
+    def __init__(self, model: PreTrainedModel, eos_ids: list[int], rows_at_once: int = ROWS_AT_ONCE):
         self.model, self.eos_ids, self.rows_at_once = model, torch.tensor(eos_ids, device=model.device), rows_at_once
 
     def load_weights(self, model: PreTrainedModel) -> None:

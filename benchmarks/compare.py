@@ -35,6 +35,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 import runtime  # noqa: E402
+from rollout import ROWS_AT_ONCE  # noqa: E402
 from tasks import load_task  # noqa: E402
 
 HOME = ROOT / "runs/benchmark"
@@ -59,7 +60,7 @@ class Work:
     tokens: int
     forced: bool = True
     in_a_row: int = 1
-    rows_at_once: int = 512  # of our sampler
+    rows_at_once: int = ROWS_AT_ONCE  # of our sampler
 
 
 STEPS = {
@@ -436,10 +437,7 @@ SWITCHING = {  # on the first two works all that may show there, on the others t
         Work(SMOL, 8, 240, 4, 32, forced=False),
         ["a group's prompt is run once", "what all prompts begin with is run once"],
     ),
-    "tiny, 8 x 8, completion 512": (
-        Work("models/tiny", 8, 50, 8, 512),
-        ["cache in buffers that double", LONG],
-    ),
+    "tiny, 8 x 8, completion 512": (Work("models/tiny", 8, 50, 8, 512), ["cache in buffers that double", LONG]),
     "SmolLM2-135M, 4 x 8 in 8 places": (Work(SMOL, 4, 0, 8, 128, forced=False, rows_at_once=8), [REFILL]),
     "tiny, 16 x 16 in 32 places": (Work("models/tiny", 16, 0, 16, 128, forced=False, rows_at_once=32), [REFILL]),
     LARGE: (STEPS[LARGE], ["logits of completions alone", "logits in blocks", "logits recomputed",
@@ -684,7 +682,8 @@ def main(args: Args) -> None:
         for name, numbers in run({name: work for name, work in works.items() if args.works in name}):
             log["machine"] = log["machine"] or machine(args)  # not before: the first work makes the environments
             log["measured"][name] = {"at": time.strftime("%Y-%m-%d %H:%M"), "gflop_per_second": gflop_per_second(args.threads)}
-            log["found"] = {each: numbers if each == name else log["found"][each] for each in works if each == name or each in log["found"]}
+            log["found"][name] = numbers
+            log["found"] = {each: log["found"][each] for each in works if each in log["found"]}  # in their order
             runtime.write_text(file, json.dumps(log, indent=1) + "\n")
     show(args.out)
 

@@ -12,7 +12,7 @@ P parameters, L layers of hidden size d and inner size f, N GPUs, T = --micro-ba
     logits          5 x 4 x 2^25          one block of them, and what is made of it (rollout.LOGITS_AT_ONCE)
     vLLM            2 P + 4 L k a token   bfloat16 weights, keys and values of everything that is sampled at once, k = key heads x head size
     transformers    8 L k a token         keys and values in float32; up to twice that, since buffers double
-                    16 V a row            logits of V tokens and what a draw makes of them, up to 512 rows at once
+                    16 V a row            logits of V tokens and what a draw makes of them, of 512 rows (rollout.ROWS_AT_ONCE)
     host            4 P a rank            while the model is loaded; the main rank 16 P when a run is resumed
 
 Attention scores are not in it. Rows longer than twice a head's size leave them to the GPU's kernel, which keeps none; shorter ones, and a
@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 import grpo  # noqa: E402
 import runtime  # noqa: E402
-from rollout import LOGITS_AT_ONCE  # noqa: E402
+from rollout import LOGITS_AT_ONCE, ROWS_AT_ONCE  # noqa: E402
 
 FITS = 64e9  # bytes: a GPU of 80 GB, since a plan that was measured was a fifth of it short
 SMOL = "runs/SmolLM2-135M-Instruct"
@@ -69,9 +69,9 @@ def training(model: Model, gpus: int, tokens: int, lora: bool = False) -> float:
 
 
 def sampling(model: Model, tokens: int, vllm: bool) -> float:
-    """Bytes of a sampler's keys and values for so many tokens, and of vLLM's weights or the draws of 512 rows."""
+    """Bytes of a sampler's keys and values for so many tokens, and of vLLM's weights or the draws of all rows."""
     keys_and_values = 2 * model.layers * model.keys * tokens
-    return 2 * keys_and_values + 2 * model.parameters if vllm else 4 * keys_and_values + 16 * 512 * model.vocabulary
+    return 2 * keys_and_values + 2 * model.parameters if vllm else 4 * keys_and_values + 16 * ROWS_AT_ONCE * model.vocabulary
 
 
 def table() -> str:

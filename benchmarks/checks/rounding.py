@@ -23,16 +23,18 @@ from rollout import HFSampler, completion_seed, score  # noqa: E402
 TOKENS = 96  # of a completion at most
 
 
-def float64(model: str):
-    return AutoModelForCausalLM.from_pretrained(ROOT / model, dtype=torch.float64)
+def load(work: compare.Work):
+    """Model, tokenizer, ids of the prompts, and a function that samples them, as the benchmark has them; and the model in float64."""
+    place = {"model": str(ROOT / work.model), "prompts": compare.texts(work)}
+    return *contenders.ours(vars(work) | place), AutoModelForCausalLM.from_pretrained(place["model"], dtype=torch.float64)
 
 
 @torch.no_grad()
 def scores(name: str, work: compare.Work) -> str:
     """A line of the table."""
-    model, _, ids, sample = contenders.ours(vars(work) | {"model": str(ROOT / work.model), "prompts": compare.texts(work)})
-    exact, columns = float64(work.model), []
+    model, _, ids, sample, exact = load(work)
     prompts, completions = [prompt for prompt in ids for _ in range(work.group_size)], [completion.ids for completion in sample()]
+    columns = []
     for first in range(0, len(prompts), work.group_size):  # a group at a time, as memory allows
         group = prompts[first : first + work.group_size], completions[first : first + work.group_size], 1.0
         ways = score(model, *group), score(model, *group, share_prompts=False), score(exact, *group, share_prompts=False)
@@ -45,8 +47,8 @@ def scores(name: str, work: compare.Work) -> str:
 @torch.no_grad()
 def samples(work: compare.Work) -> list[str]:
     """The lines of the table."""
-    model, tokenizer, ids, _ = contenders.ours(vars(work) | {"model": str(ROOT / work.model), "prompts": compare.texts(work)})
-    exact, eos_ids, n = float64(work.model), runtime.eos_ids(model, tokenizer), work.group_size
+    model, tokenizer, ids, _, exact = load(work)
+    eos_ids, n = runtime.eos_ids(model, tokenizer), work.group_size
     seeds = [completion_seed(0, 1, row) for row in range(len(ids) * n)]
 
     def sample(rows_at_once: int, prompts_at_once: int) -> list[list[int]]:
