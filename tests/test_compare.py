@@ -1,5 +1,6 @@
 """The benchmark of speed: the same work for everyone, a floor that counts what it says, and tables that say what was measured."""
 
+import functools
 import io
 import json
 import re
@@ -132,6 +133,29 @@ def test_what_is_switched_off_changes_no_result_of_uneven_rows(monkeypatch):
         monkeypatch.setattr(module, "run_rows", module.run_rows)  # put back afterwards
     norms.append(contenders.make_step(description | {"off": "end to end"})()["gradient_norm"])
     assert norms[0] == pytest.approx(norms[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("off, work, owner, name, calls_without", [
+    ("refill", replace(TINY, rows_at_once=3), rollout.HFSampler, "_generate", 2),  # a batch of three rows after the other
+    ("long rows", replace(TINY, tokens=80), shared_prompts, "scaled_dot_product_attention", 0)])  # fmt: skip
+def test_what_is_made_for_other_works_is_switched_off_there(off, work, owner, name, calls_without, monkeypatch):
+    """Catches refill, or attention of long rows, whose switch does nothing in works that need it, or changes the result."""
+    description = vars(work) | {"prompts": compare.texts(work), "model": str(compare.ROOT / work.model), "keep_memory": False}
+    for module, attribute in (rollout.HFSampler, "generate"), (shared_prompts, "LONG_ROW"):
+        monkeypatch.setattr(module, attribute, getattr(module, attribute))  # put back afterwards
+    function, calls, norms = getattr(owner, name), [], []
+
+    @functools.wraps(function)
+    def counted(*args, **options):
+        calls.append(name)
+        return function(*args, **options)
+
+    monkeypatch.setattr(owner, name, counted)
+    norms.append(contenders.make_step(description)()["gradient_norm"])
+    assert len(calls) not in (0, calls_without)
+    calls.clear()
+    norms.append(contenders.make_step(description | {"off": off})()["gradient_norm"])
+    assert len(calls) == calls_without and norms[0] == pytest.approx(norms[1], rel=1e-5)
 
 
 def test_every_switch_is_known():
