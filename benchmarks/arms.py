@@ -1,6 +1,9 @@
-"""What comparisons of several arms on equal terms have in common: trials on a development seed, then the reported runs on others,
-each followed by counts on the test problems. benchmarks/entropy.py, hard_chains.py and horizons.py are made of it, and of its last part
-those on a real model."""
+"""What comparisons of several arms on equal terms have in common.
+
+First come trials on a development seed, then the reported runs on others, each followed by counts on the
+test problems. benchmarks/entropy.py, hard_chains.py and horizons.py are made of it, and the comparisons on a
+real model of its last part.
+"""
 
 import json
 import os
@@ -13,8 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.figures import mean_and_half_width
 from benchmarks.reference import ROOT, run_all
-from plot import mean_and_half_width, read_metrics
+from plainrl.curves import read_metrics
 
 DEVELOPMENT_SEED = 100
 
@@ -44,7 +48,10 @@ def trial_name(arm: str, setting: str) -> str:
 
 
 def collect_trials(out: Path, settings: dict[str, list[str]], summary: Callable[[str, dict], dict]) -> dict:
-    """Adds the trials whose logs are there to trials.json, {arm: {setting: summary(arm, curves)}}, and returns all of them."""
+    """Adds the trials whose logs are there to trials.json, and returns all of them.
+
+    {arm: {setting: summary(arm, curves)}}
+    """
     file = out / "trials.json"
     trials = json.loads(file.read_text()) if file.exists() else {}
     for arm in settings:
@@ -57,7 +64,7 @@ def collect_trials(out: Path, settings: dict[str, list[str]], summary: Callable[
 
 
 def score(trial: dict, metrics: tuple[str, ...] = ("avg@16", "pass@16")) -> float:
-    """What a setting is chosen by: the mean of avg@16 and pass@16 on dev over the last two measurements of the run."""
+    """What a setting is chosen by: mean of avg@16 and pass@16 on dev over the run's last two measurements."""
     return float(np.mean([trial[name][-2:] for name in metrics]))
 
 
@@ -69,16 +76,22 @@ def cell(values: list[float], signed: bool = False) -> str:
     return f"{mean:+.3f} ± {half:.3f}" if signed else f"{mean:.3f} ± {half:.3f}"
 
 
-def run_arms(args: Args, file: str, settings: dict[str, list[str]], chosen: dict[str, str], command: Callable) -> None:
-    """Trials: every setting of every arm. Else every arm as it was chosen on each seed, all arms on one seed, then on the next; then
-    `file --measure` counts what the model after its last step does, in a process of its own. `command(arm, setting, seed)`."""
+def run_arms(
+    args: Args, file: str, settings: dict[str, list[str]], chosen: dict[str, str], command: Callable
+) -> None:
+    """Trials: every setting of every arm. Else every arm as it was chosen, on each seed.
+
+    All arms run on one seed, then on the next. After each run `file --measure` counts what the model after
+    its last step does, in a process of its own. `command(arm, setting, seed)` is what trains.
+    """
     known = settings if args.trials else chosen
     for arm in args.only:
         if arm not in known:
             sys.exit(f"error: --only {arm}: there is no such arm; there are {', '.join(known)}")
     arms = args.only or known
     if args.trials:
-        run_all([(command(arm, setting, DEVELOPMENT_SEED), trial_name(arm, setting)) for arm in arms for setting in settings[arm]], args)
+        pairs = [(arm, setting) for arm in arms for setting in settings[arm]]
+        run_all([(command(*pair, DEVELOPMENT_SEED), trial_name(*pair)) for pair in pairs], args)
         return
     measure = [sys.executable, file, "--measure"]
     if not (args.out / "tiny.json").exists():
@@ -115,21 +128,39 @@ class RealModelArgs:
 
 
 def train_arms(args: RealModelArgs, arms: dict[str, list[str]], flags: list) -> dict[str, str]:
-    """Train `script and own flags` of every arm with the common flags; returns {arm: its final weights}, relative to the repository."""
+    """Train `script and own flags` of every arm with the common flags.
+
+    Returns {arm: its final weights}, relative to the repository.
+    """
     if not args.model.is_dir():
-        sys.exit(f"error: --model {args.model}: no such folder; benchmarks/convert_gguf.py makes it")
+        sys.exit(f"error: --model {args.model}: no such folder; tools/convert_gguf.py makes it")
     rest = ["--model", os.path.relpath(args.model, ROOT), *flags, "--seed", args.seed]
-    run_all([(shlex.join(map(str, [*own, *rest])), f"{arm}/seed{args.seed}") for arm, own in arms.items()], args)
+    commands = {arm: shlex.join(map(str, [*own, *rest])) for arm, own in arms.items()}
+    run_all([(command, f"{arm}/seed{args.seed}") for arm, command in commands.items()], args)
     finals = {arm: args.folder() / arm / f"seed{args.seed}/final" for arm in arms}
     for arm, final in finals.items():
         if not final.exists():
-            sys.exit(f"error: {arm} did not come to its end: there is no {final}; the same command goes on from the last checkpoint")
+            sys.exit(
+                f"error: {arm} did not come to its end: there is no {final}; the same command goes on from "
+                "the last checkpoint"
+            )
     return {arm: os.path.relpath(final, ROOT) for arm, final in finals.items()}
 
 
 def measure_model(args: RealModelArgs, weights: str, folder: str, flags: list) -> Path:
     """eval.py on the test problems; returns the folder of its files."""
     out = args.folder() / "test" / folder
-    command = ["eval.py", "--model", weights, *flags, "--problems", args.problems, "-n", args.samples, "--out-dir", out]
+    command = [
+        "eval.py",
+        "--model",
+        weights,
+        *flags,
+        "--problems",
+        args.problems,
+        "-n",
+        args.samples,
+        "--out-dir",
+        out,
+    ]
     subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, check=True)
     return out

@@ -1,5 +1,7 @@
-"""Measures the embedded base model against what its world promises: success by horizon, with and without the hint, the rare
-reading. Its output is committed as benchmarks/calibration.json; a test re-checks the bounds.
+"""Measures the embedded base model against what its world promises.
+
+That is success by horizon, with and without the hint, and the rare reading. The output is committed as
+benchmarks/calibration.json; a test re-checks the bounds.
 
     python benchmarks/calibration.py --model models/tiny
 """
@@ -11,11 +13,12 @@ from pathlib import Path
 
 import tyro
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-import runtime  # noqa: E402
-from eval import evaluate  # noqa: E402
-from rollout import HFSampler  # noqa: E402
-from tasks import ChainTask  # noqa: E402
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+from plainrl.metrics import evaluate  # noqa: E402
+from plainrl.models import eos_ids, keep_freed_memory, load_model, model_hash  # noqa: E402
+from plainrl.sampler import HFSampler  # noqa: E402
+from plainrl.world import ChainTask  # noqa: E402
 
 
 @dataclass
@@ -30,27 +33,31 @@ class Args:
     """also write the table here as JSON"""
 
 
-def measure(model, tokenizer, problems: int, samples: int, horizon: int, family: str, hint: bool, temperature: float) -> dict:
-    sampler = HFSampler(model, runtime.eos_ids(model, tokenizer))
+def measure(
+    model, tokenizer, problems: int, samples: int, horizon: int, family: str, hint: bool, temperature: float
+) -> dict:
+    sampler = HFSampler(model, eos_ids(model, tokenizer))
     task = ChainTask(horizon=str(horizon), family=family)
     scores, rows = evaluate(sampler, tokenizer, task, "dev", problems, samples, 160, temperature, hint=hint)
     first = [row["correct"] for row in rows[:32]]  # for the test that samples these again
-    return {"horizon": horizon, "family": family, "hint": hint, "temperature": temperature} | scores | {"first": first}
+    case = {"horizon": horizon, "family": family, "hint": hint, "temperature": temperature}
+    return case | scores | {"first": first}
 
 
 def readme_table(rows: list[dict]) -> str:
-    """What the README shows of it."""
+    """What docs/world.md shows of it."""
     lines = ["| steps | family | hint | avg@16 | pass@16 | unparsed |", "|---|---|---|---|---|---|"]
     for row in rows:
         if row["temperature"] == 1.0:
             scores = " | ".join(f"{row[name]:.3f}" for name in ("avg@16", "pass@16", "frac_unparsed"))
-            lines.append(f"| {row['horizon']} | {row['family']} | {'yes' if row['hint'] else 'no'} | {scores} |")
+            hint = "yes" if row["hint"] else "no"
+            lines.append(f"| {row['horizon']} | {row['family']} | {hint} | {scores} |")
     return "\n".join(lines)
 
 
 def main(args: Args) -> None:
-    runtime.keep_freed_memory()
-    model, tokenizer = runtime.load_model(args.model)
+    keep_freed_memory()
+    model, tokenizer = load_model(args.model)
     cases = [(h, "plain", False, 1.0) for h in range(1, 11)]
     cases += [(h, "plain", True, 1.0) for h in (5, 10)]
     cases += [(h, "reversed", hint, 1.0) for h in (1, 2, 3) for hint in (False, True)]
@@ -59,11 +66,14 @@ def main(args: Args) -> None:
     for horizon, family, hint, temperature in cases:
         samples = args.samples if temperature else 1
         row = measure(model, tokenizer, args.problems, samples, horizon, family, hint, temperature)
-        rows.append({name: round(value, 4) if isinstance(value, float) else value for name, value in row.items()})
-        shown = "  ".join(f"{name} {value:6.3f}" for name, value in row.items() if isinstance(value, float) and name != "temperature")
-        print(f"horizon {horizon:2d}  {family:8s}  {'hint ' if hint else 'plain'}  T={temperature:g}  {shown}", flush=True)
+        numbers = {name: value for name, value in row.items() if isinstance(value, float)}
+        rows.append(row | {name: round(value, 4) for name, value in numbers.items()})
+        shown = "  ".join(f"{name} {numbers[name]:6.3f}" for name in numbers if name != "temperature")
+        case = f"horizon {horizon:2d}  {family:8s}  {'hint ' if hint else 'plain'}  T={temperature:g}"
+        print(f"{case}  {shown}", flush=True)
     if args.out:
-        result = {"model_hash": runtime.model_hash(model), "problems": args.problems, "samples": args.samples, "rows": rows}
+        result = {"problems": args.problems, "samples": args.samples, "rows": rows}
+        result = {"model_hash": model_hash(model)} | result
         args.out.write_text(json.dumps(result, indent=1) + "\n")
         print(readme_table(rows))
 

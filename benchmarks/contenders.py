@@ -1,7 +1,10 @@
-"""One contender of benchmarks/compare.py, in a process of its own: for each line it reads it does its piece of work once, and answers
-with a line of JSON. Contenders that need another environment (TRL, vLLM) import it here and nothing of this repository.
+"""One contender of benchmarks/compare.py, in a process of its own.
 
-    python benchmarks/contenders.py NAME '{"model": .., "prompts": [text, ..], "group_size": .., "tokens": .., "forced": true}'
+For each line it reads it does its piece of work once, and answers with a line of JSON. Contenders that need
+another environment (TRL, vLLM) import it here and nothing of this repository.
+
+    python benchmarks/contenders.py NAME '{"model": .., "prompts": [text, ..], "group_size": .., "tokens": ..,
+                                           "forced": true}'
 """
 
 import itertools
@@ -15,8 +18,22 @@ from collections import Counter
 from pathlib import Path
 
 SEED = 0
-OFF = ("shared", "common", "end to end", "buffers", "finished", "refill", "inference", "blocks", "recomputed", "on-policy", "fused",
-       "draw", "projection", "long rows")  # what can be taken away  # fmt: skip
+OFF = (  # what can be taken away
+    "shared",
+    "common",
+    "end to end",
+    "buffers",
+    "finished",
+    "refill",
+    "inference",
+    "blocks",
+    "recomputed",
+    "on-policy",
+    "fused",
+    "draw",
+    "projection",
+    "long rows",
+)
 
 
 def answer(**numbers) -> None:
@@ -24,13 +41,17 @@ def answer(**numbers) -> None:
 
 
 def peak_gb() -> float:
-    """Peak resident memory of this process and those that it started (Linux; what they share counts in each)."""
+    """Peak resident memory of this process and those that it started (on Linux; what they share, in each)."""
     processes, total = [Path(f"/proc/{os.getpid()}")], 0
     while processes:
         process = processes.pop()
         peak = re.search(r"VmHWM:\s+(\d+) kB", (process / "status").read_text())
         total += 1024 * int(peak[1]) if peak else 0
-        processes += [Path(f"/proc/{child}") for task in process.glob("task/*/children") for child in task.read_text().split()]
+        processes += [
+            Path(f"/proc/{child}")
+            for task in process.glob("task/*/children")
+            for child in task.read_text().split()
+        ]
     return total / 1e9
 
 
@@ -43,7 +64,7 @@ def serve(do) -> None:
         answer(seconds=time.perf_counter() - started, peak_gb=peak_gb(), **numbers)
 
 
-# --- ours -----------------------------------------------------------------------------------------------------------------
+# --- ours ---------------------------------------------------------------------------------------------------
 
 
 def ours(work: dict):
@@ -52,16 +73,20 @@ def ours(work: dict):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    import runtime
-    from rollout import HFSampler, completion_seed
+    from plainrl import models
+    from plainrl.rollout import completion_seed
+    from plainrl.sampler import HFSampler
 
     if work.get("keep_memory", True):
-        runtime.keep_freed_memory()
+        models.keep_freed_memory()
     switch_off(work.get("off"))
-    model = AutoModelForCausalLM.from_pretrained(work["model"], dtype=torch.float32).train()  # with the whole of its vocabulary
+    model = AutoModelForCausalLM.from_pretrained(
+        work["model"], dtype=torch.float32
+    ).train()  # with the whole of its vocabulary
     tokenizer = AutoTokenizer.from_pretrained(work["model"])
     ids = [tokenizer.encode(prompt) for prompt in work["prompts"]]
-    sampler = HFSampler(model, [-1] if work["forced"] else runtime.eos_ids(model, tokenizer), work["rows_at_once"])
+    eos_ids = [-1] if work["forced"] else models.eos_ids(model, tokenizer)
+    sampler = HFSampler(model, eos_ids, work["rows_at_once"])
 
     def sample(step: int = 1) -> list:
         seeds = [completion_seed(SEED, step, row, 0, 0) for row in range(len(ids) * work["group_size"])]
@@ -76,35 +101,44 @@ def make_step(work: dict):
     import torch
 
     import grpo
-    import runtime
-    from rollout import pad, pad_values, score_all
+    from plainrl.flags import resolve_defaults
+    from plainrl.rollout import Rollout
+    from plainrl.scoring import score_all
 
-    args = grpo.Args(max_new_tokens=work["tokens"], group_size=work["group_size"], micro_batch_tokens=work.get("micro_batch_tokens"))
-    runtime.resolve_defaults(args, model, grpo.DEFAULTS)
+    args = grpo.Args(
+        max_new_tokens=work["tokens"],
+        group_size=work["group_size"],
+        micro_batch_tokens=work.get("micro_batch_tokens"),
+    )
+    resolve_defaults(args, model.num_parameters())
     # with lr 0 all repetitions have the same work: weights, and with them samples, stay as they are
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.0, fused=work.get("off") != "fused")
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=0.0, weight_decay=0.0, fused=work.get("off") != "fused"
+    )
 
     def step() -> dict:
         started = time.perf_counter()
-        ids = [tokenizer.encode(prompt) for prompt in work["prompts"]]  # as every trainer does, so that its time counts
+        ids = [
+            tokenizer.encode(prompt) for prompt in work["prompts"]
+        ]  # as every trainer does, so that its time counts
         with torch.profiler.record_function("sampling"):
             completions = sample()
-        tokenizer.batch_decode([completion.ids for completion in completions], skip_special_tokens=True)
+        texts = tokenizer.batch_decode(
+            [completion.ids for completion in completions], skip_special_tokens=True
+        )
         sampling = time.perf_counter() - started
+        prompt_ids = [prompt for prompt in ids for _ in range(args.group_size)]
+        rollout = Rollout(work["prompts"], prompt_ids, completions, texts, grades=[])  # rewards are made up
         rewards = torch.arange(len(completions)).view(len(ids), -1).remainder(2).float()
-        advantages = grpo.group_advantages(rewards, args.advantage)
-        completion_ids = [completion.ids for completion in completions]
-        mask = pad(completion_ids, model.device)[1]
-        batch = {"prompt_ids": [prompt for prompt in ids for _ in range(args.group_size)], "completion_ids": completion_ids,
-                 "advantages": advantages.view(-1, 1), "completion_mask": mask, "loss_mask": mask,
-                 "rollout_logprobs": pad_values([completion.logprobs for completion in completions], mask)}  # fmt: skip
+        batch = rollout.batch(grpo.group_advantages(rewards), model.device)
         if work.get("off") == "on-policy":
-            batch["old_logprobs"], _ = score_all(model, batch["prompt_ids"], completion_ids, 1.0, args.micro_batch_tokens)
-        grpo.accumulate_gradients(model, batch, slice(None), args)
+            scoring = (batch.prompt_ids, batch.completion_ids, args.temperature, args.micro_batch_tokens)
+            batch["old_logprobs"], _ = score_all(model, *scoring)
+        grpo.accumulate_gradients(model, batch, args)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), args.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
-        return {"tokens": sum(map(len, completion_ids)), "sampling": sampling, "gradient_norm": norm.item()}
+        return {"tokens": rollout.tokens, "sampling": sampling, "gradient_norm": norm.item()}
 
     return step
 
@@ -123,7 +157,7 @@ KINDS = {  # of work, by the names of PyTorch's operations
 
 
 def profile_ours(work: dict) -> None:
-    """Seconds of the fifth optimizer step by kind of work, for sampling and for training: the first are slower."""
+    """Seconds of the fifth optimizer step by kind of work, in sampling and training. The first are slower."""
     step = make_step(work)
     import torch
 
@@ -134,13 +168,24 @@ def profile_ours(work: dict) -> None:
         with torch.profiler.profile() as profile:
             tokens = step()["tokens"]
         events = profile.events()
-        begin, end = min(event.time_range.start for event in events), max(event.time_range.end for event in events)
+        begin, end = (
+            min(event.time_range.start for event in events),
+            max(event.time_range.end for event in events),
+        )
         sampled = next(event.time_range.end for event in events if event.name == "sampling")
-        found = {"sampling": Counter(seconds=(sampled - begin) / 1e6), "training": Counter(seconds=(end - sampled) / 1e6)}
+        found = {
+            "sampling": Counter(seconds=(sampled - begin) / 1e6),
+            "training": Counter(seconds=(end - sampled) / 1e6),
+        }
         for event in events:
             if event.name.startswith("aten::"):
-                kind = next((kind for kind, names in KINDS.items() if re.fullmatch(names, event.name)), "other operations")
-                found["sampling" if event.time_range.start < sampled else "training"][kind] += event.self_cpu_time_total / 1e6
+                kind = next(
+                    (kind for kind, names in KINDS.items() if re.fullmatch(names, event.name)),
+                    "other operations",
+                )
+                found["sampling" if event.time_range.start < sampled else "training"][kind] += (
+                    event.self_cpu_time_total / 1e6
+                )
         return found | {"tokens": tokens}
 
     serve(profiled)
@@ -157,7 +202,10 @@ def scoring_rows(ids: list[list[int]], work: dict) -> tuple[list, list]:
     import torch
 
     torch.manual_seed(SEED)
-    rows, known = [prompt for prompt in ids for _ in range(work["group_size"])], torch.tensor(sorted(set(sum(ids, []))))
+    rows, known = (
+        [prompt for prompt in ids for _ in range(work["group_size"])],
+        torch.tensor(sorted(set(sum(ids, [])))),
+    )
     return rows, known[torch.randint(len(known), (len(rows), work["tokens"]))].tolist()
 
 
@@ -165,39 +213,50 @@ def score_ours(work: dict) -> None:
     """Log-probabilities of given completions, without gradient."""
     model, _, ids, _ = ours(work)
     import grpo
-    import runtime
-    from rollout import score_all
+    from plainrl.flags import resolve_defaults
+    from plainrl.scoring import score_all
 
     args = grpo.Args()
-    runtime.resolve_defaults(args, model, grpo.DEFAULTS)
+    resolve_defaults(args, model.num_parameters())
     prompt_ids, completion_ids = scoring_rows(ids, work)
-    serve(lambda: {"logprobs": score_all(model, prompt_ids, completion_ids, 1.0, args.micro_batch_tokens)[0].flatten().tolist(),
-                   "tokens": len(completion_ids) * work["tokens"]})  # fmt: skip
+
+    def score() -> dict:
+        logprobs, _ = score_all(model, prompt_ids, completion_ids, 1.0, args.micro_batch_tokens)
+        return {"logprobs": logprobs.flatten().tolist(), "tokens": len(completion_ids) * work["tokens"]}
+
+    serve(score)
 
 
 def agreement_ours(work: dict) -> None:
-    """How far log-probabilities of sampled completions, and the gradient of their sum, are from those of the plain padded forward."""
+    """How far log-probabilities of sampled completions, and the gradient of their sum, are from those of the
+    plain padded forward."""
     model, _, ids, sample = ours(work)
     import torch
 
-    import rollout
+    from plainrl.scoring import score
 
     def both() -> dict:
-        prompt_ids, completion_ids = [prompt for prompt in ids for _ in range(work["group_size"])], [row.ids for row in sample()]
+        prompt_ids = [prompt for prompt in ids for _ in range(work["group_size"])]
+        completion_ids = [completion.ids for completion in sample()]
         logprobs, gradients = [], []
         for share in (True, False):
             values = []
             for first in range(0, len(prompt_ids), work["group_size"]):  # a group at a time, as memory allows
                 group = slice(first, first + work["group_size"])
-                scores, _ = rollout.score(model, prompt_ids[group], completion_ids[group], 1.0, share_prompts=share)
+                scored = prompt_ids[group], completion_ids[group]
+                scores, _ = score(model, *scored, 1.0, share_prompts=share)
                 scores.sum().backward()
                 values.append(scores.detach().flatten())
             logprobs.append(torch.cat(values))
             gradients.append([parameter.grad for parameter in model.parameters()])
             model.zero_grad()
-        gap = sum((one - other).square().sum() for one, other in zip(*gradients)) / sum(plain.square().sum() for plain in gradients[1])
-        return {"logprob_difference": (logprobs[0] - logprobs[1]).abs().max().item(), "gradient_difference": gap.sqrt().item(),
-                "tokens": sum(map(len, completion_ids))}  # fmt: skip
+        squared_gap = sum((one - other).square().sum() for one, other in zip(*gradients))
+        squared_norm = sum(plain.square().sum() for plain in gradients[1])
+        return {
+            "logprob_difference": (logprobs[0] - logprobs[1]).abs().max().item(),
+            "gradient_difference": (squared_gap / squared_norm).sqrt().item(),
+            "tokens": sum(map(len, completion_ids)),
+        }
 
     serve(both)
 
@@ -208,79 +267,97 @@ def switch_off(what: str | None) -> None:
         raise ValueError(f"{what}: there is no such optimisation")
     import torch
 
-    import rollout
-    import shared_prompts
-    from shared_prompts import GrowingStretch, follow, run_rows
+    from plainrl import sampler, scoring, shared_prompts
+    from plainrl.sampler import HFSampler
+    from plainrl.shared_prompts import GrowingCache, common_length, follow, run_rows, use_shared_prompts
 
     def prefill_each(model, prompts):
-        model.set_attn_implementation("shared_prompts")
-        different, zeros = list(set(map(tuple, prompts))), torch.zeros(len(prompts), dtype=torch.long)
-        common, above = rollout.common_length(different) if len(different) > 1 else 0, []
+        use_shared_prompts(model)
+        distinct = list(set(map(tuple, prompts)))
+        zeros = torch.zeros(len(prompts), dtype=torch.long)
+        common, prefixes = common_length(distinct) if len(distinct) > 1 else 0, []
         if common:  # with what begins all of them, this remains
-            above = [(run_rows(model, [prompts[0][:common]], zeros[:1], [], keep=True)[1], zeros)]
-        _, own = run_rows(model, [prompt[common:-1] for prompt in prompts], zeros + common, follow(above), keep=True)
-        return [*above, (own, torch.arange(len(prompts)))]
+            _, cache = run_rows(model, [prompts[0][:common]], zeros[:1], [], keep=True)
+            prefixes.append((cache, zeros))
+        rests = [prompt[common:-1] for prompt in prompts]
+        _, cache = run_rows(model, rests, zeros + common, follow(prefixes), keep=True)
+        return [*prefixes, (cache, torch.arange(len(prompts)))]
 
-    def micro_batches_of_each(prompt_ids, completion_ids, tokens, rows=None, micro_batches=rollout.micro_batches):
-        return micro_batches([[*prompt, -1 - row] for row, prompt in enumerate(prompt_ids)], completion_ids, tokens, rows)  # none twice
+    def rows_of_each(prompt_ids, completion_ids, tokens, micro_batch_rows=scoring.micro_batch_rows):
+        different = [[*prompt, -1 - row] for row, prompt in enumerate(prompt_ids)]  # no prompt is there twice
+        return micro_batch_rows(different, completion_ids, tokens)
 
-    def run_padded_rows(model, ids, start, above, keep=False):
+    def run_padded_rows(model, ids, start, prefixes, keep=False):
         width = max(map(len, ids))
-        hidden, stretch = run_rows(model, [[*row, *[0] * (width - len(row))] for row in ids], start, above, keep)
+        padded = [[*row, *[0] * (width - len(row))] for row in ids]
+        hidden, cache = run_rows(model, padded, start, prefixes, keep)
         real = torch.arange(width) < torch.tensor([len(row) for row in ids])[:, None]
         if keep:
-            stretch.filled, stretch.padding = real, ~real
-        return hidden[real.flatten()], stretch
+            cache.filled, cache.padding = real, ~real
+        return hidden[real.flatten()], cache
 
-    def run_rows_and_project(model, ids, start, above, keep=False):
-        hidden, stretch = run_rows(model, ids, start, above, keep)
+    def run_rows_and_project(model, ids, start, prefixes, keep=False):
+        hidden, cache = run_rows(model, ids, start, prefixes, keep)
         if keep and torch.is_grad_enabled():  # prompts, forward and backward, with a gradient of zero
-            last = max(stretch.layers)
-            keys, values = stretch.layers[last]
-            stretch.layers[last] = keys + 0 * model.get_output_embeddings()(hidden).sum(), values
-        return hidden, stretch
+            last = max(cache.layers)
+            keys, values = cache.layers[last]
+            cache.layers[last] = keys + 0 * model.get_output_embeddings()(hidden).sum(), values
+        return hidden, cache
 
-    def draw_and_sort(logits, temperature, uniforms, top_p, draw=rollout.draw):
+    def draw_and_sort(logits, temperature, uniforms, top_p, draw=sampler.draw):
         logits.sort(dim=-1, descending=True)  # alone: to draw by it would give other tokens
         return draw(logits, temperature, uniforms, top_p)
 
-    def generate_in_batches(self, prompt_ids, n, max_new_tokens, temperature, seeds, top_p=1.0, generate=rollout.HFSampler.generate):
+    def generate_in_batches(
+        self, prompt_ids, n, max_new_tokens, temperature, seeds, top_p=1.0, generate=HFSampler.generate
+    ):
         size, completions = self.rows_at_once // n, []
         for first in range(0, len(prompt_ids), size):
-            rows = slice(first * n, (first + size) * n)
-            completions += generate(self, prompt_ids[first : first + size], n, max_new_tokens, temperature, seeds[rows], top_p)
+            prompts, own_seeds = prompt_ids[first : first + size], seeds[first * n : (first + size) * n]
+            completions += generate(self, prompts, n, max_new_tokens, temperature, own_seeds, top_p)
         return completions
 
     def extend_by_copying(self, layer, keys, values):
-        old = self.layers.get(layer)
-        self.layers[layer] = (keys, values) if old is None else tuple(torch.cat(pair, dim=2) for pair in zip(old, (keys, values)))
-        return self.layers[layer]
+        if layer in self.layers:
+            old_keys, old_values = self.layers[layer]
+            keys, values = torch.cat([old_keys, keys], dim=2), torch.cat([old_values, values], dim=2)
+        self.layers[layer] = keys, values
+        return keys, values
 
     def exchange_by_copying(self, keep, new, columns):
         def exchanged(part):
-            return torch.cat([part[keep, :, columns:], part.new_zeros(new, part.shape[1], part.shape[2] - columns, part.shape[3])])
+            kept = part[keep, :, columns:]
+            return torch.cat([kept, part.new_zeros(new, *kept.shape[1:])])
 
         self.layers = {layer: tuple(map(exchanged, pair)) for layer, pair in self.layers.items()}
 
     changes = {
-        "shared": [(rollout, "prefill", prefill_each), (rollout, "micro_batches", micro_batches_of_each)],
-        "common": [(module, "common_length", lambda prompts: 0) for module in (rollout, shared_prompts)],
-        "end to end": [(module, "run_rows", run_padded_rows) for module in (rollout, shared_prompts)],
-        "buffers": [(GrowingStretch, "extend", extend_by_copying), (GrowingStretch, "exchange", exchange_by_copying)],
-        "finished": [(rollout, "DROP_AT", 2.0)],
-        "refill": [(rollout.HFSampler, "generate", generate_in_batches)],
-        "inference": [(rollout.HFSampler, "_generate", rollout.HFSampler._generate.__wrapped__)],  # without its decorator
-        "blocks": [(rollout, "LOGITS_AT_ONCE", 1 << 62)],
-        "draw": [(rollout, "draw", draw_and_sort)],
+        "shared": [
+            (sampler, "prefill", prefill_each),
+            (scoring, "prefill", prefill_each),
+            (scoring, "micro_batch_rows", rows_of_each),
+        ],
+        "common": [(module, "common_length", lambda prompts: 0) for module in (scoring, shared_prompts)],
+        "end to end": [(module, "run_rows", run_padded_rows) for module in (scoring, shared_prompts)],
+        "buffers": [
+            (GrowingCache, "extend", extend_by_copying),
+            (GrowingCache, "exchange", exchange_by_copying),
+        ],
+        "finished": [(sampler, "DROP_AT", 2.0)],
+        "refill": [(HFSampler, "generate", generate_in_batches)],
+        "inference": [(HFSampler, "_generate", HFSampler._generate.__wrapped__)],  # without its decorator
+        "blocks": [(scoring, "LOGITS_AT_ONCE", 1 << 62)],
+        "draw": [(sampler, "draw", draw_and_sort)],
         "projection": [(shared_prompts, "run_rows", run_rows_and_project)],
         "long rows": [(shared_prompts, "LONG_ROW", math.inf)],
-        "recomputed": [(rollout, "checkpoint", lambda function, *arguments, **_: function(*arguments))],
+        "recomputed": [(scoring, "checkpoint", lambda function, *arguments, **_: function(*arguments))],
     }
     for place, name, replacement in changes.get(what, []):  # "on-policy" and "fused" are in `make_step`
+        getattr(place, name)  # an AttributeError, should it have another name by now
         setattr(place, name, replacement)
 
 
-# --- transformers ---------------------------------------------------------------------------------------------------------
+# --- transformers -------------------------------------------------------------------------------------------
 
 
 def transformers_model(work: dict):
@@ -298,7 +375,7 @@ def transformers_model(work: dict):
 def keep_freed_memory() -> None:
     import ctypes
 
-    for option, size in ((-3, 32 << 20), (-3, 1 << 30), (-1, -1), (-2, 256 << 20)):  # as in runtime.py
+    for option, size in ((-3, 32 << 20), (-3, 1 << 30), (-1, -1), (-2, 256 << 20)):  # as in plainrl/models.py
         ctypes.CDLL("libc.so.6").mallopt(option, size)
 
 
@@ -310,14 +387,24 @@ def sample_generate(work: dict) -> None:
     import torch
 
     model, tokenizer = transformers_model(work)
-    batch = tokenizer([prompt for prompt in work["prompts"] for _ in range(work["group_size"])], return_tensors="pt", padding=True)
+    batch = tokenizer(
+        [prompt for prompt in work["prompts"] for _ in range(work["group_size"])],
+        return_tensors="pt",
+        padding=True,
+    )
     end = -1 if work["forced"] else model.generation_config.eos_token_id
     ends = torch.tensor(end if isinstance(end, list) else [end])
 
     def sample() -> dict:
         with torch.no_grad():
-            new = model.generate(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], pad_token_id=tokenizer.pad_token_id,
-                                 eos_token_id=end, max_new_tokens=work["tokens"], **SAMPLED)[:, batch["input_ids"].shape[1] :]  # fmt: skip
+            new = model.generate(
+                input_ids=batch["input_ids"],
+                attention_mask=batch["attention_mask"],
+                pad_token_id=tokenizer.pad_token_id,
+                eos_token_id=end,
+                max_new_tokens=work["tokens"],
+                **SAMPLED,
+            )[:, batch["input_ids"].shape[1] :]
         ended = torch.isin(new, ends)
         lengths = torch.where(ended.any(1), ended.int().argmax(1) + 1, new.shape[1])
         return {"tokens": int(lengths.sum())}
@@ -330,15 +417,23 @@ def sample_generate_batch(work: dict) -> None:
     from transformers import ContinuousBatchingConfig, GenerationConfig
 
     model, tokenizer = transformers_model(work)
-    tokens = sum(len(tokenizer.encode(prompt)) + work["tokens"] for prompt in work["prompts"]) * work["group_size"]
-    room = ContinuousBatchingConfig(num_blocks=2 * tokens // 32 + 64, max_batch_tokens=1024, page_size=32)  # it takes 20 GB else
+    longest = [len(tokenizer.encode(prompt)) + work["tokens"] for prompt in work["prompts"]]
+    blocks = 2 * sum(longest) * work["group_size"] // 32 + 64  # it takes 20 GB else
+    room = ContinuousBatchingConfig(num_blocks=blocks, max_batch_tokens=1024, page_size=32)
     inputs = [tokenizer.encode(prompt) for prompt in work["prompts"] for _ in range(work["group_size"])]
     end = -1 if work["forced"] else model.generation_config.eos_token_id
-    config = GenerationConfig(max_new_tokens=work["tokens"], eos_token_id=end, pad_token_id=tokenizer.pad_token_id, **SAMPLED)
+    config = GenerationConfig(
+        max_new_tokens=work["tokens"], eos_token_id=end, pad_token_id=tokenizer.pad_token_id, **SAMPLED
+    )
 
     def sample() -> dict:
-        results = model.generate_batch(inputs=inputs, generation_config=config, continuous_batching_config=room, progress_bar=False,
-                                       persistent_manager=True)  # fmt: skip
+        results = model.generate_batch(
+            inputs=inputs,
+            generation_config=config,
+            continuous_batching_config=room,
+            progress_bar=False,
+            persistent_manager=True,
+        )
         return {"tokens": sum(len(result.generated_tokens) for result in results.values())}
 
     serve(sample)
@@ -352,24 +447,34 @@ def score_plain(work: dict) -> None:
     ids = [tokenizer.encode(prompt) for prompt in work["prompts"]]
     rows, completions = scoring_rows(ids, work)
     width = max(map(len, rows))
-    full = torch.tensor([[0] * (width - len(row)) + row + completion for row, completion in zip(rows, completions)])
+    full = torch.tensor(
+        [[0] * (width - len(row)) + row + completion for row, completion in zip(rows, completions)]
+    )
     mask = torch.tensor([[0] * (width - len(row)) + [1] * (len(row) + work["tokens"]) for row in rows])
 
     def score() -> dict:
         with torch.no_grad():
-            logits = model(input_ids=full, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0), use_cache=False).logits
-            logprobs = torch.log_softmax(logits[:, width - 1 : -1].float(), dim=-1).gather(-1, full[:, width:, None])
+            logits = model(
+                input_ids=full,
+                attention_mask=mask,
+                position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+                use_cache=False,
+            ).logits
+            logprobs = torch.log_softmax(logits[:, width - 1 : -1].float(), dim=-1)
+            logprobs = logprobs.gather(-1, full[:, width:, None])
         return {"logprobs": logprobs.flatten().tolist(), "tokens": logprobs.numel()}
 
     serve(score)
 
 
-# --- TRL, vLLM ------------------------------------------------------------------------------------------------------------
+# --- TRL, vLLM ----------------------------------------------------------------------------------------------
 
 
 def step_trl(work: dict) -> None:
-    """An optimizer step of TRL's GRPOTrainer: `batch` rows per forward pass, with or without activation checkpointing. Lengths are forced
-    by `min_new_tokens`, as its loss would leave out what follows an EOS."""
+    """An optimizer step of TRL's GRPOTrainer: `batch` rows per forward pass, activation checkpointing or not.
+
+    Lengths are forced by `min_new_tokens`, as its loss would leave out what follows an EOS.
+    """
     import torch
     from datasets import Dataset
     from transformers import TrainerCallback
@@ -392,14 +497,34 @@ def step_trl(work: dict) -> None:
         lengths[:] = map(len, completion_ids)
         return [float(i % 2) for i in range(len(completions))]
 
-    config = GRPOConfig(output_dir=work["scratch"], per_device_train_batch_size=batch, gradient_accumulation_steps=rows // batch,
-                        num_generations=work["group_size"], max_completion_length=work["tokens"], temperature=1.0, beta=0.0,
-                        learning_rate=1e-6, use_cpu=True, bf16=False, gradient_checkpointing=work["checkpointing"],
-                        generation_kwargs={"min_new_tokens": work["tokens"], **SAMPLED}, max_steps=10**6, logging_steps=10**6,
-                        save_strategy="no", report_to="none", disable_tqdm=True, dataloader_num_workers=0)  # fmt: skip
-    trainer = GRPOTrainer(model=model, processing_class=tokenizer, args=config, callbacks=[OneStepALine()],
-                          reward_funcs=reward,
-                          train_dataset=Dataset.from_dict({"prompt": work["prompts"]}))  # fmt: skip
+    config = GRPOConfig(
+        output_dir=work["scratch"],
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=rows // batch,
+        num_generations=work["group_size"],
+        max_completion_length=work["tokens"],
+        temperature=1.0,
+        beta=0.0,
+        learning_rate=1e-6,
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=work["checkpointing"],
+        generation_kwargs={"min_new_tokens": work["tokens"], **SAMPLED},
+        max_steps=10**6,
+        logging_steps=10**6,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_num_workers=0,
+    )
+    trainer = GRPOTrainer(
+        model=model,
+        processing_class=tokenizer,
+        args=config,
+        callbacks=[OneStepALine()],
+        reward_funcs=reward,
+        train_dataset=Dataset.from_dict({"prompt": work["prompts"]}),
+    )
     torch.manual_seed(SEED)
     answer(ready=True)
     trainer.train()
@@ -410,16 +535,32 @@ def sample_vllm(work: dict) -> None:
     from vllm import LLM, SamplingParams
 
     # prompts are shared in whole blocks, on CPUs of 128 tokens by default; 32 are the fewest that it takes
-    engine = LLM(work["model"], dtype="float32", max_model_len=1024, enable_prefix_caching=True, disable_log_stats=True,
-                 block_size=32, kv_cache_memory_bytes=2 << 30)  # fmt: skip
+    engine = LLM(
+        work["model"],
+        dtype="float32",
+        max_model_len=1024,
+        enable_prefix_caching=True,
+        disable_log_stats=True,
+        block_size=32,
+        kv_cache_memory_bytes=2 << 30,
+    )
     prompts = [{"prompt_token_ids": engine.get_tokenizer().encode(prompt)} for prompt in work["prompts"]]
-    params = SamplingParams(n=work["group_size"], temperature=1.0, top_p=1.0, top_k=0, max_tokens=work["tokens"], ignore_eos=work["forced"],
-                            logprobs=0, detokenize=False)  # fmt: skip
+    params = SamplingParams(
+        n=work["group_size"],
+        temperature=1.0,
+        top_p=1.0,
+        top_k=0,
+        max_tokens=work["tokens"],
+        ignore_eos=work["forced"],
+        logprobs=0,
+        detokenize=False,
+    )
 
     def sample() -> dict:
         outputs = engine.generate(prompts, params, use_tqdm=False)
         engine.reset_prefix_cache()
-        return {"tokens": sum(len(completion.token_ids) for output in outputs for completion in output.outputs)}
+        completions = [completion for output in outputs for completion in output.outputs]
+        return {"tokens": sum(len(completion.token_ids) for completion in completions)}
 
     serve(sample)
 

@@ -22,8 +22,10 @@ sys.path.insert(0, str(ROOT))
 import runtime  # noqa: E402
 from benchmarks import arms  # noqa: E402
 from benchmarks.arms import cell, run_arms, score  # noqa: E402
-from eval import EVAL_SEED, evaluate, maj_at_k  # noqa: E402
-from plot import ENTROPY_METHODS, STRONG, h_over_anchor, read_metrics, scores  # noqa: E402
+from benchmarks.figures import ENTROPY_METHODS, STRONG, h_over_anchor, scores  # noqa: E402
+from plainrl.curves import read_metrics  # noqa: E402
+from plainrl.flags import EVAL_SEED  # noqa: E402
+from plainrl.metrics import evaluate, maj_at_k  # noqa: E402
 from rollout import HFSampler  # noqa: E402
 from tasks import load_task  # noqa: E402
 

@@ -1,11 +1,13 @@
-"""SmolLM2-135M-Instruct with Guide and with GRPO on sums of four digits, worked step by step, which it mostly gets wrong: the same
-seed, problems in the same order and number of sampled tokens, those with a hint included; then both, and the model they started
-from, on 200 sums they never saw, without hints.
+"""SmolLM2-135M-Instruct with Guide and with GRPO on sums of four digits, which it mostly gets wrong.
+
+The sums are worked step by step. Both have the same seed, problems in the same order, and number of sampled
+tokens, those with a hint included. Then both, and the model they started from, are measured on 200 sums they
+never saw, without hints.
 
     python benchmarks/guide_smollm2.py --model runs/SmolLM2-135M-Instruct
 
-(`benchmarks/convert_gguf.py` makes that folder once.) What is finished is skipped and a broken run resumed, so the same command goes
-on after an interruption.
+(`tools/convert_gguf.py` makes that folder once.) What is finished is skipped and a broken run resumed, so the
+same command goes on after an interruption.
 """
 
 import json
@@ -23,12 +25,14 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.arms import RealModelArgs, measure_model, train_arms  # noqa: E402
 from benchmarks.smollm2 import after_examples  # noqa: E402
 from eval import cell  # noqa: E402
-from runtime import write_text  # noqa: E402
-from tasks import BOXED_INSTRUCTION  # noqa: E402
+from plainrl.run import write_text  # noqa: E402
+from plainrl.tasks import BOXED_INSTRUCTION  # noqa: E402
 
 ARMS = {"grpo": ["grpo.py"], "guide": ["guide.py", "--max-refills", "2"]}
-BUDGET = ("--token-budget 80000 --steps 1000 --prompts-per-step 8 --group-size 8 --lr 1e-5 --eval-every 10 --eval-problems 32 "
-          "--eval-samples 4 --test-problems 8 --save-every 5 --micro-batch-tokens 4096").split()  # fmt: skip
+BUDGET = (
+    "--token-budget 80000 --steps 1000 --prompts-per-step 8 --group-size 8 --lr 1e-5 --eval-every 10 "
+    "--eval-problems 32 --eval-samples 4 --test-problems 8 --save-every 5 --micro-batch-tokens 4096"
+).split()
 DIGITS = 4
 SHOWN = {"avg@8": "avg@8", "pass@8": "pass@8", "frac_unparsed": "unparsed"}
 
@@ -49,8 +53,11 @@ def example(numbers: list[int], hinted: bool) -> tuple[str, str]:
     return f"{question} {BOXED_INSTRUCTION}{hint}", "\n".join(steps) + f"\n\\boxed{{{answer}}}"
 
 
-SYSTEM = after_examples("You add numbers step by step and give the final answer in \\boxed{}.",
-                        example([7, 2, 5, 4], False), example([4, 7, 8, 2], True))  # fmt: skip
+SYSTEM = after_examples(
+    "You add numbers step by step and give the final answer in \\boxed{}.",
+    example([7, 2, 5, 4], False),
+    example([4, 7, 8, 2], True),
+)
 COMMON = ["--system-prompt", SYSTEM, "--max-new-tokens", "48", "--temperature", "0.7"]
 
 
@@ -61,7 +68,7 @@ class Args(RealModelArgs):
 
 
 def write_sums(file: Path) -> None:
-    """3,000 different sums, one {"prompt", "answer", "hint"} a line: any guide.py run could start from such a file."""
+    """3,000 different sums, one {"prompt", "answer", "hint"} a line: a file that any guide.py run can use."""
     rng, rows = random.Random(0), {}
     while len(rows) < 3000:
         question, steps, answer = work([rng.randint(2, 9) for _ in range(DIGITS)])
@@ -76,10 +83,11 @@ def readme_table(out: Path) -> str:
     lines = ["| | before | GRPO | Guide | Guide minus GRPO (95% interval) |", "|---|---|---|---|---|"]
     for name, title in SHOWN.items():
         entries = [comparisons[arm]["metrics"][name] for arm in ARMS]
-        lines.append(f"| {title} | {entries[0]['before']:.3f} | {entries[0]['after']:.3f} | {entries[1]['after']:.3f} "
-                     f"| {cell(guided[name], signed=True)} |")  # fmt: skip
+        scores = f"{entries[0]['before']:.3f} | {entries[0]['after']:.3f} | {entries[1]['after']:.3f}"
+        lines.append(f"| {title} | {scores} | {cell(guided[name], signed=True)} |")
     for name in comparisons["grpo"]["gain"]:
-        lines.append(f"| {name} | | {cell(comparisons['grpo']['gain'][name])} | {cell(comparisons['guide']['gain'][name])} | |")
+        gains = [cell(comparisons[arm]["gain"][name]) for arm in ARMS]
+        lines.append(f"| {name} | | {gains[0]} | {gains[1]} | |")
     return "\n".join(lines)
 
 
@@ -88,9 +96,14 @@ def main(args: Args) -> None:
     write_sums(sums)
     flags = ["--task", f"jsonl:{os.path.relpath(sums, ROOT)}", *COMMON]
     grpo, guide = train_arms(args, ARMS, [*flags, *BUDGET]).values()
-    for name, weights, folder, baseline in (("grpo", grpo, "grpo", args.model), ("guide", guide, "guide", test / "grpo-baseline"),
-                                            ("guide-grpo", guide, "guide", test / "grpo")):  # fmt: skip
-        compared = measure_model(args, weights, folder, [*flags, "--baseline", os.path.relpath(baseline, ROOT)])
+    for name, weights, folder, baseline in (
+        ("grpo", grpo, "grpo", args.model),
+        ("guide", guide, "guide", test / "grpo-baseline"),
+        ("guide-grpo", guide, "guide", test / "grpo"),
+    ):
+        compared = measure_model(
+            args, weights, folder, [*flags, "--baseline", os.path.relpath(baseline, ROOT)]
+        )
         shutil.copy(max(compared.glob("against-*.json"), key=os.path.getmtime), args.out / f"{name}.json")
     print(readme_table(args.out))
 

@@ -1,11 +1,11 @@
-"""SmolLM2-135M-Instruct on chains of small sums, worded as h1 does: the curriculum over one, two and three steps, and three steps from
-the start, with the same seed and number of sampled tokens; then both, and the model they started from, on chains they never saw, of
-one step to five.
+"""SmolLM2-135M-Instruct on chains of small sums, worded as h1 does: the curriculum over one, two and three
+steps, and three steps from the start, with the same seed and number of sampled tokens; then both, and the
+model they started from, on chains they never saw, of one step to five.
 
     python benchmarks/h1_smollm2.py --model runs/SmolLM2-135M-Instruct
 
-(`benchmarks/convert_gguf.py` makes that folder once.) What is finished is skipped and a broken run resumed, so the same command goes
-on after an interruption.
+(`tools/convert_gguf.py` makes that folder once.) What is finished is skipped and a broken run resumed, so
+the same command goes on after an interruption.
 """
 
 import json
@@ -23,16 +23,29 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.arms import RealModelArgs, measure_model, train_arms  # noqa: E402
 from benchmarks.smollm2 import after_examples  # noqa: E402
 from eval import cell  # noqa: E402
-from runtime import write_text  # noqa: E402
-from tasks import Problem, compose  # noqa: E402
+from plainrl.chains import compose  # noqa: E402
+from plainrl.run import write_text  # noqa: E402
+from plainrl.tasks import Problem  # noqa: E402
 
 LONGEST, MEASURED = 3, 5  # horizons: trained on, and measured
 SCHEDULE = f"h1_curriculum.py --max-horizon {LONGEST} --schedule"
-ARMS = {"only_long": [*SCHEDULE.split(), "only_long"], "curriculum": [*SCHEDULE.split(), "curriculum", "--steps-per-stage", "5"]}
-BUDGET = ("--token-budget 30000 --steps 1000 --prompts-per-step 8 --group-size 8 --lr 1e-5 --eval-every 5 --eval-problems 30 "
-          "--eval-samples 4 --test-problems 3 --save-every 5 --micro-batch-tokens 2048").split()  # fmt: skip
-SUMS = [Problem(f"What is {a} {sign} {b}?", str(answer), template=f"What is {{x}} {sign} {b}?", program=f"x{sign}{b}")
-        for a in range(2, 10) for b in range(2, 10) for sign, answer in (("+", a + b), ("-", a - b)) if answer >= 2]  # fmt: skip
+ARMS = {
+    "only_long": [*SCHEDULE.split(), "only_long"],
+    "curriculum": [*SCHEDULE.split(), "curriculum", "--steps-per-stage", "5"],
+}
+BUDGET = (
+    "--token-budget 30000 --steps 1000 --prompts-per-step 8 --group-size 8 --lr 1e-5 --eval-every 5 "
+    "--eval-problems 30 --eval-samples 4 --test-problems 3 --save-every 5 --micro-batch-tokens 2048"
+).split()
+SUMS = [
+    Problem(
+        f"What is {a} {sign} {b}?", str(answer), template=f"What is {{x}} {sign} {b}?", program=f"x{sign}{b}"
+    )
+    for a in range(2, 10)
+    for b in range(2, 10)
+    for sign, answer in (("+", a + b), ("-", a - b))
+    if answer >= 2
+]
 
 
 def chains(horizon: int, count: int, seed: int) -> list[Problem]:
@@ -45,8 +58,10 @@ def chains(horizon: int, count: int, seed: int) -> list[Problem]:
 
 
 EXAMPLES = [chains(horizon, 1, seed=99)[0] for horizon in (1, 2)]
-SYSTEM = after_examples("You solve problems step by step and give the final answer in \\boxed{}.",
-                        *((example.prompt, example.solution) for example in EXAMPLES))  # fmt: skip
+SYSTEM = after_examples(
+    "You solve problems step by step and give the final answer in \\boxed{}.",
+    *((example.prompt, example.solution) for example in EXAMPLES),
+)
 COMMON = ["--system-prompt", SYSTEM, "--max-new-tokens", "80", "--temperature", "0.7"]
 
 
@@ -67,20 +82,25 @@ def write_chains(file: Path) -> None:
         tests = min(50, len(fresh) // 3)
         for i, problem in enumerate(fresh):
             split = "test" if i < tests else "dev" if i < tests + 10 else "train"
-            rows.append({"prompt": problem.prompt, "answer": problem.answer, "horizon": horizon, "split": split})
+            rows.append(
+                {"prompt": problem.prompt, "answer": problem.answer, "horizon": horizon, "split": split}
+            )
     write_text(file, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def readme_table(out: Path) -> str:
-    """What the README shows: accuracy by horizon, and what the curriculum has more."""
-    before, compared = (json.loads((out / f"{name}.json").read_text())["rows"] for name in ("only_long", "curriculum-only_long"))
+    """What docs/h1.md shows: accuracy by horizon, and what the curriculum has more."""
+    before, compared = (
+        json.loads((out / file).read_text())["rows"]
+        for file in ("only_long.json", "curriculum-only_long.json")
+    )
     samples = max(int(name.split("@")[1]) for name in before[0]["metrics"] if name.startswith("avg@"))
-    lines = [f"| avg@{samples} at h = | before | only three steps | curriculum | curriculum minus only three (95% interval) |",
-             "|---|---|---|---|---|"]  # fmt: skip
+    titles = ("before", "only three steps", "curriculum", "curriculum minus only three (95% interval)")
+    lines = [f"| avg@{samples} at h = | " + " | ".join(titles) + " |", "|---" * (len(titles) + 1) + "|"]
     for start, row in zip(before, compared):
-        entry = row["metrics"][f"avg@{samples}"]
-        lines.append(f"| {row['horizon']} | {start['metrics'][f'avg@{samples}']['before']:.3f} | {entry['before']:.3f} "
-                     f"| {entry['after']:.3f} | {cell(entry, signed=True)} |")  # fmt: skip
+        first, entry = start["metrics"][f"avg@{samples}"], row["metrics"][f"avg@{samples}"]
+        cells = [f"{value:.3f}" for value in (first["before"], entry["before"], entry["after"])]
+        lines.append(f"| {row['horizon']} | " + " | ".join([*cells, cell(entry, signed=True)]) + " |")
     return "\n".join(lines)
 
 
@@ -89,8 +109,12 @@ def main(args: Args) -> None:
     write_chains(file)
     flags = ["--task", f"jsonl:{os.path.relpath(file, ROOT)}", *COMMON]
     finals = train_arms(args, ARMS, [*flags, *BUDGET])
-    for name, arm, baseline in (("only_long", "only_long", args.model), ("curriculum-only_long", "curriculum", test / "only_long")):
-        compared = measure_model(args, finals[arm], arm, [*flags, "--baseline", os.path.relpath(baseline, ROOT)])
+    for name, arm, baseline in (
+        ("only_long", "only_long", args.model),
+        ("curriculum-only_long", "curriculum", test / "only_long"),
+    ):
+        against = ["--baseline", os.path.relpath(baseline, ROOT)]
+        compared = measure_model(args, finals[arm], arm, [*flags, *against])
         shutil.copy(next(compared.glob("against-*.json")), args.out / f"{name}.json")
     print(readme_table(args.out))
 

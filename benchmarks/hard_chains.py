@@ -1,14 +1,16 @@
-"""The experiment behind the README's section on Guide, on problems that the starting model hardly ever solves: chains of seven
-steps, and chains of four steps one of which says "more" where one has to subtract (the arms with "near" in their name).
+"""The experiment behind docs/guide.md, on problems that the starting model hardly ever solves.
+
+They are chains of seven steps, and chains of four steps one of which says "more" where one has to subtract
+(the arms with "near" in their name).
 
     python benchmarks/hard_chains.py --trials               the trials on development seed 100
     python benchmarks/hard_chains.py                        the reported runs: every arm on seeds 1 to 5
     python benchmarks/hard_chains.py --only guide grpo      some arms
     python benchmarks/hard_chains.py --tables               the tables again, from the committed logs
 
-Every arm has the same starting model, problems in the same order, sampling seeds and number of sampled tokens, those with a hint
-included. What is finished is skipped and a broken run resumed, so the same command goes on. Two runs go side by side, one thread
-each.
+Every arm has the same starting model, problems in the same order, sampling seeds and number of sampled
+tokens, those with a hint included. What is finished is skipped and a broken run resumed, so the same command
+goes on. Two runs go side by side, one thread each.
 """
 
 import json
@@ -21,37 +23,54 @@ import tyro
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
-import runtime  # noqa: E402
 from benchmarks import arms  # noqa: E402
 from benchmarks.arms import cell, run_arms, score  # noqa: E402
-from eval import decompose, evaluate  # noqa: E402
-from plot import HARD_ARMS, NEAR_ARMS, scores  # noqa: E402
-from rollout import HFSampler  # noqa: E402
-from tasks import load_task  # noqa: E402
+from benchmarks.figures import HARD_ARMS, NEAR_ARMS, scores  # noqa: E402
+from plainrl.metrics import decompose, evaluate  # noqa: E402
+from plainrl.models import eos_ids, load_model  # noqa: E402
+from plainrl.run import write_text  # noqa: E402
+from plainrl.sampler import HFSampler  # noqa: E402
+from plainrl.tasks import load_task  # noqa: E402
 
 LOGS = ROOT / "runs/reference/hard_chains"
 TASKS = {"hard": "chain?horizon=7", "near": "chain?horizon=4&family=reversed", "easy": "chain?horizon=1-3"}
 PROBLEMS = {"hard": 200, "near": 100, "easy": 100}  # measured after the last step
-BATCH = ("--prompts-per-step 8 --group-size 16 --minibatches 4 --max-new-tokens 128 --steps 10000 --eval-problems 64 --test-problems 8 "
-         "--save-every 1000")  # fmt: skip
+BATCH = (
+    "--prompts-per-step 8 --group-size 16 --minibatches 4 --max-new-tokens 128 --steps 10000 "
+    "--eval-problems 64 --test-problems 8 --save-every 1000"
+)
 TERMS = {
     "hard": f"--task {TASKS['hard']} --token-budget 600000 {BATCH}",
     "near": f"--task {TASKS['near']} --token-budget 400000 {BATCH}",
 }
-REFILLS = "--max-refills 2"  # of guide.py: with its default, the arm without hints would spend all its tokens on five steps
+# Of guide.py. With its default, the arm without hints would spend all its tokens on five steps.
+REFILLS = "--max-refills 2"
 SETTINGS = ["--lr 3e-5", "--lr 1e-4", "--lr 3e-4"]  # that every arm may choose from
 ARMS = {
-    "grpo": "grpo.py", "filter": "guide.py --trigger never", "guide": "guide.py", "no_correction": "guide.py --correction none",
-    "always": "guide.py --trigger always", "joined": "guide.py --group join", "grpo_near": "grpo.py", "guide_near": "guide.py",
-    "no_correction_near": "guide.py --correction none",
-}  # fmt: skip
+    "grpo": "grpo.py",
+    "filter": "guide.py --trigger never",
+    "guide": "guide.py",
+    "no_correction": "papers/guide_ablations.py --correction none",
+    "always": "papers/guide_ablations.py --trigger always",
+    "joined": "papers/guide_ablations.py --group join",
+    "grpo_near": "grpo.py",
+    "guide_near": "guide.py",
+    "no_correction_near": "papers/guide_ablations.py --correction none",
+}
 SHOWN = {"hard": HARD_ARMS, "near": NEAR_ARMS, "easy": HARD_ARMS}  # whose models each table shows
 LABELS = HARD_ARMS | {arm: f"{label} (chains of 4)" for arm, label in NEAR_ARMS.items()}
 
 CHOSEN = {  # the best of each arm's trials, see `score`
-    "grpo": "--lr 1e-4", "filter": "--lr 3e-5", "guide": "--lr 1e-4", "no_correction": "--lr 3e-4", "always": "--lr 1e-4",
-    "joined": "--lr 1e-4", "grpo_near": "--lr 1e-4", "guide_near": "--lr 1e-4", "no_correction_near": "--lr 1e-4",
-}  # fmt: skip
+    "grpo": "--lr 1e-4",
+    "filter": "--lr 3e-5",
+    "guide": "--lr 1e-4",
+    "no_correction": "--lr 3e-4",
+    "always": "--lr 1e-4",
+    "joined": "--lr 1e-4",
+    "grpo_near": "--lr 1e-4",
+    "guide_near": "--lr 1e-4",
+    "no_correction_near": "--lr 1e-4",
+}
 DEV = "eval/chain/"
 
 
@@ -62,7 +81,10 @@ class Args(arms.Args):
 
 
 def every(arm: str) -> int:
-    """Steps between two dev scores, some 100,000 tokens: a step of guide.py samples about four times as many as one of grpo.py."""
+    """Steps between two dev scores, some 100,000 tokens.
+
+    A step with hints and refills samples about four times as many as one of grpo.py.
+    """
     return 12 if ARMS[arm] == "grpo.py" else 3
 
 
@@ -74,18 +96,20 @@ def command(arm: str, setting: str, seed: int) -> str:
 
 
 def measure(folder: Path, file: Path) -> None:
-    """16 samples of each of the test problems of all tasks, without hints, with the same random numbers for every model."""
-    model, tokenizer = runtime.load_model(str(folder))
-    sampler, result = HFSampler(model, runtime.eos_ids(model, tokenizer)), {}
+    """16 samples of each test problem of all tasks, without hints, with the same random numbers each time."""
+    model, tokenizer = load_model(str(folder))
+    sampler, result = HFSampler(model, eos_ids(model, tokenizer)), {}
     for name, task in TASKS.items():
         _, rows = evaluate(sampler, tokenizer, load_task(task), "test", PROBLEMS[name], 16, 128, 1.0)
         result[name] = {what: [row[what] for row in rows] for what in ("correct", "parsed")}
-    runtime.write_text(file, json.dumps(result) + "\n")
+    write_text(file, json.dumps(result) + "\n")
 
 
 def summary(arm: str, curves: dict) -> dict:
     """A trial: dev scores in their order, steps, share of guided groups."""
-    trial = {name: [value for _, value in scores(curves[DEV + name], every(arm))] for name in ("avg@16", "pass@16")}
+    trial = {
+        name: [value for _, value in scores(curves[DEV + name], every(arm))] for name in ("avg@16", "pass@16")
+    }
     trial["steps"] = max(curves["policy/entropy"])
     trial["guided"] = round(float(np.mean(list(curves.get("guide/frac_guided", {0: 0.0}).values()))), 3)
     return trial
@@ -97,39 +121,54 @@ def collect_trials(out: Path) -> dict:
 
 def trials_table(trials: dict) -> str:
     """Every setting that was tried; the one of the reported runs in bold."""
-    lines = ["| arm | setting | steps | dev avg@16 | pass@16 | groups guided | score |", "|---|---|---|---|---|---|---|"]
+    lines = ["| arm | setting | steps | dev avg@16 | pass@16 | groups guided | score |", "|---" * 7 + "|"]
     for arm in LABELS:
         for setting, trial in trials.get(arm, {}).items():
             cells = [" ".join(f"{value:.3f}" for value in trial[name][-4:]) for name in ("avg@16", "pass@16")]
             shown = f"**{score(trial):.3f}**" if setting == CHOSEN.get(arm) else f"{score(trial):.3f}"
-            lines.append(f"| {LABELS[arm]} | `{setting}` | {trial['steps']} | {' | '.join(cells)} | {trial['guided']:.2f} | {shown} |")
+            cells = [
+                LABELS[arm],
+                f"`{setting}`",
+                str(trial["steps"]),
+                *cells,
+                f"{trial['guided']:.2f}",
+                shown,
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def test_scores(out: Path, arm: str, task: str) -> dict[str, dict[str, float]]:
-    """{seed: {metric: value}} of the model after its last step on the test problems, and where its gain comes from."""
-    rows = lambda file: [{"n": 16, "correct": count} for count in json.loads(file.read_text())[task]["correct"]]  # noqa: E731
+    """{seed: {metric: value}} on the test problems after the last step, and where the gain comes from."""
+    counts = lambda file: json.loads(file.read_text())[task]  # noqa: E731
+    rows = lambda file: [{"n": 16, "correct": count} for count in counts(file)["correct"]]  # noqa: E731
     before, found = rows(out / "tiny.json"), {}
     for file in sorted((out / arm).glob("seed*/test.json")) if arm in ARMS else [out / "tiny.json"]:
-        right = np.array([row["correct"] for row in rows(file)])
+        right = np.array(counts(file)["correct"])
         parts = decompose(before, rows(file), 16).mean(axis=0)
         found[file.parent.name] = {
-            "avg@16": right.mean() / 16, "pass@16": (right > 0).mean(), **dict(zip(("distilled", "gained", "forgotten"), parts)),
-            "unparsed": 1 - np.mean(json.loads(file.read_text())[task]["parsed"]) / 16,
-        }  # fmt: skip
+            "avg@16": right.mean() / 16,
+            "pass@16": (right > 0).mean(),
+            **dict(zip(("distilled", "gained", "forgotten"), parts)),
+            "unparsed": 1 - np.mean(counts(file)["parsed"]) / 16,
+        }
     return found
 
 
 def scores_table(out: Path, shown: list[str], task: str) -> str:
-    """Held-out scores without hints, and Guide's difference, paired by seed: mean over seeds +- 95% interval."""
+    """Held-out scores without hints, and how far Guide's are from them, paired by seed: mean +- 95%."""
     compared = ("pass@16", "gained", "forgotten")
-    lines = ["| " + f"{task}: `{TASKS[task]}` | seeds | avg@16 | pass@16 | self-distillation | capability gain | forgetting | unparsed "
-             "| Guide minus it: pass@16 | capability gain | forgetting |", "|---" * 11 + "|"]  # fmt: skip
+    lines = [
+        f"| {task}: `{TASKS[task]}` | seeds | avg@16 | pass@16 | self-distillation | capability gain "
+        "| forgetting | unparsed | Guide minus it: pass@16 | capability gain | forgetting |",
+        "|---" * 11 + "|",
+    ]
     compared_with = next(arm for arm, label in SHOWN[task].items() if label == "Guide")
     guide = test_scores(out, compared_with, task)
     for arm in ["before", *shown]:
         own = test_scores(out, arm, task)
-        cells = [cell([score[name] for score in own.values()]) for name in ("avg@16", "pass@16", "distilled", "gained", "forgotten")]
+        names = ("avg@16", "pass@16", "distilled", "gained", "forgotten")
+        cells = [cell([score[name] for score in own.values()]) for name in names]
         cells = [str(len(own)), *cells, f"{np.mean([score['unparsed'] for score in own.values()]):.3f}"]
         if arm == "before":
             cells[3:6] = [""] * 3
@@ -142,8 +181,8 @@ def scores_table(out: Path, shown: list[str], task: str) -> str:
 
 def report(out: Path) -> dict[str, str]:
     """Every table of the reported runs."""
-    found = {task: [arm for arm in shown if list((out / arm).glob("seed*/test.json"))] for task, shown in SHOWN.items()}
-    return {task: scores_table(out, found[task], task) for task in TASKS}
+    finished = lambda arm: any((out / arm).glob("seed*/test.json"))  # noqa: E731
+    return {task: scores_table(out, list(filter(finished, SHOWN[task])), task) for task in TASKS}
 
 
 def main(args: Args) -> None:

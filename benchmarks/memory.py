@@ -1,22 +1,28 @@
-"""What a run needs, planned before it is started: memory of a GPU by the model's size, the number of GPUs and the flags.
+"""What a run needs, planned before it is started: memory of a GPU by the model's size, GPUs and flags.
 
-    python benchmarks/memory.py                 the README's table
-    python benchmarks/memory.py --check-here    a step of SmolLM2-135M on this machine beside its plan (--no-keep: freed memory goes back)
+    python benchmarks/memory.py                 the table of docs/gpus.md
+    python benchmarks/memory.py --check-here    a step of SmolLM2-135M on this machine beside its plan
+                                                (--no-keep: freed memory goes back)
 
-P parameters, L layers of hidden size d and inner size f, N GPUs, T = --micro-batch-tokens, with --activation-checkpointing, bytes:
+P parameters, L layers of hidden size d and inner size f, k = key heads x head size, N GPUs,
+T = --micro-batch-tokens, with --activation-checkpointing, bytes:
 
-    one GPU         16 P                  weights, gradients and two moments of AdamW, float32
-    N GPUs          12 P / N + 8 P        a part of weights and moments; all weights and gradients while a batch is worked on
-    --lora-rank     4 P / N (+ 4 P)       frozen weights (all of them, if N > 1, while a batch is worked on); the adapter is small
+    one GPU         16 P                   weights, gradients and two moments of AdamW, float32
+    N GPUs          12 P / N + 8 P         a part of weights and moments; all weights and gradients while a
+                                           batch is worked on
+    --lora-rank     4 P / N (+ 4 P)        frozen weights (all of them, if N > 1, while a batch is worked on);
+                                           the adapter is small
     activations     4 T (L d + 40 d + 8 f) what each layer began with; one layer anew, with its gradients
-    logits          5 x 4 x 2^25          one block of them, and what is made of it (rollout.LOGITS_AT_ONCE)
-    vLLM            2 P + 4 L k a token   bfloat16 weights, keys and values of everything that is sampled at once, k = key heads x head size
-    transformers    8 L k a token         keys and values in float32; up to twice that, since buffers double
-                    16 V a row            logits of V tokens and what a draw makes of them, of 512 rows (rollout.ROWS_AT_ONCE)
-    host            4 P a rank            while the model is loaded; the main rank 16 P when a run is resumed
+    logits          5 x 4 x 2^25           one block of them, and what is made of it (plainrl/scoring.py)
+    vLLM            2 P + 4 L k a token    bfloat16 weights, keys and values of everything that is sampled at
+                                           once
+    transformers    8 L k a token          keys and values in float32; up to twice that, since buffers double
+                    16 V a row             logits of V tokens and what a draw makes of them, of 512 rows
+                                           (plainrl/sampler.py)
+    host            4 P a rank             while the model is loaded; the main rank 16 P when a run is resumed
 
-Attention scores are not in it. Rows longer than twice a head's size leave them to the GPU's kernel, which keeps none; shorter ones, and a
-CPU, have those of one layer: 32 T H S for H heads and rows of S tokens.
+Attention scores are not in it. Rows longer than twice a head's size leave them to the GPU's kernel, which
+keeps none; shorter ones, and a CPU, have those of one layer: 32 T H S for H heads and rows of S tokens.
 """
 
 import sys
@@ -29,8 +35,10 @@ import tyro
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 import grpo  # noqa: E402
-import runtime  # noqa: E402
-from rollout import LOGITS_AT_ONCE, ROWS_AT_ONCE  # noqa: E402
+from plainrl.models import keep_freed_memory, load_model, peak_gb  # noqa: E402
+from plainrl.rollout import Batch  # noqa: E402
+from plainrl.sampler import ROWS_AT_ONCE  # noqa: E402
+from plainrl.scoring import LOGITS_AT_ONCE  # noqa: E402
 
 FITS = 64e9  # bytes: a GPU of 80 GB, since a plan that was measured was a fifth of it short
 SMOL = "runs/SmolLM2-135M-Instruct"
@@ -69,39 +77,55 @@ def training(model: Model, gpus: int, tokens: int, lora: bool = False) -> float:
 
 
 def sampling(model: Model, tokens: int, vllm: bool) -> float:
-    """Bytes of a sampler's keys and values for so many tokens, and of vLLM's weights or the draws of all rows."""
+    """Bytes of a sampler's keys and values for so many tokens, and of vLLM's weights or all rows' draws."""
     keys_and_values = 2 * model.layers * model.keys * tokens
-    return 2 * keys_and_values + 2 * model.parameters if vllm else 4 * keys_and_values + 16 * ROWS_AT_ONCE * model.vocabulary
+    if vllm:
+        return 2 * keys_and_values + 2 * model.parameters
+    return 4 * keys_and_values + 16 * ROWS_AT_ONCE * model.vocabulary
 
 
 def table() -> str:
     """Planned memory by layout, in GB of each GPU; struck out what does not fit."""
-    layouts = {"1 GPU": (1, 16384, False), "1 GPU, LoRA": (1, 16384, True), "2 GPUs": (2, 16384, False), "8 GPUs": (8, 16384, False)}
+    layouts = {
+        "1 GPU": (1, 16384, False),
+        "1 GPU, LoRA": (1, 16384, True),
+        "2 GPUs": (2, 16384, False),
+        "8 GPUs": (8, 16384, False),
+    }
     samplers = {"sampling 100k tokens at once: vLLM": True, "transformers": False}
-    lines = ["| GB of each GPU | " + " | ".join([*layouts, *samplers]) + " |", "|---" * (len(layouts) + len(samplers) + 1) + "|"]
+    titles = ["GB of each GPU", *layouts, *samplers]
+    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
     for name, model in MODELS.items():
-        needs = [training(model, *layout) for layout in layouts.values()] + [sampling(model, 100_000, vllm) for vllm in samplers.values()]
-        lines.append(f"| {name} | " + " | ".join(f"{need / 1e9:.1f}" if need < FITS else f"~~{need / 1e9:.0f}~~" for need in needs) + " |")
+        needs = [training(model, *layout) for layout in layouts.values()]
+        needs += [sampling(model, 100_000, vllm) for vllm in samplers.values()]
+        cells = [f"{need / 1e9:.1f}" if need < FITS else f"~~{need / 1e9:.0f}~~" for need in needs]
+        lines.append("| " + " | ".join([name, *cells]) + " |")
     return "\n".join(lines)
 
 
 def check(keep: bool) -> str:
     """Peak memory of two updates on this machine, less that of the bare process, beside the plan."""
     if keep:
-        runtime.keep_freed_memory()
-    before, tokens = runtime.peak_gb(), 4096
-    model, _ = runtime.load_model(str(ROOT / SMOL), activation_checkpointing=True)
+        keep_freed_memory()
+    before, tokens = peak_gb(), 4096
+    model, _ = load_model(str(ROOT / SMOL), activation_checkpointing=True)
     args = grpo.Args(max_new_tokens=256, micro_batch_tokens=tokens)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
     mask = torch.ones(15, 256, dtype=torch.bool)  # with the prompt 16 x 256 tokens
-    batch = {"prompt_ids": [[5] * 256] * 15, "completion_ids": torch.randint(5, 4000, mask.shape).tolist(), "completion_mask": mask,
-             "loss_mask": mask, "advantages": torch.randn(15, 1), "rollout_logprobs": torch.zeros(mask.shape)}  # fmt: skip
+    columns = {
+        "completion_mask": mask,
+        "loss_mask": mask,
+        "advantages": torch.randn(15, 1),
+        "rollout_logprobs": torch.zeros(mask.shape),
+    }
+    batch = Batch([[5] * 256] * 15, torch.randint(5, 4000, mask.shape).tolist(), columns)
     for _ in range(2):
         optimizer.zero_grad()
-        grpo.accumulate_gradients(model, batch, slice(None), args)
+        grpo.accumulate_gradients(model, batch, args)
         optimizer.step()
-    plan = (training(MODELS["SmolLM2-135M"], 1, tokens) + 32 * tokens * 9 * 511) / 1e9  # scores of 9 heads, rows of 511 tokens
-    return f"SmolLM2-135M, {tokens} tokens, one process: {runtime.peak_gb() - before:.1f} GB, planned {plan:.1f} GB"
+    scores = 32 * tokens * 9 * 511  # of 9 heads, rows of 511 tokens
+    plan = (training(MODELS["SmolLM2-135M"], 1, tokens) + scores) / 1e9
+    return f"SmolLM2-135M, {tokens} tokens, one process: {peak_gb() - before:.1f} GB, planned {plan:.1f} GB"
 
 
 def main(check_here: tyro.conf.FlagCreatePairsOff[bool] = False, keep: bool = True) -> None:

@@ -1,10 +1,13 @@
-"""Trains SmolLM2-135M-Instruct with grpo.py to find a fact in a short text (needle_haystack of reasoning-gym), and measures it
-before and after on 200 problems it never saw.
+"""Trains SmolLM2-135M-Instruct with grpo.py to find a fact in a short text.
+
+The task is needle_haystack of reasoning-gym. The model is measured before and after, on 200 problems it
+never saw.
 
     python benchmarks/real_model.py --model runs/SmolLM2-135M-Instruct
 
-(`benchmarks/convert_gguf.py` makes that folder once.) What is finished is skipped and a broken run resumed, so the same command
-goes on after an interruption. summary.json: each rate with its 95% interval, bootstrap over problems, paired for the rises.
+(`tools/convert_gguf.py` makes that folder once.) What is finished is skipped and a broken run resumed, so the
+same command goes on after an interruption. summary.json: each rate with its 95% interval, bootstrap over
+problems, paired for the rises.
 """
 
 import json
@@ -36,7 +39,10 @@ Put the final answer in \\boxed{}.<|im_end|>
 \\boxed{Peter}"""  # two examples follow the system text, as turns of SmolLM2's chat template
 TASK = "gym:needle_haystack?min_num_statements=2&max_num_statements=4"
 COMMON = ["--task", TASK, "--system-prompt", SYSTEM, "--max-new-tokens", "16"]
-TRAIN = "--prompts-per-step 16 --group-size 8 --lr 1e-5 --steps 60 --eval-every 20 --eval-problems 32 --eval-samples 4 --test-problems 8"
+TRAIN = (
+    "--prompts-per-step 16 --group-size 8 --lr 1e-5 --steps 60 "
+    "--eval-every 20 --eval-problems 32 --eval-samples 4 --test-problems 8"
+)
 
 
 @dataclass
@@ -56,7 +62,7 @@ class Args:
 
 
 def readme_table(summary: dict) -> str:
-    """What the README shows of summary.json."""
+    """What docs/grpo.md shows of summary.json."""
     lines = ["| | before | after | rise (95% interval) |", "|---|---|---|---|"]
     for title in ("accuracy", "accuracy among parsed", "parsed"):
         rise, low, high = summary[f"{title} rise"]
@@ -66,7 +72,11 @@ def readme_table(summary: dict) -> str:
 
 
 def main(args: Args) -> None:
-    run, target, model = args.scratch / f"seed{args.seed}", args.out / f"seed{args.seed}", os.path.relpath(args.model, ROOT)
+    run, target, model = (
+        args.scratch / f"seed{args.seed}",
+        args.out / f"seed{args.seed}",
+        os.path.relpath(args.model, ROOT),
+    )
     if not (run / "final").exists():
         command = ["grpo.py", "--model", model, *COMMON, *TRAIN.split(), "--seed", str(args.seed)]
         if not train(command, run, target):
@@ -75,18 +85,38 @@ def main(args: Args) -> None:
     counts = {}  # {before or after: {correct, parsed or n: [problems]}}
     for when, weights in (("before", model), ("after", run / "final")):
         scores = args.scratch / f"{when}-seed{args.seed}"
-        command = ["eval.py", "--model", weights, *COMMON, "--problems", args.problems, "-n", args.samples, "--out-dir", scores]
+        command = [
+            "eval.py",
+            "--model",
+            weights,
+            *COMMON,
+            "--problems",
+            args.problems,
+            "-n",
+            args.samples,
+            "--out-dir",
+            scores,
+        ]
         subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, check=True)
         rows = json.loads((scores / "results.json").read_text())["problems"]
-        lines = (json.dumps({name: row[name] for name in ("index", "n", "correct", "parsed", "truncated")}) for row in rows)
+        names = ("index", "n", "correct", "parsed", "truncated")
+        lines = (json.dumps({name: row[name] for name in names}) for row in rows)
         (target / f"test-{when}.jsonl").write_text("\n".join(lines) + "\n")
         counts[when] = {name: np.array([row[name] for row in rows]) for name in ("correct", "parsed", "n")}
 
-    drawn = np.random.default_rng(0).integers(0, args.problems, (10_000, args.problems))  # the same problems before and after
+    # The same problems before and after.
+    drawn = np.random.default_rng(0).integers(0, args.problems, (10_000, args.problems))
     summary = {"task": TASK, "problems": args.problems, "samples": args.samples}
-    for title, part, whole in (("accuracy", "correct", "n"), ("accuracy among parsed", "correct", "parsed"), ("parsed", "parsed", "n")):
+    for title, part, whole in (
+        ("accuracy", "correct", "n"),
+        ("accuracy among parsed", "correct", "parsed"),
+        ("parsed", "parsed", "n"),
+    ):
         value = {when: count[part].sum() / max(1, count[whole].sum()) for when, count in counts.items()}
-        draws = {when: count[part][drawn].sum(1) / np.maximum(1, count[whole][drawn].sum(1)) for when, count in counts.items()}  # [draws]
+        draws = {
+            when: count[part][drawn].sum(1) / np.maximum(1, count[whole][drawn].sum(1))
+            for when, count in counts.items()
+        }  # [draws]
         value["rise"], draws["rise"] = value["after"] - value["before"], draws["after"] - draws["before"]
         for name in value:
             low, high = np.quantile(draws[name], [0.025, 0.975])

@@ -1,9 +1,12 @@
-"""Makes the logs under runs/reference: every variant below on every seed. Finished runs are skipped, broken ones resumed.
+"""Makes the logs under runs/reference: every variant below on every seed.
 
-    python benchmarks/reference.py                          everything that is missing (in this repository: nothing)
+Finished runs are skipped, broken ones resumed.
+
+    python benchmarks/reference.py                          everything that is missing (here: nothing)
     python benchmarks/reference.py --out runs/again         all of it again
     python benchmarks/reference.py --only grpo/dr_grpo      one variant
-    python benchmarks/reference.py --seeds 100 101 --out runs/dev --extra="--lr 1e-3"        trials on development seeds
+    python benchmarks/reference.py --seeds 100 101 --out runs/dev --extra="--lr 1e-3"
+                                                            trials on development seeds
 
 `--jobs` runs go side by side, one thread each: two threads each on two cores would be ten times slower.
 """
@@ -21,10 +24,11 @@ from pathlib import Path
 import tyro
 
 ROOT = Path(__file__).parents[1]
-VARIANTS = {  # <script>/<variant>: the exact command; the README shows the same lines
+# <script>/<variant>: the exact command; docs/grpo.md, dr_grpo.md and dapo.md show the same lines.
+VARIANTS = {
     "grpo/grpo": "grpo.py",
-    "grpo/dr_grpo": "grpo.py --advantage centred --aggregation constant",
-    "dapo/dapo": "dapo.py",
+    "grpo/dr_grpo": "papers/dr_grpo.py",
+    "dapo/dapo": "papers/dapo.py",
 }
 
 
@@ -51,15 +55,21 @@ def collect(run: Path, target: Path) -> None:
     with open(target / "metrics.jsonl", "w") as file:
         for line in (run / "metrics.jsonl").read_text().splitlines():
             known = {name: value for name, value in json.loads(line).items() if value is not None}
-            record = {name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in known.items()}
+            record = {
+                name: float(f"{value:.6g}") if isinstance(value, float) else value
+                for name, value in known.items()
+            }
             file.write(json.dumps(record, separators=(",", ":")) + "\n")
 
 
 def train(command: list[str], run: Path, target: Path, **options) -> bool:
-    """Run a script into the folder `run`, going on where it stopped before; collect its logs and return whether it came to its end."""
+    """Run a script into the folder `run`, going on where it stopped before. Collect its logs and return
+    whether it came to its end."""
     resume = ["--resume"] if run.exists() else []
     run.parent.mkdir(parents=True, exist_ok=True)
-    code = subprocess.run([sys.executable, *command, "--out-dir", os.path.relpath(run, ROOT), *resume], cwd=ROOT, **options).returncode
+    code = subprocess.run(
+        [sys.executable, *command, "--out-dir", os.path.relpath(run, ROOT), *resume], cwd=ROOT, **options
+    ).returncode
     finished = code == 0 and (run / "final").exists()  # Ctrl-C saves and ends with 0 too
     if finished:
         collect(run, target)
@@ -67,8 +77,11 @@ def train(command: list[str], run: Path, target: Path, **options) -> bool:
 
 
 def run_one(command: str, name: str, args, last_file: str = "metrics.jsonl", then=None) -> str:
-    """Train one run, its screen in a log file, unless `last_file` is among its collected logs; returns what became of it. Runs that
-    go side by side have one thread each. `then(run, target, **options of subprocess.run)` is called at its end."""
+    """Train one run, its screen in a log file, unless `last_file` is among its collected logs.
+
+    Returns what became of it. Runs that go side by side have one thread each. `then(run, target, **options of
+    subprocess.run)` is called at its end.
+    """
     target, run = args.out / name, args.scratch / args.out.name / name
     if (target / last_file).exists():
         return f"{name}: already there"
@@ -91,8 +104,15 @@ def run_all(jobs: list[tuple[str, str]], args, **options) -> None:
 
 
 def main(args: Args) -> None:
-    run_all([(f"{VARIANTS[variant]} {args.extra} --seed {seed}", f"{variant}/seed{seed}")
-             for seed in args.seeds for variant in VARIANTS if args.only in (None, variant)], args)  # fmt: skip
+    run_all(
+        [
+            (f"{VARIANTS[variant]} {args.extra} --seed {seed}", f"{variant}/seed{seed}")
+            for seed in args.seeds
+            for variant in VARIANTS
+            if args.only in (None, variant)
+        ],
+        args,
+    )
 
 
 if __name__ == "__main__":

@@ -30,9 +30,9 @@ def toy_model(tmp_path_factory) -> str:
 @pytest.fixture
 def quick(monkeypatch):
     """No picture, and Ctrl-C as at a terminal: a shell lets its background jobs ignore it."""
-    import plot
+    from plainrl import curves
 
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
-    monkeypatch.setattr(plot, "plot_run", lambda run: None)
+    monkeypatch.setattr(curves, "plot_run", lambda run: None)
     yield
     signal.signal(signal.SIGINT, handler)

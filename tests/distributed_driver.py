@@ -17,21 +17,18 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import toys  # noqa: E402
+import transformers  # noqa: E402
 from random_model import in_float64  # noqa: E402
 from transformers import AutoModelForCausalLM  # noqa: E402
 
-import dapo  # noqa: E402
-import distributed  # noqa: E402
-import entropy_baselines  # noqa: E402
 import grpo  # noqa: E402
 import guide  # noqa: E402
 import h1_curriculum  # noqa: E402
-import plot  # noqa: E402
-import rollout  # noqa: E402
-import runtime  # noqa: E402
 import siren  # noqa: E402
-from rollout import HFSampler  # noqa: E402
-from rollout_vllm import write_weights  # noqa: E402
+from papers import clip_cov, dapo  # noqa: E402
+from plainrl import curves, ranks, run, sampler, screen  # noqa: E402
+from plainrl.sampler import HFSampler  # noqa: E402
+from plainrl.vllm_sampler import write_weights  # noqa: E402
 
 RUNS = {  # name: script and flags
     "grpo": (grpo, {"kl_coef": 0.1}),
@@ -39,7 +36,7 @@ RUNS = {  # name: script and flags
     "dapo": (dapo, {"max_refills": 3, "overlong_buffer": 4}),
     "siren": (siren, {"beta": 1.0}),
     "guide": (guide, {"max_refills": 2}),
-    "entropy_baselines": (entropy_baselines, {"method": "clip_cov", "cov_low": -1.0, "cov_high": 1.0, "cov_fraction": 0.2}),
+    "clip_cov": (clip_cov, {"cov_low": -1.0, "cov_high": 1.0, "cov_fraction": 0.2}),
     "few_rows": (grpo, {"prompts_per_step": 2, "group_size": 2, "activation_checkpointing": True}),  # two in an update: ranks without any
     "pushed": (grpo, {}),
     "pushed lora": (grpo, {"lora_rank": 4, "lr": 1e-2}),
@@ -71,37 +68,37 @@ class Float64:
 
 def end_in_the_third_step(how: str) -> None:
     """A step makes two updates: this is before the sixth."""
-    original, calls = runtime.step_or_skip, []
+    original, calls = run.Run.optimizer_step, []
 
-    def step_or_skip(*args):
+    def optimizer_step(*args):
         calls.append(args)
-        if len(calls) == 6 and distributed.RANK == (0 if how == "die first" else distributed.WORLD_SIZE - 1):
-            runtime.fail("this rank alone") if how == "fail" else os.kill(os.getpid(), signal.SIGKILL)
+        if len(calls) == 6 and ranks.RANK == (0 if how == "die first" else ranks.WORLD_SIZE - 1):
+            screen.fail("this rank alone") if how == "fail" else os.kill(os.getpid(), signal.SIGKILL)
         return original(*args)
 
-    runtime.step_or_skip = step_or_skip
+    run.Run.optimizer_step = optimizer_step
 
 
 def main(toy_model: str, out: str, only: str | None = None, steps: str = "5", how: str | None = None) -> None:
     if how != "float32":
-        runtime.AutoModelForCausalLM = Float64
-    plot.plot_run = lambda run: None
+        transformers.AutoModelForCausalLM = Float64
+    curves.plot_run = lambda folder: None
     if how in ("die", "die first", "fail"):
         end_in_the_third_step(how)
     for name, (script, extra) in RUNS.items():
         if only in (None, name):
             folder = Path(out) / name
-            rollout.HFSampler = FolderSampler if name.startswith("pushed") else HFSampler
+            sampler.HFSampler = FolderSampler if name.startswith("pushed") else HFSampler
             FolderSampler.folder = Path(out) / f"{name} weights"
             flags = toys.quick_flags(toy_model, folder, prompts_per_step=4, minibatches=2, max_new_tokens=6, micro_batch_tokens=60, seed=10,
                                      steps=int(steps), resume=folder.exists()) | extra  # fmt: skip
             script.main(script.Args(**flags), task=toys.HashTask())
 
 
-def as_rank(rank: int, ranks: int, port: int) -> None:
+def as_rank(rank: int, count: int, port: int) -> None:
     """What torchrun tells a process before it imports anything."""
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(ranks), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-    distributed.RANK, distributed.WORLD_SIZE, distributed.MAIN = rank, ranks, rank == 0
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    ranks.RANK, ranks.WORLD_SIZE, ranks.MAIN = rank, count, rank == 0
 
 
 def free_port() -> int:
@@ -113,15 +110,15 @@ def free_port() -> int:
 def fork(toy_model: str, out: str, *counts: str) -> int:
     """Each number of ranks in turn; returns the worst exit status."""
     worst = 0
-    for ranks in map(int, counts):
+    for count in map(int, counts):
         port, children = free_port(), []
-        for rank in range(ranks):
+        for rank in range(count):
             children.append(os.fork())
             if children[-1] == 0:
                 status = 1
                 try:
-                    as_rank(rank, ranks, port)
-                    main(toy_model, f"{out}/{ranks}")
+                    as_rank(rank, count, port)
+                    main(toy_model, f"{out}/{count}")
                     status = 0
                 except BaseException:
                     traceback.print_exc()

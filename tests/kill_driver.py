@@ -1,6 +1,8 @@
-"""Kills an evaluation with SIGKILL twenty times and lets it go on each time. `python kill_driver.py TOY_MODEL OUT`
+"""Kills an evaluation with SIGKILL twenty times and lets it go on each time. `python kill_driver.py TOY_MODEL
+OUT`
 
-One process imports torch once and forks each life of the evaluation. Leaves OUT/undisturbed/, OUT/killed/ and OUT/report.json.
+One process imports torch and transformers once and forks each life of the evaluation. Leaves
+OUT/undisturbed/, OUT/killed/ and OUT/report.json.
 """
 
 import json
@@ -14,6 +16,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM  # noqa: E402, F401  (once, before the forks)
+
 import eval as evaluation  # noqa: E402
 
 KILLS = 20
@@ -25,7 +29,9 @@ def start(toy_model: str, folder: Path) -> int:
     if child == 0:
         status = 1
         try:
-            flags = dict(task="chain?horizon=1-2", problems=24, samples=8, max_new_tokens=16, rows_at_once=8)  # 48 batches
+            flags = dict(
+                task="chain?horizon=1-2", problems=24, samples=8, max_new_tokens=16, rows_at_once=8
+            )  # 48 batches
             evaluation.main(evaluation.Args(model=toy_model, out_dir=folder, **flags))
             status = 0
         except BaseException:
@@ -67,7 +73,9 @@ def main(toy_model: str, out: Path) -> None:
             (folder / "results.json").unlink()
             (folder / "samples.jsonl").unlink()
     ended = end_of(start(toy_model, folder)) == 0
-    (out / "report.json").write_text(json.dumps({"killed": killed, "samples_on_disk": on_disk, "ended": ended, "seconds": seconds}))
+    (out / "report.json").write_text(
+        json.dumps({"killed": killed, "samples_on_disk": on_disk, "ended": ended, "seconds": seconds})
+    )
 
 
 if __name__ == "__main__":

@@ -18,15 +18,13 @@ import torch  # noqa: E402
 import toys  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
-import dapo  # noqa: E402
-import entropy_baselines  # noqa: E402
 import grpo  # noqa: E402
 import guide  # noqa: E402
 import h1_curriculum  # noqa: E402
-import plot  # noqa: E402
-import runtime  # noqa: E402
 import siren  # noqa: E402
-from rollout import completion_seed  # noqa: E402
+from papers import adaptive_bonus, adarft, dapo  # noqa: E402
+from plainrl import curves, run  # noqa: E402
+from plainrl.rollout import completion_seed  # noqa: E402
 
 SEED = 10
 
@@ -53,35 +51,35 @@ def kill_on_call(owner, name: str, number: int, after: bool = False, when=lambda
     setattr(owner, name, function)
 
 
-def write_half_a_line(run, record):
+def write_half_a_line(self, record):
     """What a kill in the middle of a write leaves."""
     if record["step"] == 3:
-        with open(run.dir / "metrics.jsonl", "a") as file:
+        with open(self.dir / "metrics.jsonl", "a") as file:
             file.write(json.dumps(record)[:40])
         die()
-    original_log(run, record)
+    original_log(self, record)
 
 
 def first_round_of_step_3(sampler, tokenizer, task, problems, prompts, seeds) -> bool:
     return seeds[0] == completion_seed(SEED, 3, 0, 0, 0)
 
 
-original_log = runtime.Run.log
+original_log = run.Run.log
 
 # Checkpoints are due after steps 2, 4 and 5, scores on dev too. A step makes two updates, of dapo.py at most two.
 POINTS = {
     "before the first checkpoint": lambda script: kill_on_call(script, "accumulate_gradients", 2, after=True),
-    "in the middle of a log line": lambda script: setattr(runtime.Run, "log", write_half_a_line),
-    "during a step": lambda script: kill_on_call(runtime, "step_or_skip", 5, after=True),
-    "while sampling": lambda script: kill_on_call(script, "sample_rollout", 1, after=True, when=first_round_of_step_3),
+    "in the middle of a log line": lambda script: setattr(run.Run, "log", write_half_a_line),
+    "during a step": lambda script: kill_on_call(run.Run, "optimizer_step", 5, after=True),
+    "while sampling": lambda script: kill_on_call(run, "sample_rollout", 1, after=True, when=first_round_of_step_3),
     "while a checkpoint is written": lambda script: kill_on_call(torch, "save", 2),
     "between the renames": lambda script: kill_on_call(Path, "rename", 1, True, lambda old, new: new.name == "last.old"),
-    "after best, before last": lambda script: kill_on_call(runtime, "save_checkpoint", 2),
+    "after best, before last": lambda script: kill_on_call(run, "save_checkpoint", 2),
 }
 
 
 def score_that_rises(sampler, tokenizer, task, *rest) -> tuple[dict, list]:
-    """In place of eval.evaluate: the distance from the first weights, so that every score writes best/ anew."""
+    """In place of metrics.evaluate: the distance from the first weights, so that every score writes best/ anew."""
     first = load_file(Path(sys.argv[1]) / "model.safetensors")
     distance = sum((weight - first[name]).abs().sum().item() for name, weight in sampler.model.named_parameters())
     return {"avg@2": distance}, []
@@ -93,9 +91,9 @@ def live(script, flags: dict, point: str | None) -> int:
     if child == 0:
         status = 1
         try:
-            plot.plot_run = lambda run: None
-            runtime.git_commit = lambda: None
-            script.evaluate = score_that_rises
+            curves.plot_run = lambda folder: None
+            run.git_commit = lambda: None
+            run.evaluate = score_that_rises
             if point:
                 POINTS[point](script)
             script.main(script.Args(**flags), task=toys.HashTask())
@@ -133,14 +131,19 @@ def rehearse(script, extra: dict, toy_model: str, out: Path) -> None:
 
 def main(toy_model: str, out: Path) -> None:
     children = []
-    adaptive = {"method": "adaptive_bonus", "bonus": 0.1, "bonus_rate": 1e-3, "target_share": 1.1}
-    scripts = ((grpo, {}), (dapo, {"max_refills": 3, "overlong_buffer": 4}), (siren, {"beta": 1.0}),
-               (guide, {"max_refills": 2}), (entropy_baselines, adaptive),
-               (h1_curriculum, {"max_horizon": 3, "steps_per_stage": 2, "eval_problems": 3}))  # fmt: skip
+    scripts = (
+        (grpo, {}),
+        (dapo, {"max_refills": 3, "overlong_buffer": 4}),
+        (siren, {"beta": 1.0}),
+        (guide, {"max_refills": 2}),
+        (adaptive_bonus, {"bonus": 0.1, "bonus_rate": 1e-3, "target_share": 1.1}),
+        (h1_curriculum, {"max_horizon": 3, "steps_per_stage": 2, "eval_problems": 3}),
+        (adarft, {"max_horizon": 3, "eval_problems": 3}),
+    )
     for script, extra in scripts:
         children.append(os.fork())
         if children[-1] == 0:
-            rehearse(script, extra, toy_model, out / script.__name__)
+            rehearse(script, extra, toy_model, out / script.__name__.split(".")[-1])
             os._exit(0)
     sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children))
 

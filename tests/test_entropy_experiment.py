@@ -3,15 +3,14 @@
 import json
 import shlex
 
+import entropy_baselines
 import pytest
 import scipy.stats
 import tyro
 from committed_runs import check_reported_runs
 
-import entropy_baselines
-import plot
 import siren
-from benchmarks import arms, entropy
+from benchmarks import arms, entropy, figures
 
 SCRIPTS = {"siren.py": siren, "entropy_baselines.py": entropy_baselines}
 
@@ -52,7 +51,7 @@ def test_all_arms_run_on_the_same_terms():
 
 
 def test_settings_are_the_best_of_the_trials_that_are_listed():
-    """Catches a setting that was picked otherwise than by the rule, for one arm alone, and a table that is not that of trials.json."""
+    """Catches a setting that was picked otherwise than by the rule, or for one arm alone."""
     trials = json.loads((entropy.LOGS / "trials.json").read_text())
     target = trials["siren_strong"][entropy.CHOSEN["siren_strong"]]["h_over_anchor"]
     assert trials.keys() <= entropy.TRIALS.keys()
@@ -65,15 +64,13 @@ def test_settings_are_the_best_of_the_trials_that_are_listed():
             tried = settings | trials[arm.removesuffix("_strong")]
             distance = {setting: abs(trial["h_over_anchor"] - target) for setting, trial in tried.items()}
             assert entropy.CHOSEN[arm] == min(distance, key=distance.get), arm
-    shown = (entropy.ROOT / "benchmarks/trials.md").read_text()
-    assert entropy.trials_table(trials) in shown and entropy.rules_table(trials) in shown
 
 
 def test_closing_score_soon_after_another_is_left_out():
     """Catches runs of one arm with different numbers of scores, and a last score that is lost where it is the only late one."""
-    assert plot.scores({0: 0.1, 20: 0.2, 40: 0.3, 41: 0.4}) == [(0, 0.1), (20, 0.2), (40, 0.3)]
-    assert plot.scores({40: 0.3, 0: 0.1, 20: 0.2, 58: 0.4}) == [(0, 0.1), (20, 0.2), (40, 0.3), (58, 0.4)]
-    assert plot.scores({0: 0.1}) == [(0, 0.1)]
+    assert figures.scores({0: 0.1, 20: 0.2, 40: 0.3, 41: 0.4}) == [(0, 0.1), (20, 0.2), (40, 0.3)]
+    assert figures.scores({40: 0.3, 0: 0.1, 20: 0.2, 58: 0.4}) == [(0, 0.1), (20, 0.2), (40, 0.3), (58, 0.4)]
+    assert figures.scores({0: 0.1}) == [(0, 0.1)]
 
 
 def write_log(folder, steps: int, avg: float, anchored: bool = True, hole: bool = False) -> None:
@@ -102,7 +99,7 @@ def logs(tmp_path, monkeypatch):
             (folder / "test.json").write_text(json.dumps({"1": scores, "0.6": scores}))
     scores = {"correct": [2] * 200, "parsed": [16] * 200, "maj@16": [0.0] * 200}
     (tmp_path / "entropy" / "tiny.json").write_text(json.dumps({"1": scores, "0.6": scores}))
-    monkeypatch.setattr(plot, "REFERENCE", tmp_path)
+    monkeypatch.setattr(figures, "REFERENCE", tmp_path)
     return tmp_path / "entropy"
 
 
@@ -195,7 +192,7 @@ def test_counts_are_those_of_the_test_problems(tmp_path, monkeypatch):
 
 def test_intervals_are_students():
     """Catches a wrong entry of the table of t."""
-    assert plot.T_975 == pytest.approx({count: scipy.stats.t.ppf(0.975, count - 1) for count in plot.T_975}, abs=5e-4)
+    assert figures.T_975 == pytest.approx({count: scipy.stats.t.ppf(0.975, count - 1) for count in figures.T_975}, abs=5e-4)
 
 
 def test_unknown_arm_is_refused():
@@ -207,7 +204,7 @@ def test_unknown_arm_is_refused():
 
 def test_figure_bears_runs_of_unequal_length(logs):
     """Catches a figure that breaks on a seed with one score more, on a step without a number, or on an arm that is not there."""
-    assert plot.plot_entropy_methods().stat().st_size > 10_000
+    assert figures.plot_entropy_methods().stat().st_size > 10_000
 
 
 def test_a_trial_is_scored_by_its_last_two_scores():
@@ -219,11 +216,3 @@ def test_a_trial_is_scored_by_its_last_two_scores():
 def test_reported_runs_were_made_with_the_chosen_settings():
     """Catches an arm without its five seeds, and logs of another setting, script or seed than the one beside them."""
     check_reported_runs(entropy.LOGS, entropy.CHOSEN, entropy.command, SCRIPTS)
-
-
-def test_the_readme_shows_the_comparison():
-    """Catches a table that the committed logs do not give."""
-    report = entropy.report(entropy.LOGS)
-    readme, every = ((entropy.ROOT / file).read_text() for file in ("README.md", "benchmarks/entropy.md"))
-    assert all(report[name] in readme for name in ("methods at 1", "ablation at 1", "holding at 1", "entropies"))
-    assert all(table in every for table in report.values())

@@ -1,4 +1,4 @@
-"""eval.py: its estimators against enumeration and scipy, its intervals, its files, and what it shows."""
+"""eval.py: what it compares, its files, its flags, and what it shows."""
 
 import itertools
 import json
@@ -7,274 +7,79 @@ import random
 import re
 import subprocess
 import sys
-from collections import Counter
 from dataclasses import replace
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
-import scipy.stats
 import torch
 import tyro
 from toys import FakeSampler, FunctionTask
 
 import eval as evaluation
-import rollout
-import runtime
-import tasks
-from benchmarks import coverage
-from tasks import Grade, ListTask, load_task
+from plainrl import curves, rollout
+from plainrl.flags import EVAL_SEED
+from plainrl.metrics import count, decompose, evaluate, pass_at_k, problem_values
+from plainrl.models import load_model, save_model
+from plainrl.tasks import Grade, load_task
+from plainrl.world import ChainTask
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-# --- pass@k ---------------------------------------------------------------------------------------------------------------
-
-
-def test_pass_at_k_equals_enumeration_of_all_subsets():
-    """Catches a biased estimator (1 - (1 - c/n)^k) and every off-by-one in the product."""
-    for n in range(1, 11):
-        for c in range(n + 1):
-            for k in range(1, n + 1):
-                subsets = list(itertools.combinations([True] * c + [False] * (n - c), k))
-                by_counting = sum(any(subset) for subset in subsets) / len(subsets)
-                assert evaluation.pass_at_k(n, c, k) == pytest.approx(by_counting, abs=1e-12), (n, c, k)
-
-
-def test_pass_at_k_of_a_thousand_samples():
-    """Catches binomials that overflow: all c and many k against scipy's hypergeometric distribution."""
-    for c in (0, 1, 2, 10, 500, 998, 999, 1000):
-        for k in (1, 2, 3, 16, 100, 499, 500, 501, 999, 1000):
-            ours = evaluation.pass_at_k(1000, c, k)
-            assert ours == pytest.approx(scipy.stats.hypergeom(1000, c, k).sf(0), abs=1e-10) and 0 <= ours <= 1
-
-
-@pytest.mark.parametrize("k", [0, 5, -1])
-def test_too_few_samples_for_k(k):
-    """Catches a silent pass@k or maj@k from too few samples."""
-    with pytest.raises(ValueError, match=f"pass@{k} needs"):
-        evaluation.pass_at_k(4, 1, k)
-    with pytest.raises(ValueError, match=f"maj@{k} needs"):
-        evaluation.maj_at_k(["1"] * 4, [True] * 4, k)
-
-
-# --- maj@k ----------------------------------------------------------------------------------------------------------------
-
-
-def majority_by_counting(voted: list, worth: dict, k: int) -> Fraction:
-    """The definition: over all subsets of size k, the mean worth of the answers with the most votes."""
-    subsets = list(itertools.combinations(range(len(voted)), k))
-    total = Fraction(0)
-    for subset in subsets:
-        count = Counter(voted[i] for i in subset if voted[i] is not None)
-        most = max(count.values(), default=0)
-        winners = [answer for answer in count if count[answer] == most]
-        total += sum(Fraction(worth[answer]) for answer in winners) / max(1, len(winners))
-    return total / len(subsets)
-
-
-def test_maj_at_k_equals_enumeration_of_all_subsets():
-    """Catches ties that go to one side, silence that votes, and every error of the counting: all splits of up to ten samples
-    into one right answer, two wrong ones and silence, and every k; then random ones with five answers, several of them right."""
-    for n in range(1, 11):
-        for sizes in itertools.product(range(n + 1), repeat=3):
-            if (silent := n - sum(sizes)) < 0 or sizes[1] < sizes[2] or (n > 7 and sum(sizes) % 3 != n % 3):
-                continue
-            voted = ["right"] * sizes[0] + ["b"] * sizes[1] + ["c"] * sizes[2] + [None] * silent
-            correct = [vote == "right" for vote in voted]
-            for k in range(1, n + 1):
-                by_counting = majority_by_counting(voted, {"right": 1, "b": 0, "c": 0}, k)
-                assert evaluation.maj_at_k(voted, correct, k) == pytest.approx(float(by_counting), abs=1e-12), (sizes, silent, k)
-    rng = random.Random(1)
-    for _ in range(60):
-        voted = rng.choices(["a", "b", "c", "d", "e", None], k=rng.randint(1, 9))
-        right = set(rng.sample("abcde", rng.randint(0, 3)))
-        k = rng.randint(1, len(voted))
-        by_counting = majority_by_counting(voted, {answer: answer in right for answer in "abcde"}, k)
-        assert evaluation.maj_at_k(voted, [vote in right for vote in voted], k) == pytest.approx(float(by_counting), abs=1e-12)
-
-
-def test_maj_at_k_of_two_answers_is_a_hypergeometric_tail():
-    """Catches overflow and lost digits at n = 1,000, where enumeration is out of reach."""
-    for c, k in ((500, 3), (501, 100), (700, 1000), (300, 999), (510, 500), (1, 1000), (999, 2)):
-        votes = scipy.stats.hypergeom(1000, c, k)
-        expected = votes.sf(k // 2) + (votes.pmf(k // 2) / 2 if k % 2 == 0 else 0)
-        voted = ["right"] * c + ["wrong"] * (1000 - c)
-        assert evaluation.maj_at_k(voted, [vote == "right" for vote in voted], k) == pytest.approx(expected, abs=1e-9), (c, k)
-
-
-def test_maj_at_k_of_a_thousand_different_answers():
-    """Catches a number that is not finite, and time or memory that explodes."""
-    voted = ["right"] * 40 + [str(i // 2) for i in range(900)] + [None] * 60
-    values = [evaluation.maj_at_k(voted, [vote == "right" for vote in voted], k) for k in (1, 10, 100, 1000)]
-    assert values[0] == pytest.approx(0.04) and values[-1] == 1 and values == sorted(values) and all(map(math.isfinite, values))
-
-
-def test_an_answer_is_worth_the_share_of_its_samples_that_are_right():
-    """Catches a vote that counts as right because one sample in it was: grader and equivalence may disagree."""
-    assert evaluation.maj_at_k(["a", "a", "a", "a"], [True, True, True, False], 4) == 0.75
-
-
-@pytest.mark.parametrize(
-    "parsed, correct, by_hand",
-    [
-        (["7", "7", "8"], [True, True, False], 1.0),
-        (["8", "8", "7"], [False, False, True], 0.0),
-        (["7", "8"], [True, False], 0.5),  # a tie is split
-        (["7", "8", "9"], [True, False, False], 1 / 3),
-        (["7", "8", "8", "7", "9"], [True, False, False, True, False], 0.5),
-        ([None, None, "7"], [False, False, True], 1.0),  # no answer does not vote
-        ([None, None], [False, False], 0.0),
-        (["7", "07", "8", "8", " 7 "], [True, True, False, False, True], 1.0),  # one number, three spellings
-        (["1,000", "1000", "5", "5"], [True, True, False, False], 0.5),
-        (["x", "x", "7"], [False, False, True], 0.0),
-    ],
-)
-def test_majority_by_hand(parsed, correct, by_hand):
-    """Catches votes for no answer, ties that go to the first, and spellings of one number counted apart."""
-    grades = [Grade(ok, float(ok), answer, "") for answer, ok in zip(parsed, correct)]
-    assert evaluation.maj_at_k(evaluation.votes(None, grades), correct, len(parsed)) == pytest.approx(by_hand)
-
-
-def test_votes_by_equivalence():
-    """Catches voting by string: 1/2 wins over 2 only when its spellings vote together. Names and letters are not multiplied out."""
-    answers = ["2", "1/2", "2", "0.5", "\\frac12", None, "2"]
-    grades = [Grade(False, 0.0, answer, "") for answer in answers]
-    assert evaluation.votes(ListTask("mine", {}), grades) == ["2", "1/2", "2", "1/2", "1/2", None, "2"]
-    names = [Grade(False, 0.0, answer, "") for answer in ("mary", "army", "Mary", "mary")]
-    assert evaluation.votes(tasks.ChoiceTask("mine", {}), names) == ["mary", "army", "Mary", "mary"]
-
-
-def test_math_verify_is_asked_only_about_representatives(monkeypatch):
-    """Catches a comparison of every pair: minutes for 64 samples."""
-    asked = []
-    monkeypatch.setattr(tasks, "ask_worker", lambda request: asked.append(request) or (0.0, ""))
-    grades = [Grade(False, 0.0, answer, "") for answer in ["7", "8", "x", "7", "x", "8", "9", "x"] * 8]
-    assert evaluation.votes(ListTask("mine", {}), grades)[:7] == ["7", "8", "x", "7", "x", "8", "9"]
-    assert len(asked) == 2 * 3  # x against 7, 8 and 9 in both orders; never one number against another
-
-
-# --- intervals ------------------------------------------------------------------------------------------------------------
-
-
-def test_interval_is_the_percentile_bootstrap_widened():
-    """Catches one-sided quantiles, redrawn samples instead of problems, and a factor that is left out or upside down: for numbers
-    as regular as the normal distribution's quantiles the answer is Student's interval, 10 percent wider than the bare bootstrap."""
-    values = scipy.stats.norm.ppf((np.arange(20) + 0.5) / 20)[:, None]
-    low, high = evaluation.intervals(values, np.zeros(20), draws=100_000)
-    half = scipy.stats.t.ppf(0.975, 19) * values.std(ddof=1) / math.sqrt(20)
-    assert (high[0] - low[0]) / 2 == pytest.approx(half, rel=0.015) and (high[0] + low[0]) / 2 == pytest.approx(0, abs=0.02 * half)
-
-
-def test_few_deciding_problems_widen_the_interval():
-    """Catches degrees of freedom that do not see the kurtosis: a rate of .05 among 200 has kurtosis 18.1, so 23 instead of 199."""
-    values = np.array([1.0] * 10 + [0.0] * 190)[:, None]
-    low, high = evaluation.intervals(values, np.zeros(200), draws=40_000)
-    rng = np.random.default_rng(3)
-    bare = np.quantile(rng.binomial(200, 0.05, 1_000_000) / 200, [0.025, 0.975])
-    factor = scipy.stats.t.ppf(0.975, 2 * 200 / 17.05) / scipy.stats.norm.ppf(0.975) * math.sqrt(200 / 199)
-    assert high[0] - low[0] == pytest.approx((bare[1] - bare[0]) * factor, rel=0.02)
-
-
-def test_all_alike_reaches_as_far_as_a_rate_can():
-    """Catches certainty from nothing seen: 0 of 50 is compatible with a rate of 1 - 0.025^(1/50), Clopper and Pearson's bound."""
-    bound = scipy.stats.beta.ppf(0.975, 1, 50)
-    for value, expected in ((0.0, (0.0, bound)), (1.0, (1 - bound, 1.0))):
-        entry = evaluation.summarise({"avg@4": np.full(50, value)}, np.zeros(50))["avg@4"]
-        assert (entry["low"], entry["high"]) == pytest.approx(expected) and entry["too_narrow"]
-
-
-def test_rates_stay_within_0_and_1():
-    """Catches an interval that ends above 1, or a difference that is cut at 0."""
-    skewed = np.array([0.0] * 2 + [1.0] * 18)
-    assert evaluation.intervals(skewed[:, None], np.zeros(20))[1][0] > 1
-    assert evaluation.summarise({"avg@4": skewed}, np.zeros(20))["avg@4"]["high"] == 1
-    assert evaluation.summarise({"avg@4": skewed - 0.95}, np.zeros(20), difference=True)["avg@4"]["low"] < 0
-
-
-def test_interval_is_seeded_and_fixed_strata_add_no_spread():
-    """Catches intervals that change from call to call, and horizons that are redrawn as if their numbers were found by chance."""
-    values = np.array([[0.0]] * 20 + [[1.0]] * 20)
-    assert [end.tolist() for end in evaluation.intervals(values, np.repeat([1, 2], 20))] == [[0.5], [0.5]]
-    uneven = np.array([[0.0], [1.0], [0.0], [1.0]] + [[0.3]] * 36)  # the spread of the first stratum alone, at its weight of a tenth
-    low, high = evaluation.intervals(uneven, np.repeat([1, 2], [4, 36]))
-    assert low[0] > 0.2 and high[0] - low[0] < 0.2
-    first, again = (evaluation.intervals(values, np.zeros(40)) for _ in range(2))
-    assert first == again and first[0] < 0.4 and first[1] > 0.6
-    assert all(math.isnan(end[0]) for end in evaluation.intervals(np.ones((3, 1)), np.array([1, 1, 2])))
-
-
-@pytest.mark.parametrize("metric, concentration, mean", [("avg@16", 0.5, 0.3), ("avg@1", 10, 0.9), ("avg@16, paired difference", 0.5, 0.1)])
-def test_coverage_at_a_hundred_problems(metric, concentration, mean):
-    """Catches intervals that do not hold what they promise; benchmarks/coverage.md has the whole table."""
-    held, _, _ = coverage.simulate(metric, concentration, mean, 100, 1000)
-    assert 0.93 <= held <= 0.975
-
-
-def test_committed_coverage():
-    """Catches a table that does not hold what is promised: 93 to 97 percent from 100 problems between .1 and .9, a mark in
-    most evaluations wherever an interval holds less than nine times in ten, and a README with other numbers."""
-    text = (ROOT / "benchmarks/coverage.md").read_text()
-    low, high = re.findall(r"([0-9.]+)%", coverage.held_range(text))
-    assert 93 <= float(low) <= float(high) <= 97 and coverage.held_range(text) in (ROOT / "README.md").read_text()
-    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| 0")]
-    assert len(rows) == len(coverage.METRICS) * len(coverage.MEANS)
-    for cell in (cell for row in rows for cell in (*row[2:5], *row[6:9])):
-        marked = re.search(r"\((\d+)% marked", cell)
-        assert float(cell.split()[0]) >= 0.9 or int(marked[1]) > 50, cell
-
-
-@pytest.mark.parametrize("values, narrow", [([0.0] * 100, True), ([1.0] * 100, True), ([1.0] * 9 + [0.0] * 91, True),
-                                            ([1.0] * 10 + [0.0] * 90, False), ([0.5] * 19, True), ([0.5] * 20, False)])  # fmt: skip
-def test_warning_near_0_and_1(values, narrow):
-    """Catches an interval of width zero at accuracy 0 without a word."""
-    entry = evaluation.summarise({"avg@4": np.array(values)}, np.zeros(len(values)))["avg@4"]
-    assert entry["too_narrow"] == narrow and ("*" in evaluation.cell(entry)) == narrow
-    assert 0 <= entry["low"] <= entry["value"] <= entry["high"] <= 1
-
-
-def test_warning_of_a_difference():
-    """Catches a mark that looks at the sum (nine problems that differ are few though their sum is 9, ten that cancel are enough), or
-    that counts problems which differ by next to nothing."""
-    for values, narrow in (([1.0] * 9 + [0.0] * 91, True), ([1.0] * 5 + [-1.0] * 6 + [0.0] * 90, False), ([1.0] * 5 + [0.001] * 95, True)):
-        assert evaluation.summarise({"avg@4": np.array(values)}, np.zeros(len(values)), True)["avg@4"]["too_narrow"] == narrow
-
-
-def test_one_problem_has_no_interval():
-    """Catches an interval of width zero, which looks like certainty."""
-    entry = evaluation.summarise({"avg@4": np.array([0.5])}, np.zeros(1))["avg@4"]
-    assert evaluation.cell(entry) == "0.500 [-, -]*" and entry["low"] is None
-
-
-# --- the comparison of two models ------------------------------------------------------------------------------------------
+# --- the comparison of two models ---------------------------------------------------------------------------
 
 
 def samples_of(right: list[bool]) -> list[dict]:
     """Verdicts on a problem's samples, as eval.py keeps them."""
-    return [{"parsed": str(int(ok)), "vote": str(int(ok)), "correct": ok, "why": "", "tokens": 5, "finish_reason": "stop"} for ok in right]
+    return [
+        {
+            "parsed": str(int(ok)),
+            "vote": str(int(ok)),
+            "correct": ok,
+            "why": "",
+            "tokens": 5,
+            "finish_reason": "stop",
+        }
+        for ok in right
+    ]
 
 
 def problem_row(index: int, right: list[bool], horizon: int = 1) -> dict:
-    return evaluation.count(samples_of(right), index, horizon, "here")
+    return count(samples_of(right), index, horizon, "here")
 
 
 def test_decomposition_equals_its_definition():
-    """Catches a wrong part: the mean of Guide's indicators over every ordered choice of k old samples and every new one."""
-    for old, new in itertools.product(itertools.product([True, False], repeat=4), [(True, False, False), (True,) * 3, (False,) * 3]):
+    """Catches a wrong part: the mean of Guide's indicators over every ordered choice of k old samples and
+    every new one."""
+    for old, new in itertools.product(
+        itertools.product([True, False], repeat=4), [(True, False, False), (True,) * 3, (False,) * 3]
+    ):
         for k in (1, 2, 4):
             counts = np.zeros(3)
             choices = list(itertools.product(itertools.permutations(old, k), new))
             for drawn, t in choices:
                 s, solvable = drawn[0], any(drawn)
                 counts += np.array([not s and solvable and t, not s and not solvable and t, s and not t])
-            parts = evaluation.decompose([problem_row(0, list(old))], [problem_row(0, list(new))], k)
+            parts = decompose([problem_row(0, list(old))], [problem_row(0, list(new))], k)
             np.testing.assert_allclose(parts[0], counts / len(choices), atol=1e-12)
 
 
 def results_of(name: str, problems: list[dict], **settings) -> dict:
-    common = {"model": name, "problems_hash": "p", "split": "test", "samples": problems[0]["n"], "hint": False, "temperature": 1.0,
-              "top_p": 1.0, "max_new_tokens": 8, "grader": "g", "sampler": "HFSampler", "task": "t", "problems": len(problems)}  # fmt: skip
+    common = {
+        "model": name,
+        "problems_hash": "p",
+        "split": "test",
+        "samples": problems[0]["n"],
+        "hint": False,
+        "temperature": 1.0,
+        "top_p": 1.0,
+        "max_new_tokens": 8,
+        "grader": "g",
+        "sampler": "HFSampler",
+        "task": "t",
+        "problems": len(problems),
+    }
     settings = common | settings
     return {"settings": settings, "rows": evaluation.result_rows(problems, settings), "problems": problems}
 
@@ -282,19 +87,31 @@ def results_of(name: str, problems: list[dict], **settings) -> dict:
 def two_models(seed=0):
     rng = np.random.default_rng(seed)
     p = rng.beta(1, 1, 120)
-    problems = lambda q: [problem_row(i % 60, (rng.random(8) < q[i]).tolist(), 1 + i // 60) for i in range(120)]  # noqa: E731
+
+    def problems(q):
+        return [problem_row(i % 60, (rng.random(8) < q[i]).tolist(), 1 + i // 60) for i in range(120)]
+
     return results_of("old", problems(p)), results_of("new", problems(np.clip(p + 0.15, 0, 1)))
 
 
 def test_paired_differences_and_parts_add_up():
-    """Catches unpaired intervals (wider than the paired one), a sign turned round, parts that do not sum to the gain."""
+    """Catches unpaired intervals (wider than the paired one), a sign turned round, parts that do not sum to
+    the gain."""
     old, new = two_models()
     comparison = evaluation.compare(old, new)
     assert [row["horizon"] for row in comparison["rows"]] == [1, 2, "all"]
     for row in comparison["rows"]:
         entry, gain = row["metrics"]["avg@8"], row["gain"]
-        assert entry["value"] == pytest.approx(entry["after"] - entry["before"]) and entry["excludes_zero"] and entry["low"] > 0
-        parts = gain["self-distillation"]["value"] + gain["capability gain"]["value"] - gain["forgetting"]["value"]
+        assert (
+            entry["value"] == pytest.approx(entry["after"] - entry["before"])
+            and entry["excludes_zero"]
+            and entry["low"] > 0
+        )
+        parts = (
+            gain["self-distillation"]["value"]
+            + gain["capability gain"]["value"]
+            - gain["forgetting"]["value"]
+        )
         assert parts == pytest.approx(entry["value"], abs=1e-12)
     single = new["rows"][-1]["metrics"]["avg@8"]
     paired = comparison["rows"][-1]["metrics"]["avg@8"]
@@ -305,18 +122,27 @@ def test_paired_differences_and_parts_add_up():
 
 
 def test_gain_is_split_at_guides_k():
-    """Catches a solvability of other than 16 samples: with 20, of which the old model had 2 right, pass@16 is not 1."""
-    old, new = (results_of(name, [problem_row(i, [True] * c + [False] * (20 - c)) for i in range(30)]) for name, c in (("a", 2), ("b", 15)))
+    """Catches a solvability of other than 16 samples: with 20, of which the old model had 2 right, pass@16 is
+    not 1."""
+    old, new = (
+        results_of(name, [problem_row(i, [True] * c + [False] * (20 - c)) for i in range(30)])
+        for name, c in (("a", 2), ("b", 15))
+    )
     row = evaluation.compare(old, new)["rows"][-1]
-    solvable = evaluation.pass_at_k(20, 2, 16)
-    assert row["gain_k"] == 16 and row["gain"]["capability gain"]["value"] == pytest.approx((1 - solvable) * 0.75)
+    solvable = pass_at_k(20, 2, 16)
+    assert row["gain_k"] == 16 and row["gain"]["capability gain"]["value"] == pytest.approx(
+        (1 - solvable) * 0.75
+    )
     assert row["gain"]["self-distillation"]["value"] == pytest.approx((solvable - 0.1) * 0.75)
-    assert row["forgetting_by_chance"] == pytest.approx(2 * 18 / (20 * 19))  # an ordered pair of different samples, right then wrong
+    assert row["forgetting_by_chance"] == pytest.approx(
+        2 * 18 / (20 * 19)
+    )  # an ordered pair of different samples, right then wrong
 
 
 @pytest.mark.parametrize("name", evaluation.MUST_BE_EQUAL)
 def test_comparison_of_different_measurements_is_refused(name):
-    """Catches numbers of different problems, temperatures, lengths, hints, graders or samplers put side by side."""
+    """Catches numbers of different problems, temperatures, lengths, hints, graders or samplers put side by
+    side."""
     old, new = two_models()
     other = {**old, "settings": old["settings"] | {name: "another"}}
     with pytest.raises(SystemExit, match=f"error: --baseline: was measured with {name} another"):
@@ -332,12 +158,14 @@ def test_shown_comparison(capsys):
     assert "avg@8, horizon 2" in shown and re.search(r"\+capability gain +0\.\d+ \[", shown)
 
 
-# --- by horizon and by run --------------------------------------------------------------------------------------------------
+# --- by horizon and by run ----------------------------------------------------------------------------------
 
 
 def test_a_range_of_horizons_is_measured_at_each(tmp_path):
     """Catches chains of a user's own problems that are measured as a mixture, or at another horizon."""
-    rows = [json.dumps({"prompt": f"What is {n} and {n + 7}?", "answer": str(2 * n + 7)}) for n in range(10, 50)]
+    rows = [
+        json.dumps({"prompt": f"What is {n} and {n + 7}?", "answer": str(2 * n + 7)}) for n in range(10, 50)
+    ]
     (tmp_path / "sums.jsonl").write_text("\n".join(rows))
     for task in ("chain?horizon=2-4&family=mixed", f"jsonl:{tmp_path / 'sums.jsonl'}?horizon=2-4"):
         found = evaluation.tasks_of(evaluation.Args(task=task))
@@ -347,22 +175,38 @@ def test_a_range_of_horizons_is_measured_at_each(tmp_path):
 
 def test_rows_by_horizon_and_run():
     """Catches horizons mixed up, p^h of the wrong p, runs taken along the wrong axis."""
-    problems = [problem_row(0, [True, True, False, True]), problem_row(1, [True, False, False, True]),
-                problem_row(0, [True, False, False, False], 2), problem_row(1, [False] * 4, 2)]  # fmt: skip
+    problems = [
+        problem_row(0, [True, True, False, True]),
+        problem_row(1, [True, False, False, True]),
+        problem_row(0, [True, False, False, False], 2),
+        problem_row(1, [False] * 4, 2),
+    ]
     rows = {row["horizon"]: row for row in results_of("m", problems)["rows"]}
     assert rows[1]["metrics"]["avg@4"]["value"] == 5 / 8 and rows[2]["metrics"]["avg@4"]["value"] == 1 / 8
-    assert rows[1]["independent_errors"] == 5 / 8 and rows[2]["independent_errors"] == 25 / 64 and rows["all"]["independent_errors"] is None
+    assert (
+        rows[1]["independent_errors"] == 5 / 8
+        and rows[2]["independent_errors"] == 25 / 64
+        and rows["all"]["independent_errors"] is None
+    )
     assert rows[1]["runs"] == {"count": 4, "min": 0, "max": 1, "spread": 1} and rows[2]["runs"]["max"] == 0.5
     assert rows["all"]["metrics"]["pass@4"]["value"] == 3 / 4 and rows["all"]["problems"] == 4
 
 
 def test_every_row_says_how_it_was_measured(toy_model, tmp_path):
-    """Catches a number that nobody can repeat: template, system text, temperature, top-p, seed and grader in every row."""
-    flags = dict(problems=2, samples=3, max_new_tokens=6, system_prompt="Be brief.", top_p=0.9, temperature=0.7)
+    """Catches a number that nobody can repeat: template, system text, temperature, top-p, seed and grader in
+    every row."""
+    flags = dict(
+        problems=2, samples=3, max_new_tokens=6, system_prompt="Be brief.", top_p=0.9, temperature=0.7
+    )
     args = evaluation.Args(model=toy_model, task="chain?horizon=1-2", out_dir=tmp_path / "out", **flags)
     results = evaluation.main(args)
     for row in results["rows"]:
-        assert (row["system_prompt"], row["temperature"], row["top_p"], row["seed"]) == ("Be brief.", 0.7, 0.9, 0)
+        assert (row["system_prompt"], row["temperature"], row["top_p"], row["seed"]) == (
+            "Be brief.",
+            0.7,
+            0.9,
+            0,
+        )
         assert row["grader"] == "plain integers"
         assert "{problem}" in row["prompt_template"] and "Be brief." in row["prompt_template"]
     samples = [json.loads(line) for line in (tmp_path / "out/samples.jsonl").read_text().splitlines()]
@@ -372,11 +216,12 @@ def test_every_row_says_how_it_was_measured(toy_model, tmp_path):
         assert row["correct"] == (row["parsed"] is not None and row["parsed"] == row["gold"])
 
 
-# --- the training scripts' score --------------------------------------------------------------------------------------------
+# --- the training scripts' score ----------------------------------------------------------------------------
 
 
 def test_evaluate_agrees_with_the_tables_numbers():
     """Catches training scores that mean something else than eval.py's."""
+
     class Words:
         chat_template = None
         encode = staticmethod(lambda text: [ord(letter) for letter in text])
@@ -384,37 +229,48 @@ def test_evaluate_agrees_with_the_tables_numbers():
 
     rng = random.Random(3)
     sampler = FakeSampler(lambda prompt, sample, seed: ([ord(rng.choice("00123"))], "stop"))
-    metrics, rows = evaluation.evaluate(sampler, Words, FunctionTask(lambda text, problem: text == "0"), "dev", 30, 8, 4)
+    metrics, rows = evaluate(sampler, Words, FunctionTask(lambda text, problem: text == "0"), "dev", 30, 8, 4)
     entries = results_of("m", rows)["rows"][0]["metrics"]
     assert {name: entries[name]["value"] for name in metrics} == pytest.approx(metrics)
     assert 0 < metrics["maj@8"] < 1 and metrics["pass@8"] > metrics["avg@8"]
 
 
-# --- the files --------------------------------------------------------------------------------------------------------------
+# --- the files ----------------------------------------------------------------------------------------------
 
-QUICK = dict(task="chain?horizon=1-2", problems=6, samples=4, max_new_tokens=6, rows_at_once=8)  # six batches of two problems
+QUICK = dict(
+    task="chain?horizon=1-2", problems=6, samples=4, max_new_tokens=6, rows_at_once=8
+)  # six batches of two problems
 
 
 def test_results_do_not_depend_on_when_it_was_killed(toy_model, tmp_path):
-    """Killed with SIGKILL twenty times, at moments drawn from the length of an undisturbed run, and continued each time until it
-    ends: samples and results are byte for byte those of the undisturbed run."""
+    """Killed with SIGKILL twenty times, at moments drawn from the length of an undisturbed run, and continued
+    each time until it ends: samples and results are byte for byte those of the undisturbed run."""
     driver = str(Path(__file__).with_name("kill_driver.py"))
-    done = subprocess.run([sys.executable, driver, toy_model, str(tmp_path)], capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, driver, toy_model, str(tmp_path)], capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-1500:]
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["killed"] == 20 and report["ended"]
-    assert len(set(report["samples_on_disk"])) >= 4 and max(report["samples_on_disk"]) > 0  # kills at different depths
+    assert (
+        len(set(report["samples_on_disk"])) >= 4 and max(report["samples_on_disk"]) > 0
+    )  # kills at different depths
     for name in ("samples.jsonl", "results.json", "config.json"):
-        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "undisturbed" / name).read_bytes(), name
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "undisturbed" / name).read_bytes(), (
+            name
+        )
 
 
 def test_half_a_batch_is_sampled_again(toy_model, tmp_path, capsys):
-    """Catches a half line that breaks the JSON, a batch counted twice, and samples that depend on where one stopped."""
+    """Catches a half line that breaks the JSON, a batch counted twice, and samples that depend on where one
+    stopped."""
     flags = QUICK | {"model": toy_model}
     whole = evaluation.main(evaluation.Args(**flags, out_dir=tmp_path / "whole"))
     text = (tmp_path / "whole/samples.jsonl").read_text()
     lines = text.splitlines(keepends=True)
-    for i, kept in enumerate(("", "".join(lines[:3]), "".join(lines[:8]), "".join(lines[:21]) + lines[21][:30], text[:-1])):
+    for i, kept in enumerate(
+        ("", "".join(lines[:3]), "".join(lines[:8]), "".join(lines[:21]) + lines[21][:30], text[:-1])
+    ):
         folder = tmp_path / str(i)
         folder.mkdir()
         (folder / "config.json").write_bytes((tmp_path / "whole/config.json").read_bytes())
@@ -428,10 +284,13 @@ def test_half_a_batch_is_sampled_again(toy_model, tmp_path, capsys):
 
 
 def test_a_folder_belongs_to_one_measurement(toy_model, tmp_path, monkeypatch):
-    """Catches samples of two temperatures in one file, a stranger's folder filled with results, and two settings in one default folder."""
+    """Catches samples of two temperatures in one file, a stranger's folder filled with results, and two
+    settings in one default folder."""
     flags = QUICK | {"model": toy_model, "problems": 1}
     evaluation.main(evaluation.Args(**flags, out_dir=tmp_path / "a"))
-    with pytest.raises(SystemExit, match=f"error: --out-dir {tmp_path / 'a'}: was measured with temperature 1.0, now 0.5"):
+    with pytest.raises(
+        SystemExit, match=f"error: --out-dir {tmp_path / 'a'}: was measured with temperature 1.0, now 0.5"
+    ):
         evaluation.main(evaluation.Args(**flags, temperature=0.5, out_dir=tmp_path / "a"))
     (tmp_path / "b").mkdir()
     (tmp_path / "b/thesis.tex").write_text("")
@@ -446,12 +305,21 @@ def test_a_folder_belongs_to_one_measurement(toy_model, tmp_path, monkeypatch):
 def test_two_processes_do_not_share_a_folder(toy_model, tmp_path):
     """Catches interleaved samples."""
     (tmp_path / "a").mkdir()
-    code = "import sys, pathlib, runtime; lock = runtime.lock(pathlib.Path(sys.argv[1])); print('locked', flush=True); input()"
+    code = (
+        "import sys, pathlib; from plainrl import run; lock = run.lock(pathlib.Path(sys.argv[1])); "
+        "print('locked', flush=True); input()"
+    )
     command = [sys.executable, "-c", code, str(tmp_path / "a")]
-    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+    with subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
         assert other.stdout.readline() == "locked\n"
         with pytest.raises(SystemExit, match="another process is writing there"):
-            evaluation.main(evaluation.Args(model=toy_model, problems=1, samples=2, max_new_tokens=2, out_dir=tmp_path / "a"))
+            evaluation.main(
+                evaluation.Args(
+                    model=toy_model, problems=1, samples=2, max_new_tokens=2, out_dir=tmp_path / "a"
+                )
+            )
         other.kill()
 
 
@@ -462,39 +330,57 @@ def test_samples_do_not_depend_on_the_batch(toy_model, tmp_path):
     for i, rows in enumerate((8, 1000, 1)):
         evaluation.main(evaluation.Args(**flags | {"rows_at_once": rows}, out_dir=tmp_path / str(i)))
         rows = [json.loads(line) for line in (tmp_path / str(i) / "samples.jsonl").read_text().splitlines()]
-        texts.append({(row["horizon"], row["index"], row["sample"]): (row["completion"], row["seed"]) for row in rows})
+        texts.append(
+            {(row["horizon"], row["index"], row["sample"]): (row["completion"], row["seed"]) for row in rows}
+        )
     assert texts[0] == texts[1] == texts[2] and len({seed for _, seed in texts[0].values()}) == len(texts[0])
 
 
 def test_models_draw_numbers_of_their_own(toy_model, tmp_path):
-    """Catches one stream of random numbers for both sides of a comparison, whose chance agreement would pass for forgetting
-    and self-distillation; --seed draws again."""
-    other, _ = runtime.load_model(toy_model)
+    """Catches one stream of random numbers for both sides of a comparison, whose chance agreement would pass
+    for forgetting and self-distillation; --seed draws again."""
+    other, _ = load_model(toy_model)
     with torch.no_grad():
         other.lm_head.weight[0, 0] += 1
-    runtime.save_model(tmp_path / "other", other, runtime.load_model(toy_model)[1])
+    save_model(tmp_path / "other", other, load_model(toy_model)[1])
     seeds = []
     for i, changes in enumerate(({}, {"model": str(tmp_path / "other")}, {"seed": 1})):
-        evaluation.main(evaluation.Args(**QUICK | {"model": toy_model, "problems": 1} | changes, out_dir=tmp_path / str(i)))
-        seeds.append([json.loads(line)["seed"] for line in (tmp_path / str(i) / "samples.jsonl").read_text().splitlines()])
+        evaluation.main(
+            evaluation.Args(
+                **QUICK | {"model": toy_model, "problems": 1} | changes, out_dir=tmp_path / str(i)
+            )
+        )
+        seeds.append(
+            [
+                json.loads(line)["seed"]
+                for line in (tmp_path / str(i) / "samples.jsonl").read_text().splitlines()
+            ]
+        )
     assert len(set(sum(seeds, []))) == 3 * len(seeds[0])
 
 
 def test_baseline_in_one_command_and_from_a_folder(toy_model, tmp_path, capsys, monkeypatch):
     """Catches a baseline measured on other problems, measured twice, or not written down."""
     monkeypatch.chdir(tmp_path)
-    other, tokenizer = runtime.load_model(toy_model)
+    other, tokenizer = load_model(toy_model)
     with torch.no_grad():
         other.lm_head.weight.mul_(1.5)
-    runtime.save_model(tmp_path / "other", other, tokenizer)
+    save_model(tmp_path / "other", other, tokenizer)
     flags = QUICK | {"model": "other"}
     results = evaluation.main(evaluation.Args(**flags, baseline=toy_model, out_dir=Path("a")))
-    assert "where the gain in avg@4 comes from" in capsys.readouterr().out and (tmp_path / "a-baseline/results.json").exists()
+    assert (
+        "where the gain in avg@4 comes from" in capsys.readouterr().out
+        and (tmp_path / "a-baseline/results.json").exists()
+    )
     (written,) = (tmp_path / "a").glob("against-*.json")
     assert json.loads(written.read_text()) == json.loads(json.dumps(results["comparison"]))
     again = evaluation.main(evaluation.Args(**flags, baseline="a-baseline", out_dir=Path("a")))
-    assert again["comparison"] == results["comparison"] and capsys.readouterr().out.count("measured before") == 1
-    with pytest.raises(SystemExit, match="error: --baseline: was measured with temperature 1.0, the model with 0.5"):
+    assert (
+        again["comparison"] == results["comparison"] and capsys.readouterr().out.count("measured before") == 1
+    )
+    with pytest.raises(
+        SystemExit, match="error: --baseline: was measured with temperature 1.0, the model with 0.5"
+    ):
         evaluation.main(evaluation.Args(**flags, temperature=0.5, baseline="a-baseline", out_dir=Path("b")))
     assert not (tmp_path / "b").exists()  # before anything is sampled
     (tmp_path / "a-baseline/results.json").unlink()
@@ -503,9 +389,8 @@ def test_baseline_in_one_command_and_from_a_folder(toy_model, tmp_path, capsys, 
 
 
 def test_plot_of_several_results(tmp_path, monkeypatch):
-    """Catches curves without bands, of one horizon instead of all, one model under the other's name, and a folder without results."""
-    import plot
-
+    """Catches curves without bands, of one horizon instead of all, one model under the other's name, and a
+    folder without results."""
     folders = [tmp_path / "first", tmp_path / "second"]
     for folder, results in zip(folders, two_models()):
         folder.mkdir()
@@ -513,7 +398,7 @@ def test_plot_of_several_results(tmp_path, monkeypatch):
     evaluation.main(evaluation.Args(plot=tuple(folders), out_dir=tmp_path / "new"))
     assert (tmp_path / "new/pass_at_k.png").stat().st_size > 10_000
     drawn = {}
-    monkeypatch.setattr(plot, "plot_bands", lambda curves, *rest: drawn.update(curves))
+    monkeypatch.setattr(curves, "plot_bands", lambda curves, *rest: drawn.update(curves))
     evaluation.main(evaluation.Args(plot=tuple(folders)))
     for folder, (label, (ks, middle, low, high)) in zip(folders, drawn.items()):
         row = json.loads((folder / "results.json").read_text())["rows"][-1]
@@ -526,29 +411,41 @@ def test_plot_of_several_results(tmp_path, monkeypatch):
             evaluation.main(evaluation.Args(plot=(folder,)))
 
 
-# --- the flags --------------------------------------------------------------------------------------------------------------
+# --- the flags ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("changes, said", [
-    (dict(samples=0), "--samples 0: must be at least 1"),
-    (dict(problems=0), "--problems 0: must be at least 1"),
-    (dict(max_new_tokens=0), "--max-new-tokens 0: must be at least 1"),
-    (dict(rows_at_once=0), "--rows-at-once 0: must be at least 1"),
-    (dict(temperature=-1.0), "--temperature -1"),
-    (dict(temperature=math.nan), "--temperature nan"),
-    (dict(temperature=0.0, samples=2), "--temperature 0 --samples 2: greedy samples are all equal"),
-    (dict(top_p=0.0), "--top-p 0: must be above 0"),
-    (dict(seed=-1), "--seed -1"),
-    (dict(task="chain?horizon=11"), "--task chain: horizon=11 is not within"),
-    (dict(split="all"), "split 'all' is not one of"),
-    (dict(task="gym:leg_counting", hint=True), "--hint: problem 0 of --task gym:leg_counting has no hint"),
-    (dict(baseline="nothing/here"), "--model nothing/here: cannot be loaded"),
-    (dict(model="nothing/here", baseline="models/tiny"), "--model nothing/here: cannot be loaded"),
-    (dict(out_dir=ROOT / "README.md"), f"--out-dir {ROOT / 'README.md'}: is a file"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        (dict(samples=0), "--samples 0: must be at least 1"),
+        (dict(problems=0), "--problems 0: must be at least 1"),
+        (dict(max_new_tokens=0), "--max-new-tokens 0: must be at least 1"),
+        (dict(rows_at_once=0), "--rows-at-once 0: must be at least 1"),
+        (dict(temperature=-1.0), "--temperature -1"),
+        (dict(temperature=math.nan), "--temperature nan"),
+        (dict(temperature=0.0, samples=2), "--temperature 0 --samples 2: greedy samples are all equal"),
+        (dict(top_p=0.0), "--top-p 0.0: must be above 0"),
+        (dict(seed=-1), "--seed -1"),
+        (dict(task="chain?horizon=11"), "--task chain: horizon=11 is not within"),
+        (dict(split="all"), "split 'all' is not one of"),
+        (
+            dict(task="gym:leg_counting", hint=True),
+            "--hint: problem 0 of --task gym:leg_counting has no hint",
+        ),
+        (dict(baseline="nothing/here"), "--model nothing/here: cannot be loaded"),
+        (dict(model="nothing/here", baseline="models/tiny"), "--model nothing/here: cannot be loaded"),
+        (dict(out_dir=ROOT / "README.md"), f"--out-dir {ROOT / 'README.md'}: is a file"),
+    ],
+)
 def test_bad_flags(toy_model, tmp_path, changes, said):
     """Catches a flag that cannot work and gives a number all the same, or a pile of traceback."""
-    flags = {"model": toy_model, "problems": 1, "samples": 1, "max_new_tokens": 2, "out_dir": tmp_path / "out"}
+    flags = {
+        "model": toy_model,
+        "problems": 1,
+        "samples": 1,
+        "max_new_tokens": 2,
+        "out_dir": tmp_path / "out",
+    }
     with pytest.raises(SystemExit) as stop:
         evaluation.main(evaluation.Args(**flags | changes))
     assert stop.value.code.startswith(f"error: {said}") and "\n" not in stop.value.code
@@ -556,6 +453,7 @@ def test_bad_flags(toy_model, tmp_path, changes, said):
 
 def test_presets_fill_what_is_left_open(toy_model, tmp_path):
     """Catches a protocol of a paper that is not the paper's, and a flag that a preset overrules."""
+
     def settled(**flags):
         args = evaluation.Args(**flags)
         evaluation.check_args(args)
@@ -563,62 +461,106 @@ def test_presets_fill_what_is_left_open(toy_model, tmp_path):
 
     assert settled(preset="siren-32") == (0.6, 32) and settled(preset="siren-8") == (0.6, 8)
     assert settled(preset="h1-greedy") == (0.0, 1) and settled(preset="h1-avg32")[1] == 32
-    assert settled(preset="siren-32", samples=4) == (0.6, 4) and settled() == (1.0, 16) and settled(temperature=0.0) == (0.0, 1)
-    assert all(tyro.cli(evaluation.Args, args=["--preset", name]).preset == name for name in evaluation.PRESETS)
+    assert (
+        settled(preset="siren-32", samples=4) == (0.6, 4)
+        and settled() == (1.0, 16)
+        and settled(temperature=0.0) == (0.0, 1)
+    )
+    assert all(
+        tyro.cli(evaluation.Args, args=["--preset", name]).preset == name for name in evaluation.PRESETS
+    )
 
 
 def test_how_many_problems(toy_model, tmp_path):
-    """Catches a small file measured in part or several times over; `all` is every problem of it, in all three splits."""
+    """Catches a small file measured in part or several times over; `all` is every problem of it, in all three
+    splits."""
     path = tmp_path / "mine.jsonl"
-    path.write_text("".join(json.dumps({"prompt": f"What is {i} + 1?", "answer": i + 1}) + "\n" for i in range(30)))
+    path.write_text(
+        "".join(json.dumps({"prompt": f"What is {i} + 1?", "answer": i + 1}) + "\n" for i in range(30))
+    )
     (tmp_path / "few.jsonl").write_text('{"prompt": "What is 6 x 7?", "answer": "42"}\n')
-    few = evaluation.Args(model=toy_model, task=f"jsonl:{tmp_path / 'few.jsonl'}", split="all", samples=1, max_new_tokens=2)
+    few = evaluation.Args(
+        model=toy_model, task=f"jsonl:{tmp_path / 'few.jsonl'}", split="all", samples=1, max_new_tokens=2
+    )
     assert evaluation.main(replace(few, out_dir=tmp_path / "few"))["settings"]["problems"] == 1
     flags = dict(model=toy_model, task=f"jsonl:{path}", samples=1, max_new_tokens=2)
     for split, expected in (("test", 3), ("all", 30)):
-        assert evaluation.main(evaluation.Args(**flags, split=split, out_dir=tmp_path / split))["settings"]["problems"] == expected
-    chain = evaluation.main(evaluation.Args(model=toy_model, samples=1, max_new_tokens=2, problems=3, out_dir=tmp_path / "chain"))
-    assert [row["horizon"] for row in chain["rows"]] == [1, 2, 3, 4, 5, "all"] and chain["settings"]["problems"] == 15
+        assert (
+            evaluation.main(evaluation.Args(**flags, split=split, out_dir=tmp_path / split))["settings"][
+                "problems"
+            ]
+            == expected
+        )
+    chain = evaluation.main(
+        evaluation.Args(model=toy_model, samples=1, max_new_tokens=2, problems=3, out_dir=tmp_path / "chain")
+    )
+    assert [row["horizon"] for row in chain["rows"]] == [1, 2, 3, 4, 5, "all"] and chain["settings"][
+        "problems"
+    ] == 15
 
 
 def test_another_sampler_can_take_its_place(toy_model, tmp_path, monkeypatch):
     """Catches a use of anything but the sampler's contract: one that only has `generate` is enough."""
+
     class Other:
         def generate(self, prompt_ids, n, max_new_tokens, temperature, seeds, top_p):
-            assert len(seeds) == len(prompt_ids) * n and (n, max_new_tokens, temperature, top_p) == (4, 6, 0.7, 0.9)
+            assert len(seeds) == len(prompt_ids) * n and (n, max_new_tokens, temperature, top_p) == (
+                4,
+                6,
+                0.7,
+                0.9,
+            )
             return [rollout.Completion([7, 8], [0.0, 0.0], "length") for _ in seeds]
 
     monkeypatch.setattr(evaluation, "make_sampler", lambda *arguments: Other())
-    results = evaluation.main(evaluation.Args(**QUICK | {"model": toy_model}, temperature=0.7, top_p=0.9, out_dir=tmp_path / "out"))
-    assert results["settings"]["sampler"] == "Other" and results["rows"][-1]["metrics"]["frac_truncated"]["value"] == 1
+    results = evaluation.main(
+        evaluation.Args(**QUICK | {"model": toy_model}, temperature=0.7, top_p=0.9, out_dir=tmp_path / "out")
+    )
+    assert (
+        results["settings"]["sampler"] == "Other"
+        and results["rows"][-1]["metrics"]["frac_truncated"]["value"] == 1
+    )
 
 
 def test_timeouts_and_errors_are_rates_of_their_own():
     """Catches a grader's failure that looks like a wrong answer."""
-    samples = [sample | {"why": why} for sample, why in zip(samples_of([False] * 4), ["timeout", "crash", "error: x", "wrong"])]
-    values = evaluation.problem_values(evaluation.count(samples, 0, 1, ""))
+    samples = [
+        sample | {"why": why}
+        for sample, why in zip(samples_of([False] * 4), ["timeout", "crash", "error: x", "wrong"])
+    ]
+    values = problem_values(count(samples, 0, 1, ""))
     assert (values["frac_timeout"], values["frac_errors"]) == (0.25, 0.5)
 
 
 def test_partial_credit_is_not_correct(toy_model, tmp_path, monkeypatch):
     """Catches a score of a half counted as right: reasoning-gym's scorers give such scores."""
-    monkeypatch.setattr(tasks.ChainTask, "grade", lambda self, completion, problem: Grade(False, 0.5, "1", "wrong"))
+    monkeypatch.setattr(ChainTask, "grade", lambda self, completion, problem: Grade(False, 0.5, "1", "wrong"))
     results = evaluation.main(evaluation.Args(**QUICK | {"model": toy_model}, out_dir=tmp_path / "out"))
-    assert results["rows"][-1]["metrics"]["avg@4"]["value"] == 0 and results["rows"][-1]["metrics"]["frac_unparsed"]["value"] == 0
-    assert {json.loads(line)["score"] for line in (tmp_path / "out/samples.jsonl").read_text().splitlines()} == {0.5}
+    assert (
+        results["rows"][-1]["metrics"]["avg@4"]["value"] == 0
+        and results["rows"][-1]["metrics"]["frac_unparsed"]["value"] == 0
+    )
+    assert {
+        json.loads(line)["score"] for line in (tmp_path / "out/samples.jsonl").read_text().splitlines()
+    } == {0.5}
 
 
 def test_prompts_are_sorted_by_length(toy_model):
     """Catches batches whose short prompts are padded to the longest of all."""
-    _, tokenizer = runtime.load_model(toy_model)
+    _, tokenizer = load_model(toy_model)
     args = evaluation.Args(problems=5)
     jobs = evaluation.jobs_of([load_task("chain?horizon=4"), load_task("chain?horizon=1")], args, tokenizer)
     lengths = [len(job.prompt_ids) for job in jobs]
-    assert lengths == sorted(lengths) and len(set(lengths)) > 3 and {job.problem.horizon for job in jobs[:5]} == {1}
+    assert (
+        lengths == sorted(lengths)
+        and len(set(lengths)) > 3
+        and {job.problem.horizon for job in jobs[:5]} == {1}
+    )
 
 
 def test_ctrl_c_is_one_line(toy_model, tmp_path, monkeypatch):
     """Catches a traceback where one line says how to go on."""
+
     def stop(*arguments):
         raise KeyboardInterrupt
 
@@ -631,6 +573,6 @@ def test_hint_is_shown_and_needed(toy_model, tmp_path):
     """Catches a hint that is not in the prompt."""
     evaluation.main(evaluation.Args(**QUICK | {"model": toy_model}, hint=True, out_dir=tmp_path / "out"))
     rows = [json.loads(line) for line in (tmp_path / "out/samples.jsonl").read_text().splitlines()]
-    problem = load_task("chain?horizon=2").problem("test", 0, runtime.EVAL_SEED)
+    problem = load_task("chain?horizon=2").problem("test", 0, EVAL_SEED)
     row = next(row for row in rows if (row["horizon"], row["index"]) == (2, 0))
     assert f"Hint: {problem.hint}" in row["prompt"]

@@ -1,9 +1,12 @@
-"""guide.py: which prompt a log-probability belongs to, the loss against loops, the expected gradient by enumeration, the switches,
-hints and what may be shown of them. In float64 unless a test says otherwise."""
+"""guide.py and papers/guide_ablations.py: which prompt a log-probability belongs to, the loss against loops,
+the expected gradient by enumeration, the switches, hints and what may be shown of them. In float64 unless a
+test says otherwise."""
 
 import itertools
 import json
 import math
+from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,14 +18,28 @@ from transformers import AutoTokenizer
 
 import grpo
 import guide
-import hints
-import plot
-import rollout
-from rollout import score_all
-from tasks import ListTask, Problem, load_hints, load_task, reveals
+import plainrl.run as run_module
+from papers import guide_ablations
+from plainrl import curves
+from plainrl.hints import load_hints, reveals
+from plainrl.rollout import Completion, Rollout, completion_seed, encode_prompt
+from plainrl.sampler import HFSampler
+from plainrl.scoring import score_all
+from plainrl.sources import ListTask
+from plainrl.tasks import Problem, load_task
+from tools import hints
 
-SETTINGS = {
+SETTINGS = {  # of guide.py, and of papers/guide_ablations.py
     "Guide": {},
+    "cap": dict(importance_cap=1.1),
+    "defaults": dict(
+        trigger="all_wrong",
+        correction="token",
+        shaping="quantile",
+        group="replace",
+        advantage="std",
+        aggregation="sequence_mean",
+    ),
     "clipped": dict(shaping="clip"),
     "as_it_is": dict(shaping="none"),
     "sequence": dict(correction="sequence", shaping="none", aggregation="constant"),
@@ -30,6 +47,11 @@ SETTINGS = {
     "token_mean_and_cap": dict(aggregation="token_mean", importance_cap=1.1),
 }
 SETTING = pytest.mark.parametrize("setting", SETTINGS)
+SCRIPT = pytest.mark.parametrize("script", [guide, guide_ablations], ids=["guide", "ablations"])
+
+
+def script_of(setting: str):
+    return guide if setting in ("Guide", "cap") else guide_ablations
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +66,7 @@ def float64(request):
 @pytest.fixture
 def run(toy_model, tmp_path, monkeypatch):
     """run(script, name, task, **flags) -> the output folder of a quick run."""
-    monkeypatch.setattr(plot, "plot_run", lambda run: None)
+    monkeypatch.setattr(curves, "plot_run", lambda run: None)
 
     def function(script, name, task, **changes):
         script.main(script.Args(**quick_flags(toy_model, tmp_path / name, **changes)), task=task)
@@ -53,36 +75,56 @@ def run(toy_model, tmp_path, monkeypatch):
     return function
 
 
-def make_args(**flags):
-    return guide.Args(**{"max_new_tokens": 12, "temperature": 0.8, "micro_batch_tokens": 10**6} | flags)
+def make_args(script=guide, **flags):
+    return script.Args(**{"max_new_tokens": 12, "temperature": 0.8, "micro_batch_tokens": 10**6} | flags)
+
+
+def args_of(setting: str, **flags):
+    return make_args(script_of(setting), **flags, **SETTINGS[setting])
+
+
+def option(args, name: str):
+    """What guide.py does without a flag of that name."""
+    return getattr(args, name, guide_ablations.Args.__dataclass_fields__[name].default)
 
 
 def guided_batch(guided_groups=(1, 2), **options) -> dict:
-    """A batch some of whose groups were sampled with a hint: their old log-probs lie far from the policy's."""
+    """A batch some of whose groups were sampled with a hint: their old log-probs lie far from the
+    policy's."""
     batch = make_batch(old=True, **options)
     guided = torch.zeros(len(batch["prompt_ids"]), 1, dtype=torch.bool)
     for group in guided_groups:
         guided[group * GROUP : (group + 1) * GROUP] = True
     noise = 1.5 * torch.from_numpy(np.random.default_rng(7).standard_normal(batch["old_logprobs"].shape))
-    batch["old_logprobs"] = torch.where(guided, batch["old_logprobs"] + noise * batch["completion_mask"], batch["old_logprobs"])
+    batch["old_logprobs"] = torch.where(
+        guided, batch["old_logprobs"] + noise * batch["completion_mask"], batch["old_logprobs"]
+    )
     return batch | {"guided": guided, "ratios": torch.zeros_like(batch["old_logprobs"])}
 
 
-# --- the mathematics --------------------------------------------------------------------------------------------------------
+# --- the mathematics ----------------------------------------------------------------------------------------
 
 
-def loss_of_the_paper(model, batch: dict, args, rows: range, gamma: float | None = None) -> tuple[float, float | None]:
-    """Guide's loss in loops over completions and tokens, in numpy and float64, with no function of the script; and its gamma.
+def loss_of_the_paper(
+    model, batch: dict, args, rows: range, gamma: float | None = None
+) -> tuple[float, float | None]:
+    """Guide's loss in loops over completions and tokens, in numpy and float64, with no function of the
+    script; and its gamma.
 
     A given gamma is held, as is everything that carries no gradient, for finite differences.
     """
     new, counted = {}, [i for i in rows if batch["loss_mask"][i].any()]
     for i in rows:
-        table = distributions(model, batch["prompt_ids"][i], batch["completion_ids"][i], args.temperature).numpy()
+        table = distributions(
+            model, batch["prompt_ids"][i], batch["completion_ids"][i], args.temperature
+        ).numpy()
         for t, token in enumerate(batch["completion_ids"][i]):
             new[i, t] = table[t, token]
-    ratio = {(i, t): math.exp(value) / math.exp(batch["old_logprobs"][i, t].item()) for (i, t), value in new.items()}
-    if args.correction == "sequence":
+    ratio = {
+        (i, t): math.exp(value) / math.exp(batch["old_logprobs"][i, t].item())
+        for (i, t), value in new.items()
+    }
+    if option(args, "correction") == "sequence":
         for i in rows:
             if batch["guided"][i]:
                 whole = math.prod(ratio[i, t] for t in range(len(batch["completion_ids"][i])))
@@ -98,58 +140,80 @@ def loss_of_the_paper(model, batch: dict, args, rows: range, gamma: float | None
         for t in range(length):
             r = ratio[i, t]
             limited = min(max(r, 1 - args.clip_low), 1 + args.clip_high)
-            if not batch["guided"][i] or args.shaping == "clip":
+            if not batch["guided"][i] or option(args, "shaping") == "clip":
                 objective = min(r * advantage, limited * advantage)
             else:
-                objective = advantage * (r / (r + gamma) if args.shaping == "quantile" else r)
+                objective = advantage * (r / (r + gamma) if option(args, "shaping") == "quantile" else r)
             if args.importance_cap is not None:
                 old, sampler = batch["old_logprobs"][i, t].item(), batch["rollout_logprobs"][i, t].item()
                 objective *= min(math.exp(old) / math.exp(sampler), args.importance_cap)
             total = sum(len(batch["completion_ids"][j]) for j in counted)
-            shares = {"sequence_mean": 1 / len(counted) / length, "token_mean": 1 / total,
-                      "constant": 1 / len(rows) / args.max_new_tokens}  # fmt: skip
-            loss -= objective * shares[args.aggregation]
+            shares = {
+                "sequence_mean": 1 / len(counted) / length,
+                "token_mean": 1 / total,
+                "constant": 1 / len(rows) / args.max_new_tokens,
+            }
+            loss -= objective * shares[option(args, "aggregation")]
     return loss, gamma
 
 
 @SETTING
 def test_loss_equals_loops_written_from_the_paper(setting):
-    """Catches a wrong sign, a ratio that is clipped or shaped where it should not be, a gamma over padding, over unguided or masked
-    tokens, of a sequence or of a micro-batch."""
-    model, batch, args = random_model(), guided_batch(truncated=True), make_args(**SETTINGS[setting])
+    """Catches a wrong sign, a ratio that is clipped or shaped where it should not be, a gamma over padding,
+    over unguided or masked tokens, of a sequence or of a micro-batch."""
+    model, batch, args = random_model(), guided_batch(truncated=True), args_of(setting)
     for rows in (range(16), range(4, 12), range(12, 16)):
-        sums, _ = update(model, batch, args, guide, slice(rows.start, rows.stop))
+        sums, _ = update(model, batch, args, script_of(setting), slice(rows.start, rows.stop))
         loss, gamma = loss_of_the_paper(model, batch, args, rows)
-        assert sums["policy_loss"] == pytest.approx(loss, rel=1e-9) and sums["total_loss"] == sums["policy_loss"]
-        assert sums["gamma"] == (pytest.approx(gamma, rel=1e-9) if args.shaping == "quantile" and rows.start < 12 else 0)
+        assert (
+            sums["policy_loss"] == pytest.approx(loss, rel=1e-9) and sums["total_loss"] == sums["policy_loss"]
+        )
+        shaped = option(args, "shaping") == "quantile" and rows.start < 12
+        assert sums["gamma"] == (pytest.approx(gamma, rel=1e-9) if shaped else 0)
 
 
 @SETTING
 def test_gradient_equals_finite_differences_of_the_papers_loss(setting):
     """Catches a gamma or a denominator with gradient, and a gradient that is not that of the loss."""
-    model, batch, args = random_model(), guided_batch(guided_groups=(1,), truncated=True, groups=2), make_args(**SETTINGS[setting])
-    _, ours = update(model, batch, args, guide)
+    model, batch, args = (
+        random_model(),
+        guided_batch(guided_groups=(1,), truncated=True, groups=2),
+        args_of(setting),
+    )
+    _, ours = update(model, batch, args, script_of(setting))
     _, gamma = loss_of_the_paper(model, batch, args, range(8))
-    if args.correction == "sequence":  # every token's loss is the whole completion's, its gradient the token's part of that
-        lengths = torch.tensor([len(completion) if guided else 1 for completion, guided in zip(batch["completion_ids"], batch["guided"])])
+    if (
+        option(args, "correction") == "sequence"
+    ):  # every token's loss is the whole completion's, its gradient the token's part of that
+        lengths = torch.tensor(
+            [
+                len(completion) if guided else 1
+                for completion, guided in zip(batch["completion_ids"], batch["guided"])
+            ]
+        )
         batch = batch | {"advantages": batch["advantages"] / lengths[:, None]}
-    derivative = directional_derivative(model, lambda: loss_of_the_paper(model, batch, args, range(8), gamma)[0], 0, ours)
+    derivative = directional_derivative(
+        model, lambda: loss_of_the_paper(model, batch, args, range(8), gamma)[0], 0, ours
+    )
     assert derivative == pytest.approx(1.0, abs=1e-5)
 
 
-def test_gamma_by_hand():
+@SCRIPT
+def test_gamma_by_hand(script):
     """Catches another quantile, no interpolation, and a gamma of zero."""
     ratios = torch.tensor([0.5, 8.0, 1.0, 2.0, 4.0])
-    assert guide.shaping_gamma(ratios, 0.9) == pytest.approx(4.0 + 0.6 * 4.0)  # place 3.6 of .5 1 2 4 8
-    assert guide.shaping_gamma(ratios, 0.5) == 2.0 and guide.shaping_gamma(ratios[:1], 0.9) == 0.5
-    assert guide.shaping_gamma(torch.zeros(3), 0.9) == 1e-4
+    assert script.shaping_gamma(ratios, 0.9) == pytest.approx(4.0 + 0.6 * 4.0)  # place 3.6 of .5 1 2 4 8
+    assert script.shaping_gamma(ratios, 0.5) == 2.0 and script.shaping_gamma(ratios[:1], 0.9) == 0.5
+    assert script.shaping_gamma(torch.zeros(3), 0.9) == 1e-4
 
 
-def test_shaped_gradient_is_largest_where_the_ratio_is_gamma():
-    """Catches gamma^2, a ratio that is clipped, and a gradient through gamma: A gamma ratio / (ratio + gamma)^2 in log pi."""
+@SCRIPT
+def test_shaped_gradient_is_largest_where_the_ratio_is_gamma(script):
+    """Catches gamma^2, a ratio that is clipped, and a gradient through gamma: A gamma ratio / (ratio +
+    gamma)^2 in log pi."""
     ratios = torch.tensor([[0.01, 0.5, 2.0, 8.0, 400.0]])
     logprobs = torch.full((1, 5), -1.0, requires_grad=True)
-    loss = guide.shaped_surrogate(logprobs, -1.0 - ratios.log(), torch.tensor([[3.0]]), 2.0)
+    loss = script.shaped_surrogate(logprobs, -1.0 - ratios.log(), torch.tensor([[3.0]]), 2.0)
     loss.sum().backward()
     assert loss[0, 2].item() == pytest.approx(-3.0 / 2) and loss[0, 4].item() == pytest.approx(-3 * 400 / 402)
     expected = -3 * 2 * ratios / (ratios + 2) ** 2
@@ -157,64 +221,98 @@ def test_shaped_gradient_is_largest_where_the_ratio_is_gamma():
     assert logprobs.grad[0, 2].item() == pytest.approx(-3 / 4)
 
 
-# --- the expected gradient, by enumeration ----------------------------------------------------------------------------------
+# --- the expected gradient, by enumeration ------------------------------------------------------------------
 
 PROMPT, HINTED = [2, 0, 1], [2, 0, 1, 2, 2]
 
 
-def expected_gradients(length: int, correction: str, seed: int = 0, group: int = 2) -> tuple[float, torch.Tensor, torch.Tensor]:
-    """The script's expected gradient over all groups of completions of `length` tokens from a vocabulary of three, sampled with the
-    hint, against that of -E[R] without it: |difference| / |theirs|, and both (ours divided by (1 - 1/G) / L)."""
+def expected_gradients(
+    length: int, correction: str, seed: int = 0, group: int = 2
+) -> tuple[float, torch.Tensor, torch.Tensor]:
+    """The script's expected gradient over all groups of completions of `length` tokens from a vocabulary of
+    three, sampled with the hint, against that of -E[R] without it: |difference| / |theirs|, and both (ours
+    divided by (1 - 1/G) / L)."""
     model = random_model(vocab=3, seed=seed)
     completions = [list(tokens) for tokens in itertools.product(range(3), repeat=length)]
     rewards = torch.from_numpy(np.random.default_rng(length).standard_normal(len(completions)))
 
     def chances(prompt: list[int]) -> torch.Tensor:
         tables = [distributions(model, prompt, tokens, 1.0) for tokens in completions]
-        return torch.stack([sum(row[token] for row, token in zip(table, tokens)) for table, tokens in zip(tables, completions)]).exp()
+        return torch.stack(
+            [
+                sum(row[token] for row, token in zip(table, tokens))
+                for table, tokens in zip(tables, completions)
+            ]
+        ).exp()
 
     groups = list(itertools.product(range(len(completions)), repeat=group))
     chance = chances(HINTED)
     chance_of_group = torch.stack([chance[list(members)].prod() for members in groups])[:, None]
     assert chance.sum().item() == pytest.approx(1.0)
-    advantages = guide.group_advantages(torch.stack([rewards[list(members)] for members in groups]), "centred")
+    advantages = guide_ablations.group_advantages(
+        torch.stack([rewards[list(members)] for members in groups]), "centred"
+    )
     advantages = advantages * chance_of_group * len(groups)
     rows = [completions[member] for members in groups for member in members]
     mask = torch.ones(len(rows), length, dtype=torch.bool)
     denominators = [PROMPT if correction == "none" else HINTED] * len(rows)
     old_logprobs, _ = score_all(model, denominators, rows, 1.0, 10**6)
-    batch = {"prompt_ids": [PROMPT] * len(rows), "completion_ids": rows, "advantages": advantages.view(-1, 1), "completion_mask": mask,
-             "loss_mask": mask, "rollout_logprobs": old_logprobs, "old_logprobs": old_logprobs,
-             "guided": torch.ones(len(rows), 1, dtype=torch.bool), "ratios": torch.zeros(mask.shape)}  # fmt: skip
-    args = make_args(advantage="centred", aggregation="constant", shaping="none", correction=correction, temperature=1.0,
-                     max_new_tokens=length)  # fmt: skip
-    _, ours = update(model, batch, args, guide)
+    batch = {
+        "prompt_ids": [PROMPT] * len(rows),
+        "completion_ids": rows,
+        "advantages": advantages.view(-1, 1),
+        "completion_mask": mask,
+        "loss_mask": mask,
+        "rollout_logprobs": old_logprobs,
+        "old_logprobs": old_logprobs,
+        "guided": torch.ones(len(rows), 1, dtype=torch.bool),
+        "ratios": torch.zeros(mask.shape),
+    }
+    args = make_args(
+        guide_ablations,
+        advantage="centred",
+        aggregation="constant",
+        shaping="none",
+        correction=correction,
+        temperature=1.0,
+        max_new_tokens=length,
+    )
+    _, ours = update(model, batch, args, guide_ablations)
     ours = ours / ((1 - 1 / group) / length)
 
     model.zero_grad()
     tokens = torch.tensor(completions)
-    logits = model(input_ids=torch.cat([torch.tensor(PROMPT).expand(len(tokens), -1), tokens], dim=1)).logits[:, len(PROMPT) - 1 : -1]
+    logits = model(input_ids=torch.cat([torch.tensor(PROMPT).expand(len(tokens), -1), tokens], dim=1)).logits[
+        :, len(PROMPT) - 1 : -1
+    ]
     chance = torch.log_softmax(logits, -1).gather(-1, tokens[:, :, None]).sum((1, 2)).exp()
     (-(chance @ rewards)).backward()
-    theirs = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in model.parameters()])
+    theirs = torch.cat(
+        [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in model.parameters()]
+    )
     return distance(ours, theirs), ours, theirs
 
 
 @pytest.mark.parametrize("length, group", [(1, 2), (2, 2), (1, 3)])
 def test_the_sequence_ratio_is_the_exact_correction(length, group):
-    """Catches a denominator under another prompt, or the product of something else: what is sampled with the hint has exactly
-    (G-1)/G times the expected gradient of the reward without the hint."""
+    """Catches a denominator under another prompt, or the product of something else: what is sampled with the
+    hint has exactly (G-1)/G times the expected gradient of the reward without the hint."""
     assert expected_gradients(length, "sequence", group=group)[0] < 1e-9
 
 
 def test_the_token_ratio_is_exact_for_one_token_and_biased_for_more():
-    """Catches a token ratio that is another's, and the docstring's numbers: how far it lies off for two tokens."""
+    """Catches a token ratio that is another's, and the docstring's numbers: how far it lies off for two
+    tokens."""
     assert expected_gradients(1, "token")[0] < 1e-9 and expected_gradients(1, "token", group=3)[0] < 1e-9
     assert expected_gradients(1, "none")[0] > 0.2
-    token, none = (np.array([expected_gradients(2, correction, seed)[0] for seed in range(10)]) for correction in ("token", "none"))
+    token, none = (
+        np.array([expected_gradients(2, correction, seed)[0] for seed in range(10)])
+        for correction in ("token", "none")
+    )
     stated = " ".join(guide.__doc__.split())
-    assert f"by {token.mean():.2f} of the exact gradient's length on average (at most {token.max():.2f})" in stated
-    assert f"without correction by {none.mean():.2f} (at most {none.max():.2f}), and by more in {(none > token).sum()} of them" in stated
+    ours = f"{token.mean():.2f} of the exact gradient's length on average (at most {token.max():.2f})"
+    theirs = f"no correction by {none.mean():.2f} (at most {none.max():.2f})"
+    assert f"by {ours}, and {theirs}, and by more in {(none > token).sum()} of them" in stated
     assert min(token) > 0.05 and min(none) > 0.2
 
 
@@ -223,58 +321,72 @@ def test_without_the_correction_the_gradient_is_another():
     assert expected_gradients(1, "none")[0] > 0.2
 
 
-# --- what must change nothing -----------------------------------------------------------------------------------------------
+# --- what must change nothing -------------------------------------------------------------------------------
 
 
 @SETTING
 def test_micro_batches_change_nothing(setting):
     """Catches a gamma or a denominator of the micro-batch."""
     model, batch = random_model(), guided_batch(truncated=True)
-    expected = update(model, batch, make_args(**SETTINGS[setting]), guide)
+    script = script_of(setting)
+    expected = update(model, batch, args_of(setting), script)
     for budget in (250, 1):
-        assert_same(update(model, batch, make_args(micro_batch_tokens=budget, **SETTINGS[setting]), guide), expected)
+        assert_same(update(model, batch, args_of(setting, micro_batch_tokens=budget), script), expected)
 
 
 def test_without_guided_groups_it_is_grpo():
     """Catches a change for groups that nobody helped, to the last bit."""
     model, batch = random_model(), guided_batch(guided_groups=(), truncated=True)
-    for shaping in ("quantile", "clip", "none"):
-        ours = update(model, batch, make_args(shaping=shaping), guide)
+    for script, flags in [
+        (guide, {}),
+        *((guide_ablations, {"shaping": shaping}) for shaping in ("quantile", "clip", "none")),
+    ]:
+        ours = update(model, batch, make_args(script, **flags), script)
         theirs = update(model, batch, grpo.Args(max_new_tokens=12, temperature=0.8, micro_batch_tokens=10**6))
         assert torch.equal(ours[1], theirs[1]) and ours[0]["policy_loss"] == theirs[0]["policy_loss"]
 
 
-# --- the loop ---------------------------------------------------------------------------------------------------------------
+def test_with_its_defaults_the_ablations_are_guide():
+    """Catches a change to one of the two files alone, to the last bit."""
+    model, batch = random_model(), guided_batch(truncated=True)
+    ours = update(model, batch, make_args(guide_ablations), guide_ablations)
+    theirs = update(model, batch, make_args(guide), guide)
+    assert torch.equal(ours[1], theirs[1]) and ours[0] == theirs[0]
+
+
+# --- the loop -----------------------------------------------------------------------------------------------
 
 
 def watch_updates(monkeypatch, look) -> None:
-    """Call look(model, batch, rows, args) before every update."""
-    original = guide.accumulate_gradients
+    """Call look(model, batch, args) before every update."""
+    for script in (guide, guide_ablations):
 
-    def function(model, batch, rows, args):
-        look(model, batch, rows, args)
-        return original(model, batch, rows, args)
+        def function(model, batch, args, original=script.accumulate_gradients):
+            look(model, batch, args)
+            return original(model, batch, args)
 
-    monkeypatch.setattr(guide, "accumulate_gradients", function)
+        monkeypatch.setattr(script, "accumulate_gradients", function)
 
 
-@pytest.mark.parametrize("correction", ["token", "none", "keep_hint"])
+@pytest.mark.parametrize("correction", ["Guide", "token", "none", "keep_hint"])
 def test_which_prompt_each_logprob_is_taken_under(run, toy_model, monkeypatch, correction):
-    """Catches a numerator under the hint, a denominator without it, and guided rows that are taken for others: all compared with
-    the bare forward pass of the row under the prompt that it should be."""
+    """Catches a numerator under the hint, a denominator without it, and guided rows that are taken for
+    others: all compared with the bare forward pass of the row under the prompt that it should be."""
     seen, counts, tokenizer = [], [], AutoTokenizer.from_pretrained(toy_model)
 
-    def look(model, batch, rows, args):
-        for i, trained in enumerate(batch["prompt_ids"]):
+    def look(model, batch, args):
+        for i, trained in enumerate(batch.prompt_ids):
             plain, hinted = next(pair for pair in seen if trained in pair)
             guided = batch["guided"][i].item()
             assert trained == (hinted if guided and correction == "keep_hint" else plain)
             behaviour = hinted if guided and correction != "none" else plain
-            completion = batch["completion_ids"][i]
+            completion = batch.completion_ids[i]
             table = distributions(model, behaviour, completion, args.temperature)
             expected = table.gather(-1, torch.tensor(completion)[:, None]).squeeze(1)
             if guided:  # this model reads the hint: one prompt cannot stand in for the other
-                other = distributions(model, plain if behaviour is hinted else hinted, completion, args.temperature)
+                other = distributions(
+                    model, plain if behaviour is hinted else hinted, completion, args.temperature
+                )
                 assert (other - table).abs().max() > 1e-3
             for name in ("old_logprobs", "rollout_logprobs"):
                 if name in batch:
@@ -284,42 +396,73 @@ def test_which_prompt_each_logprob_is_taken_under(run, toy_model, monkeypatch, c
     class Remembering(HashTask):
         def problem(self, split, index, seed):
             problem = super().problem(split, index, seed)
-            seen.append([rollout.encode_prompt(tokenizer, text) for text in (problem.prompt, f"{problem.prompt}\nHint: {problem.hint}")])
+            seen.append(
+                [
+                    encode_prompt(tokenizer, text)
+                    for text in (problem.prompt, f"{problem.prompt}\nHint: {problem.hint}")
+                ]
+            )
             return problem
 
     watch_updates(monkeypatch, look)
-    folder = run(guide, correction, Remembering(), prompts_per_step=4, steps=3, correction=correction)
+    script, flags = (guide, {}) if correction == "Guide" else (guide_ablations, {"correction": correction})
+    folder = run(script, correction, Remembering(), prompts_per_step=4, steps=3, **flags)
     assert sum(counts) > 1 and any(count < 4 for count in counts)
     assert max(column(folder, "rollout/logprob_gap")) < 1e-5
 
 
-def test_without_hints_and_with_mixed_groups_it_is_grpo(run):
+@SCRIPT
+def test_without_hints_and_with_mixed_groups_it_is_grpo(run, script):
     """Catches any other difference from grpo.py, to the last bit over a whole run."""
     flags = dict(group_size=24, prompts_per_step=2, minibatches=2)
-    ours = run(guide, "guide", HashTask(), trigger="never", **flags)
+    ours = run(script, "guide", HashTask(), trigger="never", **flags)
     theirs = run(grpo, "grpo", HashTask(), **flags)
-    assert column(theirs, "reward/frac_zero_std") == [0.0] * 5, "a group without differences: choose another seed"
-    own = [{name: value for name, value in record.items() if not name.startswith("guide/")} for record in records(ours)]
+    assert column(theirs, "reward/frac_zero_std") == [0.0] * 5, (
+        "a group without differences: choose another seed"
+    )
+    own = [
+        {name: value for name, value in record.items() if not name.startswith("guide/")}
+        for record in records(ours)
+    ]
     assert own == records(theirs)
-    assert (ours / "last" / "model.safetensors").read_bytes() == (theirs / "last" / "model.safetensors").read_bytes()
+    assert (ours / "last" / "model.safetensors").read_bytes() == (
+        theirs / "last" / "model.safetensors"
+    ).read_bytes()
 
 
-def test_guided_groups_that_fail_contribute_nothing(run, toy_model, monkeypatch):
+def test_a_run_of_the_ablations_with_their_defaults_is_one_of_guide(run):
+    """Catches a change to the sampling of one of the two files alone, to the last bit over a whole run."""
+    theirs, ours = (
+        run(script, script.__name__, HashTask(), prompts_per_step=4, minibatches=2)
+        for script in (guide, guide_ablations)
+    )
+    assert records(ours) == records(theirs) and max(column(ours, "guide/frac_guided")) > 0
+    for file in ("samples.jsonl", "last/model.safetensors"):
+        assert (ours / file).read_bytes() == (theirs / file).read_bytes()
+
+
+@SCRIPT
+def test_guided_groups_that_fail_contribute_nothing(run, toy_model, monkeypatch, script):
     """Catches a failed group in the loss, a refill without end, and tokens with hint that are not counted."""
     calls = []
-    original = rollout.HFSampler.generate
+    original = HFSampler.generate
 
     def generate(self, prompt_ids, n, *rest):
         completions = original(self, prompt_ids, n, *rest)
         calls.append((len(prompt_ids), n, sum(len(completion.ids) for completion in completions)))
         return completions
 
-    monkeypatch.setattr(rollout.HFSampler, "generate", generate)
+    monkeypatch.setattr(HFSampler, "generate", generate)
     task = FunctionTask(lambda completion, problem: 0.0)
-    folder = run(guide, "never right", task, steps=2, max_refills=1, minibatches=2)
-    assert column(folder, "optim/grad_norm") == [None, None] and column(folder, "guide/frac_guided") == [0.0, 0.0]
+    folder = run(script, "never right", task, steps=2, max_refills=1, minibatches=2)
+    assert column(folder, "optim/grad_norm") == [None, None] and column(folder, "guide/frac_guided") == [
+        0.0,
+        0.0,
+    ]
     assert column(folder, "guide/guided_success") == [0.0, 0.0] and column(folder, "guide/rounds") == [2, 2]
-    assert (folder / "last" / "model.safetensors").read_bytes() == (folder / "best" / "model.safetensors").read_bytes()
+    assert (folder / "last" / "model.safetensors").read_bytes() == (
+        folder / "best" / "model.safetensors"
+    ).read_bytes()
     training = [call for call in calls if call[1] == 4]
     assert len(training) == 8  # two steps, two rounds, without and with hint
     assert column(folder, "rollout/tokens_total")[-1] == sum(tokens for _, _, tokens in training)
@@ -327,22 +470,29 @@ def test_guided_groups_that_fail_contribute_nothing(run, toy_model, monkeypatch)
 
 def test_groups_that_are_all_right_contribute_nothing(run):
     """Catches a group that is kept although nothing tells its completions apart."""
-    folder = run(guide, "always right", FunctionTask(lambda completion, problem: 1.0), steps=2, max_refills=1, epochs=2)
-    assert column(folder, "optim/grad_norm") == [None, None] and column(folder, "guide/guided_success") == [None, None]
+    folder = run(
+        guide, "always right", FunctionTask(lambda completion, problem: 1.0), steps=2, max_refills=1, epochs=2
+    )
+    assert column(folder, "optim/grad_norm") == [None, None] and column(folder, "guide/guided_success") == [
+        None,
+        None,
+    ]
     assert column(folder, "guide/rounds") == [2, 2]
 
 
 def test_seeds_and_problems_are_a_function_of_step_prompt_round_and_sample(run, monkeypatch):
-    """Catches a seed shared by two completions, with hint or without, a refill that samples the same again, and surplus groups
-    that are carried over."""
-    calls, trained, original = [], [], guide.sample_rollout
+    """Catches a seed shared by two completions, with hint or without, a refill that samples the same again,
+    and surplus groups that are carried over."""
+    calls, trained, original = [], [], run_module.sample_rollout
 
     def sample(sampler, tokenizer, task, problems, prompts, seeds, **settings):
-        calls.append(([problem.prompt for problem in problems], ["Hint" in prompt for prompt in prompts], seeds))
+        calls.append(
+            ([problem.prompt for problem in problems], ["Hint" in prompt for prompt in prompts], seeds)
+        )
         return original(sampler, tokenizer, task, problems, prompts, seeds, **settings)
 
-    monkeypatch.setattr(guide, "sample_rollout", sample)
-    watch_updates(monkeypatch, lambda model, batch, rows, args: trained.append(len(batch["prompt_ids"])))
+    monkeypatch.setattr(run_module, "sample_rollout", sample)
+    watch_updates(monkeypatch, lambda model, batch, args: trained.append(len(batch)))
     folder = run(guide, "seeds", HashTask(), prompts_per_step=3, seed=7)
     assert set(trained) == {12}
     rounds, met = column(folder, "guide/rounds"), []
@@ -352,108 +502,190 @@ def test_seeds_and_problems_are_a_function_of_step_prompt_round_and_sample(run, 
         for round in range(count):
             prompts, _, seeds = waiting.pop(0)
             met += prompts
-            assert seeds == [rollout.completion_seed(7, step, j, round, i) for j in range(3) for i in range(4)]
+            assert seeds == [completion_seed(7, step, j, round, i) for j in range(3) for i in range(4)]
             if waiting and all(waiting[0][1]):
                 failed, _, seeds = waiting.pop(0)
-                assert seeds == [rollout.completion_seed(7, step, prompts.index(p), round, 4 + i) for p in failed for i in range(4)]
+                assert seeds == [
+                    completion_seed(7, step, prompts.index(p), round, 4 + i) for p in failed for i in range(4)
+                ]
     assert not waiting and len(set(met)) == len(met)
 
 
 def test_scores_never_see_a_hint(run, toy_model, monkeypatch):
     """Catches a held-out score of prompts with their hints."""
     asked = []
-    evaluate = guide.evaluate
+    evaluate = run_module.evaluate
 
     def watched(sampler, tokenizer, *rest):
         original = sampler.generate
-        sampler.generate = lambda prompt_ids, *more: asked.extend(map(tokenizer.decode, prompt_ids)) or original(prompt_ids, *more)
+        sampler.generate = lambda prompt_ids, *more: (
+            asked.extend(map(tokenizer.decode, prompt_ids)) or original(prompt_ids, *more)
+        )
         result = evaluate(sampler, tokenizer, *rest)
         del sampler.generate
         return result
 
-    monkeypatch.setattr(guide, "evaluate", watched)
-    run(guide, "run", HashTask(), steps=1, trigger="always")
+    monkeypatch.setattr(run_module, "evaluate", watched)
+    run(guide_ablations, "run", HashTask(), steps=1, trigger="always")
     assert len(asked) >= 8 and not any("Hint" in prompt for prompt in asked)
 
 
-# --- which groups are guided ------------------------------------------------------------------------------------------------
+# --- which groups are guided --------------------------------------------------------------------------------
 
-PROBLEMS = [Problem(f"q{place}", "12", hint) for place, hint in enumerate(["first 3", "first 4", None, "it is 12", "first 5"])]
+PROBLEMS = [
+    Problem(f"q{place}", "12", hint)
+    for place, hint in enumerate(["first 3", "first 4", None, "it is 12", "first 5"])
+]
 RIGHT = [0, 1, 0, 0, 4]  # of four, without a hint
 
 
-def one_round(**flags):
-    """guided_groups on PROBLEMS with a sampler that is right as RIGHT says, twice with a hint; and what it was asked for."""
-    asked = []
+def one_round(script=guide_ablations, **flags):
+    """sample_groups on PROBLEMS with a sampler that is right as RIGHT says, twice with a hint.
 
-    def sample(places, prompts, first):
-        asked.append((list(places), prompts, first))
-        rights = [2 if "Hint" in prompt else RIGHT[place] for place, prompt in zip(places, prompts)]
+    Returns what it was asked for: problems, prompts, and the number of the first sample; whether each group
+    of G completions saw the hint, problem by problem; and how many problems went without a hint because
+    there is none that may be shown.
+    """
+    asked, args = [], script.Args(group_size=4, **flags)
+    key = {completion_seed(args.seed, 3, j, 2, i): (j, i) for j in range(5) for i in range(8)}
+
+    def sample(problems, seeds, prompts=None):
+        prompts = prompts or [problem.prompt for problem in problems]
+        places, first = [PROBLEMS.index(problem) for problem in problems], key[seeds[0]][1]
+        assert [key[seed] for seed in seeds] == [(j, first + i) for j in places for i in range(4)]
+        asked.append((places, prompts, first))
+        rights = [
+            2 if "Hint" in prompt or "!" in prompt else RIGHT[place] for place, prompt in zip(places, prompts)
+        ]
         grades = [graded(float(i < right), "x") for right in rights for i in range(4)]
-        completions = [rollout.Completion([5], [0.0], "stop")] * len(grades)
-        return rollout.Rollout([PROBLEMS[place] for place in places], [[1]] * len(grades), completions, [""] * len(grades), grades)
+        ids = [
+            [place, prompt != PROBLEMS[place].prompt]
+            for place, prompt in zip(places, prompts)
+            for _ in range(4)
+        ]
+        return Rollout(
+            problems, ids, [Completion([5], [0.0], "stop")] * len(grades), [""] * len(grades), grades
+        )
 
-    part, is_guided, groups, missing = guide.guided_groups(sample, PROBLEMS, None, guide.Args(group_size=4, **flags))
-    assert len(part.problems) == len(is_guided) and [PROBLEMS.index(part.problems[blocks[-1]]) for blocks in groups] == list(range(5))
-    return asked, is_guided, groups, missing
+    run = SimpleNamespace(args=args, sample=sample, sums=Counter(), state={"solved": []})
+    groups = script.sample_groups(run, PROBLEMS, None, 3, 2)
+    assert [[PROBLEMS.index(problem) for problem in set(group.problems)] for group in groups] == [
+        [j] for j in range(5)
+    ]
+    guided = [[bool(hinted) for _, hinted in group.prompt_ids[::4]] for group in groups]
+    plain_right = sum(
+        RIGHT[j] > 0 and guided[j] != [True] or RIGHT[j] > 0 and len(asked) > 1 for j in range(5)
+    )
+    assert run.sums["first_solved"] == len(run.state["solved"]) == plain_right
+    shown = sum(map(sum, guided))
+    assert (run.sums["guided_completions"], run.sums["guided_right"], run.sums["rounds"]) == (
+        4 * shown,
+        2 * shown,
+        1,
+    )
+    return asked, guided, run.sums["without_hint"]
 
 
 ALL = (list(range(5)), [f"q{place}" for place in range(5)], 0)
+UNAIDED, GUIDED, BOTH = [False], [True], [False, True]
+
+
+@SCRIPT
+def test_failed_groups_get_the_hint(script):
+    """Catches a prompt that is guided although one completion was right, a hint with the answer in it that
+    is shown, a missing one that is shown as None, a failed group that stays, and seeds that were used
+    before."""
+    asked, guided, missing = one_round(script)
+    assert (
+        asked == [ALL, ([0], ["q0\nHint: first 3"], 4)] and missing == 2
+    )  # problem 2 has no hint, that of 3 is its answer
+    assert guided == [GUIDED, UNAIDED, UNAIDED, UNAIDED, UNAIDED]
+    assert one_round(script, trigger="never") == ([ALL], [UNAIDED] * 5, 0)
 
 
 def test_the_trigger_is_that_of_the_flag():
-    """Catches a prompt that is guided although one completion was right, a threshold on the wrong side, a hint with the answer in
-    it that is shown, a missing one that is shown as None, and seeds that were used before."""
-    asked, is_guided, groups, missing = one_round()
-    assert asked == [ALL, ([0], ["q0\nHint: first 3"], 4)] and missing == 2  # problem 2 has no hint, that of 3 is its answer
-    assert is_guided == [False] * 5 + [True] and groups == [(5,), (1,), (2,), (3,), (4,)]
-    assert one_round(trigger="never") == ([ALL], [False] * 5, [(0,), (1,), (2,), (3,), (4,)], 0)
-    asked, is_guided, groups, missing = one_round(trigger="below", trigger_accuracy=0.25)
-    assert asked[1][0] == [0, 1] and groups == [(5,), (6,), (2,), (3,), (4,)] and missing == 2
+    """Catches a threshold on the wrong side, and a flag that is ignored."""
+    asked, guided, missing = one_round(trigger="below", trigger_accuracy=0.25)
+    assert asked[1][0] == [0, 1] and guided == [GUIDED, GUIDED, UNAIDED, UNAIDED, UNAIDED] and missing == 2
     assert one_round(trigger="below", trigger_accuracy=0.24)[0][1][0] == [0]
 
 
 def test_always_guided_and_joined_groups():
     """Catches a plain group that is sampled for nothing, and a joined group without one of its halves."""
-    asked, is_guided, groups, missing = one_round(trigger="always")
-    assert asked == [(list(range(5)), ["q0\nHint: first 3", "q1\nHint: first 4", "q2", "q3", "q4\nHint: first 5"], 0)]
-    assert is_guided == [True, True, False, False, True] and groups == [(0,), (1,), (2,), (3,), (4,)] and missing == 2
-    asked, is_guided, groups, missing = one_round(group="join")
-    assert groups == [(0, 5), (1,), (2,), (3,), (4,)] and asked[0] == ALL and missing == 2
-    asked, is_guided, groups, missing = one_round(trigger="always", group="join", hint_template="{hint}! {prompt}")
-    assert groups == [(0, 5), (1, 6), (2,), (3,), (4, 7)] and asked[1] == ([0, 1, 4], ["first 3! q0", "first 4! q1", "first 5! q4"], 4)
+    asked, guided, missing = one_round(trigger="always")
+    assert asked == [
+        (list(range(5)), ["q0\nHint: first 3", "q1\nHint: first 4", "q2", "q3", "q4\nHint: first 5"], 0)
+    ]
+    assert guided == [GUIDED, GUIDED, UNAIDED, UNAIDED, GUIDED] and missing == 2
+    asked, guided, missing = one_round(group="join")
+    assert guided == [BOTH, UNAIDED, UNAIDED, UNAIDED, UNAIDED] and asked[0] == ALL and missing == 2
+    asked, guided, missing = one_round(trigger="always", group="join", hint_template="{hint}! {prompt}")
+    assert guided == [BOTH, BOTH, UNAIDED, UNAIDED, BOTH] and asked[1] == (
+        [0, 1, 4],
+        ["first 3! q0", "first 4! q1", "first 5! q4"],
+        4,
+    )
 
 
-@pytest.mark.parametrize("group", ["replace", "join"])
+@pytest.mark.parametrize("group", ["Guide", "replace", "join"])
 def test_advantages_are_those_of_the_group(run, monkeypatch, group):
-    """Catches a guided group whose rewards are compared with another's, and a joined one that is not compared as one."""
+    """Catches a guided group whose rewards are compared with another's, and a joined one that is not
+    compared as one."""
     batches = []
-    watch_updates(monkeypatch, lambda model, batch, rows, args: batches.append(batch))
-    folder = run(guide, group, HashTask(), steps=3, prompts_per_step=4, group=group)
+    watch_updates(monkeypatch, lambda model, batch, args: batches.append(batch))
+    script, flags = (guide, {}) if group == "Guide" else (guide_ablations, {"group": group})
+    folder = run(script, group, HashTask(), steps=3, prompts_per_step=4, **flags)
     samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
     assert samples and any(batch["guided"].any() for batch in batches)
     for batch in batches:
-        start = 0
-        while start < len(batch["prompt_ids"]):
-            size = 8 if group == "join" and batch["guided"][start + 4 : start + 5].any() and not batch["guided"][start] else 4
+        start, sizes = 0, []
+        while start < len(batch):
+            size = (
+                8
+                if group == "join"
+                and batch["guided"][start + 4 : start + 5].any()
+                and not batch["guided"][start]
+                else 4
+            )
             part = batch["advantages"][start : start + size, 0]
             assert part.sum().abs() < 1e-5 and part.std().item() == pytest.approx(1, abs=1e-4)
-            assert len({tuple(prompt) for prompt in batch["prompt_ids"][start : start + size]}) == 1
-            start += size
+            assert len({tuple(prompt) for prompt in batch.prompt_ids[start : start + size]}) == 1
+            start, sizes = start + size, [*sizes, size]
+        assert sizes == batch.rows_per_group
 
 
-# --- hints --------------------------------------------------------------------------------------------------------------------
+# --- hints --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("hint, answer, shown", [
-    ("Start with 112.", "12", False), ("You get 12.", "12", True), ("It is 1,000 m.", "1000", True), ("Take 12.5 of it.", "12", False),
-    ("The cathedral", "cat", False), ("a Cat sat", "cat", True), ("x = 3 + 4", "3 + 4", True),
-    ("7 - 12", "12", True), ("no numbers", "12", False),
-    ("\\frac{1}{2} of it", "\\frac{1}{2}", True), ("minus -5 now", "-5", True), ("He has $71.00.", "71", True), ("so 7.5 m", "7.50", True),
-    ("it is .5", "0.5", True), ("it is 0.5", "1/2", True), ("\\frac12 of it", "\\dfrac{1}{2}", True), ("so \u22125", "-5", True),
-    ("48/2 = 24", "48", True), ("48/2 = 24", "2", True), ("Take a pen", "A", False), ("It is A.", "A", True), ("7/0", "7", True),
-    ("1/2 of it", "3/2", False), ("take 71.01", "71", False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "hint, answer, shown",
+    [
+        ("Start with 112.", "12", False),
+        ("You get 12.", "12", True),
+        ("It is 1,000 m.", "1000", True),
+        ("Take 12.5 of it.", "12", False),
+        ("The cathedral", "cat", False),
+        ("a Cat sat", "cat", True),
+        ("x = 3 + 4", "3 + 4", True),
+        ("7 - 12", "12", True),
+        ("no numbers", "12", False),
+        ("\\frac{1}{2} of it", "\\frac{1}{2}", True),
+        ("minus -5 now", "-5", True),
+        ("He has $71.00.", "71", True),
+        ("so 7.5 m", "7.50", True),
+        ("it is .5", "0.5", True),
+        ("it is 0.5", "1/2", True),
+        ("\\frac12 of it", "\\dfrac{1}{2}", True),
+        ("so \u22125", "-5", True),
+        ("48/2 = 24", "48", True),
+        ("48/2 = 24", "2", True),
+        ("Take a pen", "A", False),
+        ("It is A.", "A", True),
+        ("7/0", "7", True),
+        ("1/2 of it", "3/2", False),
+        ("take 71.01", "71", False),
+    ],
+)
 def test_what_gives_the_answer_away(hint, answer, shown):
     """Catches substrings that count as the answer, and another spelling of it that does not."""
     assert reveals(hint, answer) is shown
@@ -463,22 +695,40 @@ def test_hints_that_cannot_be_used_are_refused_before_anything_is_written(run, t
     """Catches a run without a single hint, and a template that does not show it."""
     silent = HashTask()
     silent.problem = lambda split, index, seed: Problem(f"{split} {index}", "0")
-    with pytest.raises(SystemExit, match="--task .*: 0 of the first 1000 .*, 1000 have none, and that of 0 .*; make hints with hints.py"):
+    with pytest.raises(
+        SystemExit,
+        match="--task .*: 0 of the first 1000 .*, 1000 have none, and that of 0 .*; make hints with tools",
+    ):
         run(guide, "none", silent)
-    telling = ListTask("telling", {split: [Problem(f"{split} {i}", "7", "say 7") for i in range(3)] for split in ("train", "dev", "test")})
-    with pytest.raises(SystemExit, match="--task .*: 0 of the first 3 .*, 0 have none, and that of 3 contains the answer"):
+    telling = ListTask(
+        "telling",
+        {
+            split: [Problem(f"{split} {i}", "7", "say 7") for i in range(3)]
+            for split in ("train", "dev", "test")
+        },
+    )
+    with pytest.raises(
+        SystemExit, match="--task .*: 0 of the first 3 .*, 0 have none, and that of 3 contains the answer"
+    ):
         run(guide, "telling", telling)
     for template in ("{prompt}", "{hint}", "{prompt} {hint} \\boxed{}", "{prompt} {hints}"):
-        with pytest.raises(SystemExit, match="--hint-template .*must contain {prompt} and {hint}, and other braces doubled"):
+        with pytest.raises(
+            SystemExit, match="--hint-template .*must contain {prompt} and {hint}, and other braces doubled"
+        ):
             run(guide, "template", HashTask(), hint_template=template)
     assert not any((tmp_path / name).exists() for name in ("none", "telling", "template"))
     run(guide, "filter", silent, trigger="never", steps=1)
 
 
-@pytest.mark.parametrize("line, said", [
-    ("{", "line 2: not valid JSON"), ("3", "line 2: field 'prompt' must be a non-empty string"),
-    ('{"prompt": "a"}', "line 2: field 'hint' must be"), ('{"prompt": "a", "hint": " "}', "line 2: field 'hint' must be"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "line, said",
+    [
+        ("{", "line 2: not valid JSON"),
+        ("3", "line 2: field 'prompt' must be a non-empty string"),
+        ('{"prompt": "a"}', "line 2: field 'hint' must be"),
+        ('{"prompt": "a", "hint": " "}', "line 2: field 'hint' must be"),
+    ],
+)
 def test_broken_file_of_hints(tmp_path, line, said):
     """Catches a line that is skipped in silence."""
     file = tmp_path / "hints.jsonl"
@@ -489,22 +739,42 @@ def test_broken_file_of_hints(tmp_path, line, said):
         load_hints(tmp_path / "nowhere.jsonl")
 
 
-SOLVED = [("Sold 48/2 = 24 in May.\nSold 48+24 = 72 in all.\n\\boxed{72}", "72", "Sold 48/2 = 24 in May.", "Sold … in May."),
-          ("Add $1.50 to 2 x 3, and 50% more. Then there are five. So x = 3.", "3", None, "Add … to …, and … more.\nThen there are five."),
-          ("Only one step.", "4", None, None), ("First 9.\nThen 4.\nThen 5.\nThen 6.", "4", "First 9.", "First ….\nThen ….\nThen …."),
-          ("", "5", None, None)]  # fmt: skip
+SOLVED = [
+    (
+        "Sold 48/2 = 24 in May.\nSold 48+24 = 72 in all.\n\\boxed{72}",
+        "72",
+        "Sold 48/2 = 24 in May.",
+        "Sold … in May.",
+    ),
+    (
+        "Add $1.50 to 2 x 3, and 50% more. Then there are five. So x = 3.",
+        "3",
+        None,
+        "Add … to …, and … more.\nThen there are five.",
+    ),
+    ("Only one step.", "4", None, None),
+    ("First 9.\nThen 4.\nThen 5.\nThen 6.", "4", "First 9.", "First ….\nThen ….\nThen …."),
+    ("", "5", None, None),
+]
 
 
 @pytest.mark.parametrize("solution, answer, first, plan", SOLVED)
 def test_hints_from_worked_solutions(solution, answer, first, plan):
     """Catches a hint with the last step or the answer in it, and a plan with numbers."""
     problem = Problem("q", answer, solution=solution)
-    assert hints.make_hint(problem, "first_steps", 0.5) == first and hints.make_hint(problem, "plan", 0.5) == plan
+    assert (
+        hints.make_hint(problem, "first_steps", 0.5) == first
+        and hints.make_hint(problem, "plan", 0.5) == plan
+    )
 
 
 def test_helper_command_makes_hints_that_guide_shows(tmp_path, capsys):
-    """Catches a file that does not fit the task it was made from, a file that is overwritten, and problems that are not counted."""
-    rows = [{"prompt": f"q{i}", "answer": str(100 + i), "solution": f"First {i}.\nThen {100 + i}."} for i in range(20)]
+    """Catches a file that does not fit the task it was made from, a file that is overwritten, and problems
+    that are not counted."""
+    rows = [
+        {"prompt": f"q{i}", "answer": str(100 + i), "solution": f"First {i}.\nThen {100 + i}."}
+        for i in range(20)
+    ]
     rows[0] |= {"solution": f"At once {100}.\nAgain 100."}
     del rows[1]["solution"]
     source, out = tmp_path / "own.jsonl", tmp_path / "hints.jsonl"
@@ -519,7 +789,9 @@ def test_helper_command_makes_hints_that_guide_shows(tmp_path, capsys):
     source.write_text("".join(json.dumps({"prompt": f"q{i}", "answer": "1"}) + "\n" for i in range(20)))
     with pytest.raises(SystemExit, match="none of its .* training problems carries a worked solution"):
         hints.main(hints.Args(task=f"jsonl:{source}", out=tmp_path / "other.jsonl"))
-    source.write_text("".join(json.dumps({"prompt": f"q{i}", "answer": "1", "solution": "1"}) + "\n" for i in range(20)))
+    source.write_text(
+        "".join(json.dumps({"prompt": f"q{i}", "answer": "1", "solution": "1"}) + "\n" for i in range(20))
+    )
     with pytest.raises(SystemExit, match="no part of any solution is free of its answer"):
         hints.main(hints.Args(task=f"jsonl:{source}", out=tmp_path / "other.jsonl"))
     with pytest.raises(SystemExit, match="--problems -3: must be at least 1"):
@@ -540,7 +812,9 @@ def test_a_file_of_hints_may_have_the_prompts_as_the_users_file_has_them(tmp_pat
 def test_any_field_of_a_file_can_be_the_hint(tmp_path):
     """Catches a field name that is ignored or mistyped."""
     file = tmp_path / "own.jsonl"
-    file.write_text("".join(json.dumps({"prompt": f"q{i}", "answer": "1", "plan": f"plan {i}"}) + "\n" for i in range(10)))
+    file.write_text(
+        "".join(json.dumps({"prompt": f"q{i}", "answer": "1", "plan": f"plan {i}"}) + "\n" for i in range(10))
+    )
     assert load_task(f"jsonl:{file}").members("train")[0].hint is None
     assert load_task(f"jsonl:{file}?hint=plan").members("train")[0].hint == "plan 0"
     with pytest.raises(ValueError, match="no line has a field 'plans'"):

@@ -1,21 +1,25 @@
-"""h1_curriculum.py: schedules, stages, budgets, the reward's terms, and a resume inside a stage and at its edge."""
+"""h1_curriculum.py: schedules, stages, budgets, the reward's terms, and a resume inside a stage and at its
+edge.
+
+tests/test_adarft_e2h.py has the schedules without stages.
+"""
 
 import doctest
 import json
 import math
-import os
-import signal
 from collections import Counter
 
 import pytest
 import torch
-from toys import FirstLetterTask, FunctionTask, HashTask, column, quick_flags, records
+from stopping import assert_same_run, stopping_after
+from toys import FirstLetterTask, HashTask, column, quick_flags, records
 from transformers import AutoModelForCausalLM
 
-import grpo
 import h1_curriculum as h1
-import runtime
-from tasks import ChainTask
+import plainrl.run as run_module
+from papers import dr_grpo
+from plainrl import horizons
+from plainrl.world import ChainTask
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -25,106 +29,75 @@ def run(toy_model, tmp_path):
     """run(name, task=..., script=..., **flags) -> the output folder of a quick run."""
 
     def function(name="run", task=None, script=h1, sampler=None, **changes):
-        script.main(script.Args(**quick_flags(toy_model, tmp_path / name, **changes)), task=task or HashTask(), sampler=sampler)
+        script.main(
+            script.Args(**quick_flags(toy_model, tmp_path / name, **changes)),
+            task=task or HashTask(),
+            sampler=sampler,
+        )
         return tmp_path / name
 
     function.folder = lambda name: tmp_path / name
     return function
 
 
-def horizons(schedule: str, steps=range(1, 401), state=None, **flags) -> Counter:
-    """How often each horizon is drawn."""
+def drawn(schedule: str, stage: int = 1, **flags) -> Counter:
+    """How often each horizon is drawn in 400 steps."""
     args = h1.Args(schedule=schedule, prompts_per_step=10, steps=400, **flags)
-    state = {"stage": 1, "target": 0.0, "tokens": 0} | (state or {})
-    return Counter(horizon for step in steps for horizon in h1.draw_horizons(args, step, state))
+    return Counter(horizon for step in range(1, 401) for horizon in h1.draw_horizons(args, step, stage))
 
 
 def test_doctests():
     """Catches examples that are not true."""
-    result = doctest.testmod(h1)
-    assert result.attempted >= 4 and result.failed == 0
+    for module, count in ((h1, 2), (horizons, 2)):
+        result = doctest.testmod(module)
+        assert result.attempted >= count and result.failed == 0
 
 
-# --- schedules ------------------------------------------------------------------------------------------------------------
+# --- schedules ----------------------------------------------------------------------------------------------
 
 
 def test_schedules_of_one_horizon():
     """Catches short and long mixed up, and a stage off by one."""
-    assert horizons("only_short") == {1: 4000} and horizons("only_long") == {5: 4000} and horizons("only_long", max_horizon=7) == {7: 4000}
-    assert horizons("curriculum", state={"stage": 3}) == {3: 4000}
+    assert drawn("only_short") == {1: 4000} and drawn("only_long") == {5: 4000}
+    assert drawn("only_long", max_horizon=7) == {7: 4000}
+    assert drawn("curriculum", stage=3) == {3: 4000}
 
 
 def test_uniform_mix_is_uniform_and_pure():
-    """Catches weights that grow, a draw that is the same in all steps or for all prompts, and one that is not the seed's."""
-    counts = horizons("uniform_mix")
+    """Catches weights that grow, a draw that is the same in all steps or for all prompts, and one that is
+    not the seed's."""
+    counts = drawn("uniform_mix")
     assert all(abs(counts[h] - 800) < 5 * math.sqrt(4000 * 0.2 * 0.8) for h in range(1, 6))
     args = h1.Args(schedule="uniform_mix", prompts_per_step=10)
-    draws = [h1.draw_horizons(args, step, {}) for step in range(1, 6)]
-    assert draws == [h1.draw_horizons(args, step, {}) for step in range(1, 6)] and len(set(map(tuple, draws))) == 5
-    assert h1.draw_horizons(h1.Args(schedule="uniform_mix", prompts_per_step=10, seed=1), 1, {}) != draws[0]
-
-
-def test_e2h_by_hand():
-    """Catches the roles of start and end exchanged, and weights that do not sum to one."""
-    # L = 5, Z = 15: at the start (5, 4, 3, 2, 1) / 15, at the end the other way round, in the middle the mean of both: 1/5 each
-    assert h1.e2h_cosine(0.0, 5) == pytest.approx([5 / 15, 4 / 15, 3 / 15, 2 / 15, 1 / 15])
-    assert h1.e2h_cosine(0.5, 5) == pytest.approx([0.2] * 5)
-    assert h1.e2h_cosine(1.0, 5) == pytest.approx([1 / 15, 2 / 15, 3 / 15, 4 / 15, 5 / 15])
-    assert h1.e2h_cosine(0.25, 2) == pytest.approx([0.5 + math.sqrt(0.5) / 6, 0.5 - math.sqrt(0.5) / 6])  # alpha (1 + cos 45 deg) / 2
-    # sigma 1/2: weights exp(-2 d^2) at distance d from the mean, which is sqrt(time) (L - 1)
-    near, far = math.exp(-2), math.exp(-8)
-    assert h1.e2h_gaussian(0.0, 3) == pytest.approx([w / (1 + near + far) for w in (1, near, far)])
-    assert h1.e2h_gaussian(1.0, 3) == pytest.approx([w / (1 + near + far) for w in (far, near, 1)])
-    assert h1.e2h_gaussian(0.25, 5)[2] == max(h1.e2h_gaussian(0.25, 5))  # half the way after a quarter of the time
-
-
-@pytest.mark.parametrize("schedule", ["e2h_cosine", "e2h_gaussian"])
-def test_e2h_moves_from_short_to_long(schedule):
-    """Catches a time that stands still, runs backwards, or does not see the token budget."""
-    early, late = horizons(schedule, range(1, 101)), horizons(schedule, range(301, 401))
-    mean = lambda counts: sum(h * n for h, n in counts.items()) / counts.total()  # noqa: E731
-    assert mean(early) + 0.5 < mean(late)
-    args = h1.Args(steps=1000, token_budget=200)
-    assert [h1.time_used(args, step, tokens) for step, tokens in ((1, 0), (1, 100), (501, 0), (1, 500))] == [0.0, 0.5, 0.5, 1.0]
-
-
-def test_adarft_by_hand():
-    """Catches a target that moves the wrong way or leaves its range, and one that is rounded to the wrong horizon."""
-    assert h1.adarft_target(40.0, 0.5) == 40.0
-    assert h1.adarft_target(40.0, 0.6) == pytest.approx(40 + 50 * math.tanh(0.2))
-    assert h1.adarft_target(40.0, 0.1) == pytest.approx(40 - 50 * math.tanh(0.8))
-    assert h1.adarft_target(90.0, 1.0) == 100.0 and h1.adarft_target(10.0, 0.0) == 0.0
-    # H = 5: horizons at difficulty 0, 25, 50, 75, 100
-    for target, horizon in ((0.0, 1), (12.4, 1), (12.6, 2), (62.4, 3), (62.6, 4), (87.6, 5), (100.0, 5)):
-        assert horizons("adarft", [1], {"target": target}).keys() == {horizon}
-
-
-def test_adarft_follows_the_accuracy(run):
-    """Catches a target that is not updated, or with another number than the batch's accuracy."""
-    folder = run(schedule="adarft", task=FunctionTask(lambda text, problem: float(problem.horizon < 3)), max_horizon=3, steps=8,
-                 eval_problems=3)  # fmt: skip
-    assert column(folder, "reward/mean") == [float(horizon < 3) for horizon in column(folder, "h1/horizon")]
-    # all right: tanh(1) = .76, so + 38 a step: 0, 38, 76 -> horizons 1, 2, 3; all wrong: back to 38, ...
-    assert column(folder, "h1/target") == pytest.approx([0.0, 38.08, 76.16, 38.08, 76.16, 38.08, 76.16, 38.08], abs=0.01)
-    assert column(folder, "h1/horizon") == [1, 2, 3, 2, 3, 2, 3, 2]
+    draws = [h1.draw_horizons(args, step, 1) for step in range(1, 6)]
+    assert draws == [h1.draw_horizons(args, step, 1) for step in range(1, 6)]
+    assert len(set(map(tuple, draws))) == 5
+    assert h1.draw_horizons(h1.Args(schedule="uniform_mix", prompts_per_step=10, seed=1), 1, 1) != draws[0]
 
 
 def test_only_short_is_dr_grpo(run):
-    """Catches anything of h1 that is left when it is switched off: equal to grpo.py to the last bit on chains of one step."""
+    """Catches anything of h1 that is left when it is switched off: equal to papers/dr_grpo.py to the last
+    bit on chains of one step."""
     ours = run("ours", schedule="only_short", max_horizon=2, minibatches=2)
-    theirs = run("theirs", script=grpo, advantage="centred", aggregation="constant", minibatches=2)
+    theirs = run("theirs", script=dr_grpo, minibatches=2)
     shared = records(theirs)[1].keys() - {"step"}
     for one, other in zip(records(ours)[1:6], records(theirs)[1:6]):
-        assert {name: one[name] for name in shared if "eval/" not in name} == {n: other[n] for n in shared if "eval/" not in n}
-    ours, theirs = (dict(AutoModelForCausalLM.from_pretrained(folder / "last").named_parameters()) for folder in (ours, theirs))
+        assert {name: one[name] for name in shared if "eval/" not in name} == {
+            n: other[n] for n in shared if "eval/" not in n
+        }
+    ours, theirs = (
+        dict(AutoModelForCausalLM.from_pretrained(folder / "last").named_parameters())
+        for folder in (ours, theirs)
+    )
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-# --- stages ---------------------------------------------------------------------------------------------------------------
+# --- stages -------------------------------------------------------------------------------------------------
 
 
 def test_stages_by_steps(run):
-    """Catches a stage that is a step too long or too short, one after the last, and tokens that are not of the stage."""
+    """Catches a stage that is a step too long or too short, one after the last, and tokens that are not of
+    the stage."""
     folder = run(max_horizon=3, steps_per_stage=2, steps=8, eval_problems=4)
     assert column(folder, "h1/stage") == column(folder, "h1/horizon") == [1, 1, 2, 2, 3, 3, 3, 3]
     tokens, total = column(folder, "h1/stage_tokens"), column(folder, "rollout/tokens_total")
@@ -134,7 +107,8 @@ def test_stages_by_steps(run):
         assert record[f"h1/reward_{stage}"] == record["reward/mean"]
         assert all(record[f"h1/reward_{h}"] is None for h in {1, 2, 3} - {stage})
     assert all(f"eval/hash-h{h}/avg@2" in records(folder)[step] for h in (1, 2, 3) for step in (2, 4, 6, 8))
-    assert not {"h1/stage", "h1/stage_tokens"} & records(run("mix", schedule="uniform_mix", max_horizon=2))[1].keys()
+    mix = run("mix", schedule="uniform_mix", max_horizon=2)
+    assert not {"h1/stage", "h1/stage_tokens"} & records(mix)[1].keys()
 
 
 def test_default_length_of_a_stage(run):
@@ -143,32 +117,41 @@ def test_default_length_of_a_stage(run):
 
 
 def test_stage_is_over():
-    """Catches a threshold that is another horizon's business, inverted or strict, and a schedule that has no stages."""
+    """Catches a threshold that is another horizon's business, inverted or strict, and a last stage that
+    ends."""
     args = h1.Args(steps_per_stage=10, advance_at=0.5, max_horizon=3)
-    over = lambda stage, done, accuracy: h1.stage_is_over(args, {"stage": stage, "stage_step": done}, accuracy)  # noqa: E731
-    assert [over(1, 9, 0.49), over(1, 9, None), over(1, 1, 0.5), over(1, 10, 0.0), over(1, 11, None)] == [False, False, True, True, True]
+
+    def over(stage, done, accuracy):
+        return h1.stage_is_over(args, {"stage": stage, "stage_step": done}, accuracy)
+
+    assert not over(1, 9, 0.49) and not over(1, 9, None)
+    assert over(1, 1, 0.5) and over(1, 10, 0.0) and over(1, 11, None)
     assert not over(3, 99, 1.0)
     args.advance_at = None
     assert not over(1, 9, 1.0)
-    args.schedule = "uniform_mix"
-    assert not over(1, 99, 1.0)
 
 
 def test_advance_at_accuracy(run, monkeypatch):
-    """Catches a stage that goes on although its own horizon is learned, or ends by another horizon's accuracy."""
-    right = iter([0, 0] + [0, 1, 1, 0])  # scores of horizons 1, 2 after steps 2 and 4: h = 2 must not end stage 1
+    """Catches a stage that goes on although its own horizon is learned, or ends by another horizon's
+    accuracy."""
+    # scores of horizons 1 and 2 before the first step, after 2, after 4: h = 2 must not end stage 1
+    right = iter([0, 0] + [0, 1, 1, 0])
 
     def evaluate(sampler, tokenizer, task, split, problems, *rest):
         rates = [next(right, 0), next(right, 0)] if split == "dev" else [0, 0]
-        return {"avg@2": sum(rates) / 2}, [{"correct": rate, "n": 1, "horizon": h} for h, rate in enumerate(rates, start=1)]
+        rows = [{"correct": rate, "n": 1, "horizon": h} for h, rate in enumerate(rates, start=1)]
+        return {"avg@2": sum(rates) / 2}, rows
 
-    monkeypatch.setattr(h1, "evaluate", evaluate)
-    assert column(run(max_horizon=2, advance_at=0.9, steps_per_stage=100, steps=6), "h1/stage") == [1, 1, 1, 1, 2, 2]
+    monkeypatch.setattr(run_module, "evaluate", evaluate)
+    folder = run(max_horizon=2, advance_at=0.9, steps_per_stage=100, steps=6)
+    assert column(folder, "h1/stage") == [1, 1, 1, 1, 2, 2]
 
 
 def test_next_stage_starts_from_the_best_checkpoint_of_the_stage(run, monkeypatch):
-    """Catches a stage that starts from the last weights, from the best of all stages, or with the old optimizer."""
-    dev = iter([0.0, 0.9, 0.1, 0.2, 0.5, 0.4, 0.3, 0.1, 0.1])  # before the first step, then after each: two stages of three, and two more
+    """Catches a stage that starts from the last weights, from the best of all stages, or with the old
+    optimizer."""
+    # before the first step, then after each: two stages of three, and two more
+    dev = iter([0.0, 0.9, 0.1, 0.2, 0.5, 0.4, 0.3, 0.1, 0.1])
     snapshots, original = [], h1.accumulate_gradients
 
     def accumulate_gradients(model, *rest):
@@ -176,11 +159,14 @@ def test_next_stage_starts_from_the_best_checkpoint_of_the_stage(run, monkeypatc
         return original(model, *rest)
 
     monkeypatch.setattr(h1, "accumulate_gradients", accumulate_gradients)
-    monkeypatch.setattr(h1, "evaluate", lambda *args: ({"avg@2": next(dev) if args[3] == "dev" else 0.0}, []))
+    monkeypatch.setattr(
+        run_module, "evaluate", lambda *args: ({"avg@2": next(dev) if args[3] == "dev" else 0.0}, [])
+    )
     folder = run(max_horizon=3, steps_per_stage=3, steps=8, eval_every=1, prompts_per_step=4, eval_problems=3)
     after = snapshots[1:]  # after[i]: the weights after step i + 1, before the next
     assert column(folder, "h1/stage") == [1, 1, 1, 2, 2, 2, 3, 3]
-    # before step 4: those after step 1 (0.9); before step 7: those after step 4, whose 0.5 is the best of its stage, not of all
+    # before step 4: those after step 1 (0.9); before step 7: those after step 4, whose 0.5 is the best of
+    # its stage, not of all
     assert torch.equal(after[2], after[0]) and not torch.equal(after[3], after[0])
     optimizer = torch.load(folder / "last" / "optimizer.pt")["state"]
     assert {int(entry["step"]) for entry in optimizer.values()} == {2}
@@ -189,48 +175,36 @@ def test_next_stage_starts_from_the_best_checkpoint_of_the_stage(run, monkeypatc
 
 
 def test_every_edge_is_a_checkpoint(run, monkeypatch):
-    """Catches a run killed after an edge that goes back into a stage whose best checkpoint the next one has overwritten."""
-    saved, save_checkpoint = [], runtime.save_checkpoint
-    monkeypatch.setattr(runtime, "save_checkpoint", lambda *args: (saved.append(dict(args[-1])), save_checkpoint(*args)))
+    """Catches a run killed after an edge that goes back into a stage whose best checkpoint is overwritten."""
+    saved, save_checkpoint = [], run_module.save_checkpoint
+    monkeypatch.setattr(
+        run_module, "save_checkpoint", lambda *args: (saved.append(dict(args[-1])), save_checkpoint(*args))
+    )
     run(max_horizon=3, steps_per_stage=2, steps=6, save_every=100, eval_problems=3)
-    assert [(state["step"], state["stage"], state["stage_step"]) for state in saved] == [(2, 2, 0), (4, 3, 0), (6, 3, 2)]
+    edges = [(state["step"], state["stage"], state["stage_step"]) for state in saved]
+    assert edges == [(2, 2, 0), (4, 3, 0), (6, 3, 2)]
 
 
 @pytest.mark.parametrize("stop_at", [2, 3, 4])
-def test_stopped_inside_a_stage_and_at_its_edge(run, stop_at, monkeypatch):
-    """Catches a resume that forgets how far the stage is, its best score, its tokens, or AdaRFT's target. A stage ends after step 3."""
-    flags = dict(max_horizon=2, steps=6, save_every=100, eval_every=1)  # stages of three steps
-    log = runtime.Run.log
-
-    def interrupting(self, record):
-        log(self, record)
-        if record["step"] == stop_at and "reward/mean" in record:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    for schedule in ("curriculum", "adarft", "e2h_cosine"):
-        monkeypatch.setattr(runtime.Run, "log", interrupting)
-        stopped = run(f"stopped {schedule}", schedule=schedule, **flags)
-        monkeypatch.setattr(runtime.Run, "log", log)
-        assert json.loads((stopped / "last" / "state.json").read_text())["step"] == stop_at and not (stopped / "final").exists()
-        run(f"stopped {schedule}", schedule=schedule, resume=True, **flags)
-        whole = run(f"whole {schedule}", schedule=schedule, **flags)
-        assert records(stopped) == records(whole)
-        assert (stopped / "last" / "model.safetensors").read_bytes() == (whole / "last" / "model.safetensors").read_bytes()
-        assert (stopped / "last" / "state.json").read_text() == (whole / "last" / "state.json").read_text()
+def test_stopped_inside_a_stage_and_at_its_edge(run, stop_at):
+    """Catches a resume that forgets how far the stage is, its best score or its tokens."""
+    flags = dict(max_horizon=2, steps=6, save_every=100, eval_every=1)  # a stage ends after step 3
+    with stopping_after(stop_at):
+        stopped = run("stopped", **flags)
+    assert json.loads((stopped / "last" / "state.json").read_text())["step"] == stop_at
+    assert not (stopped / "final").exists()
+    run("stopped", resume=True, **flags)
+    assert_same_run(stopped, run("whole", **flags))
 
 
-def test_resume_with_another_length(run):
-    """Catches a run of E2H, whose schedule is spread over the whole length, that goes on with another one, and stages that more
-    steps make longer."""
+def test_more_steps_do_not_lengthen_the_stages(run):
+    """Catches a resumed run whose stages become longer, and a schedule without stages that cannot go on."""
     flags = dict(max_horizon=2, eval_every=100, save_every=1)
-    run("e2h", schedule="e2h_cosine", steps=3, **flags)
-    with pytest.raises(SystemExit, match="--resume: --steps was 3 and is now 5"):
-        run("e2h", schedule="e2h_cosine", steps=5, resume=True, **flags)
     for schedule, more in (("uniform_mix", {}), ("curriculum", {"steps_per_stage": 2})):
         run(schedule, schedule=schedule, steps=4, **flags)  # of the curriculum: two in each stage
         run(schedule, schedule=schedule, steps=6, resume=True, **flags)
-        assert column(run(f"whole {schedule}", schedule=schedule, steps=6, **more, **flags), "reward/mean") == column(
-            run.folder(schedule), "reward/mean")  # fmt: skip
+        whole = run(f"whole {schedule}", schedule=schedule, steps=6, **more, **flags)
+        assert column(whole, "reward/mean") == column(run.folder(schedule), "reward/mean")
 
 
 def test_resume_in_the_folder_of_another_script(toy_model, tmp_path):
@@ -240,30 +214,33 @@ def test_resume_in_the_folder_of_another_script(toy_model, tmp_path):
         h1.main(h1.Args(**quick_flags(toy_model, tmp_path, max_horizon=2, resume=True)), task=HashTask())
 
 
-# --- completions and rewards ------------------------------------------------------------------------------------------------
+# --- completions and rewards --------------------------------------------------------------------------------
 
 
 def limits_asked_for(monkeypatch) -> list[int]:
     """The longest completion of each step's sampling, noted while a run goes on."""
-    asked, original = [], h1.sample_rollout
+    asked, original = [], run_module.sample_rollout
 
     def sample_rollout(*args, **kwargs):
         asked.append(kwargs["max_new_tokens"])
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(h1, "sample_rollout", sample_rollout)
+    monkeypatch.setattr(run_module, "sample_rollout", sample_rollout)
     return asked
 
 
 def test_completion_budgets(run, monkeypatch):
-    """Catches a budget of another stage, one for evaluation, a constant that stays at the longest, and the last one not carried on."""
+    """Catches a budget of another stage, one for evaluation, a constant that stays at the longest, and the
+    last budget not carried on."""
     args = h1.Args(max_new_tokens=50)
     assert h1.completion_budget(args, 4) == 50
     args.completion_budgets = (10, 20)
     assert [h1.completion_budget(args, horizon) for horizon in (1, 2, 3, 9)] == [10, 20, 20, 20]
 
     asked, constants, constant = limits_asked_for(monkeypatch), [], h1.constant
-    monkeypatch.setattr(h1, "constant", lambda mask, longest: (constants.append(longest), constant(mask, longest))[1])
+    monkeypatch.setattr(
+        h1, "constant", lambda mask, budget: (constants.append(budget), constant(mask, budget))[1]
+    )
     folder = run(max_horizon=2, steps_per_stage=2, steps=4, max_new_tokens=8, completion_budgets=(3, 6))
     assert asked == constants == [3, 3, 6, 6]
     assert records(folder)[0]["eval/hash/len_mean"] > 3 or records(folder)[0]["eval/hash/frac_truncated"] < 1
@@ -272,8 +249,12 @@ def test_completion_budgets(run, monkeypatch):
 def test_a_mixed_batch_has_the_longest_budget_of_its_horizons(run, monkeypatch):
     """Catches a batch cut at the budget of its first problem."""
     asked = limits_asked_for(monkeypatch)
-    folder = run(schedule="uniform_mix", max_horizon=3, completion_budgets=(2, 4, 6), steps=12, eval_problems=3)
-    present = [max(h for h in (1, 2, 3) if record[f"h1/reward_{h}"] is not None) for record in records(folder)[1:13]]
+    folder = run(
+        schedule="uniform_mix", max_horizon=3, completion_budgets=(2, 4, 6), steps=12, eval_problems=3
+    )
+    present = [
+        max(h for h in (1, 2, 3) if record[f"h1/reward_{h}"] is not None) for record in records(folder)[1:13]
+    ]
     assert asked == [2 * longest for longest in present] and len(set(present)) > 1
 
 
@@ -282,7 +263,8 @@ def test_a_mixed_batch_has_the_longest_budget_of_its_horizons(run, monkeypatch):
     ("\\boxed{2}", "2", 1.5),  # no work
     ("1+1=2\n\\boxed{two}", "two", 1.5),  # no number
     ("\\boxed{1} \\boxed{2}", "2", 1.5),  # two boxes
-    ("so \\boxed{2}.", "2", 1.499), ("so \\boxed{2}" + "!" * 600, "2", 1.0),  # 0.5 less 0.001 for each character, never below 0
+    # 0.5 less 0.001 for each character, never below 0
+    ("so \\boxed{2}.", "2", 1.499), ("so \\boxed{2}" + "!" * 600, "2", 1.0),
     ("so 2", None, 0.0), ("so 2", "2", 0.0), ("so \\boxed{}", "", 0.0), ("1+1=2\n\\boxed{ 2 }", "2", 2.0),
 ])  # fmt: skip
 def test_format_terms(text, parsed, expected):
@@ -291,9 +273,11 @@ def test_format_terms(text, parsed, expected):
 
 
 def test_format_reward(run, monkeypatch):
-    """Catches format terms that are on by default, weigh more than the answer, or change the logged reward."""
+    """Catches format terms that are on by default, outweigh the answer, or change the logged reward."""
     seen, original = [], h1.group_advantages
-    monkeypatch.setattr(h1, "group_advantages", lambda rewards: (seen.append(rewards.clone()), original(rewards))[1])
+    monkeypatch.setattr(
+        h1, "group_advantages", lambda rewards: (seen.append(rewards.clone()), original(rewards))[1]
+    )
     monkeypatch.setattr(h1, "format_terms", lambda text, parsed: 0.25)
     task = FirstLetterTask()
     off, on = (run(name, task, steps=1, max_horizon=1, format_reward=name == "on") for name in ("off", "on"))
@@ -304,32 +288,37 @@ def test_format_reward(run, monkeypatch):
 def test_group_advantages_by_hand():
     """Catches a std that Dr. GRPO does not have."""
     rewards = torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.1, 0.1, 0.1, 0.1], [2.5, 0.5, 0.0, 1.0]])
-    assert h1.group_advantages(rewards).tolist() == [[0.75, -0.25, -0.25, -0.25], [0.0] * 4, [1.5, -0.5, -1.0, 0.0]]
+    expected = [[0.75, -0.25, -0.25, -0.25], [0.0] * 4, [1.5, -0.5, -1.0, 0.0]]
+    assert h1.group_advantages(rewards).tolist() == expected
 
 
-# --- the task and the flags ---------------------------------------------------------------------------------------------------
+# --- the task and the flags ---------------------------------------------------------------------------------
 
 
 def test_scores_are_of_all_horizons_in_equal_parts():
     """Catches one horizon left out or counted twice, and a problem of another index than the task's own."""
-    task = h1.EveryHorizon(ChainTask(family="mixed"), 4)
+    args = h1.Args(max_horizon=4, eval_problems=12, test_problems=12)
+    task = horizons.EveryHorizon(ChainTask(family="mixed"), args)
     problems = [task.problem("dev", index, 5) for index in range(12)]
     assert [problem.horizon for problem in problems] == [1, 2, 3, 4] * 3
     assert problems[6] == ChainTask(horizon="3", family="mixed").problem("dev", 1, 5)
-    assert task.grade(f"\\boxed{{{problems[0].answer}}}", problems[0]).correct and not hasattr(task, "same_answer")
+    assert task.grade(f"\\boxed{{{problems[0].answer}}}", problems[0]).correct
+    assert not hasattr(task, "same_answer")
 
 
 @pytest.mark.parametrize("flags, said", [
     (dict(max_horizon=0), "--max-horizon 0: must be at least 1"),
     (dict(steps_per_stage=0), "--steps-per-stage 0: must be at least 1"),
-    (dict(advance_at=0.0), "--advance-at 0: must be above 0 and at most 1"),
+    (dict(advance_at=0.0), "--advance-at 0.0: must be above 0 and at most 1"),
     (dict(advance_at=1.5), "--advance-at 1.5: must be above 0 and at most 1"),
     (dict(completion_budgets=(4, 9)), "--completion-budgets 9: must be within 1 to --max-new-tokens 8"),
     (dict(completion_budgets=(0,)), "--completion-budgets 0: must be within 1"),
     (dict(completion_budgets=(4, 4, 4)), "--completion-budgets: 3 numbers for --max-horizon 2"),
     (dict(max_horizon=3), "--eval-problems 2: must be at least --max-horizon 3"),
-    (dict(schedule="only_long", advance_at=0.5), "--advance-at: is of --schedule curriculum; only_long has no stages"),
-    (dict(schedule="adarft", steps_per_stage=5), "--steps-per-stage: is of --schedule curriculum; adarft has no stages"),
+    (dict(schedule="only_long", advance_at=0.5), ".*--advance-at: --schedule only_long has no stages"),
+    (dict(schedule="uniform_mix", steps_per_stage=5), "--steps-per-stage, .*: --schedule uniform_mix has no"),
+    (dict(schedule="adarft"), "--schedule adarft: is not one of .*; AdaRFT and E2H are papers/adarft.py and"),
+    (dict(schedule="e2h_cosine"), "--schedule e2h_cosine: is not one of .* papers/e2h.py"),
 ])  # fmt: skip
 def test_refused_flags(run, tmp_path, flags, said):
     """Catches a flag that fails late, or with a traceback."""
@@ -340,55 +329,86 @@ def test_refused_flags(run, tmp_path, flags, said):
 
 def test_refused_tasks(toy_model, tmp_path):
     """Catches a task whose problems cannot be made longer, refused without the way out."""
-    with pytest.raises(SystemExit, match="--task gym:leg_counting: its problems have no horizon; use chain, or chain them with horizon=1"):
+    with pytest.raises(
+        SystemExit,
+        match="--task gym:leg_counting: its problems have no horizon; use chain, or chain them with",
+    ):
         h1.main(h1.Args(**quick_flags(toy_model, tmp_path / "run", task="gym:leg_counting")))
     with pytest.raises(SystemExit, match="--max-horizon 11: --task chain: horizon=11 is not within 1 to 10"):
         h1.main(h1.Args(**quick_flags(toy_model, tmp_path / "run", task="chain", max_horizon=11)))
-    with pytest.raises(SystemExit, match=r"the task has no method at_horizon\(horizon\), see tasks.py"):
-        h1.main(h1.Args(**quick_flags(toy_model, tmp_path / "run")), task=object.__new__(type("Flat", (), {"name": "flat"})))
+    with pytest.raises(
+        SystemExit, match=r"the task has no method at_horizon\(horizon\), see plainrl/tasks.py"
+    ):
+        h1.main(
+            h1.Args(**quick_flags(toy_model, tmp_path / "run")),
+            task=object.__new__(type("Flat", (), {"name": "flat"})),
+        )
     flat = HashTask()
     flat.at_horizon = lambda horizon: flat
     with pytest.raises(SystemExit, match=r"at_horizon\(2\) gives a problem whose field horizon is 1"):
         h1.main(h1.Args(**quick_flags(toy_model, tmp_path / "run", max_horizon=2)), task=flat)
-    (tmp_path / "flat.jsonl").write_text("".join(json.dumps({"prompt": f"{n}?", "answer": "1"}) + "\n" for n in range(20)))
-    with pytest.raises(SystemExit, match="has no problem of horizon 2, only of 1; horizon=1 in --task chains them"):
+    (tmp_path / "flat.jsonl").write_text(
+        "".join(json.dumps({"prompt": f"{n}?", "answer": "1"}) + "\n" for n in range(20))
+    )
+    with pytest.raises(
+        SystemExit, match="has no problem of horizon 2, only of 1; horizon=1 in --task chains them"
+    ):
         h1.main(h1.Args(**quick_flags(toy_model, tmp_path / "run", task=f"jsonl:{tmp_path / 'flat.jsonl'}")))
     assert not (tmp_path / "run").exists()
 
 
 def test_a_file_that_compose_wrote_trains(toy_model, tmp_path, capsys):
-    """Catches a file that h1_curriculum.py cannot read, and a command to evaluate that asks for other problems."""
-    import compose
+    """Catches a file that h1_curriculum.py cannot read, and a command that evaluates other problems."""
+    from tools import compose
 
     out = tmp_path / "chains.jsonl"
     compose.main(compose.Args(task="chain?style=h1", out=out, horizons=(1, 2), problems=20, held_out=5))
-    assert "horizon 1: 20 train, 5 dev, 5 test\n  horizon 2: 20 train, 5 dev, 5 test" in capsys.readouterr().out
+    said = "horizon 1: 20 train, 5 dev, 5 test\n  horizon 2: 20 train, 5 dev, 5 test"
+    assert said in capsys.readouterr().out
     rows = [json.loads(line) for line in out.read_text().splitlines()]
+    counts = {"train": 20, "dev": 5, "test": 5}
     assert Counter((row["horizon"], row["split"]) for row in rows) == {
-        (h, split): number for h in (1, 2) for split, number in (("train", 20), ("dev", 5), ("test", 5))}  # fmt: skip
+        (h, split): count for h in (1, 2) for split, count in counts.items()
+    }
     assert all(row["hint"] and row["solution"] for row in rows)
     assert [row["prompt"] for row in rows if row["split"] == "dev" and row["horizon"] == 2] == [
         ChainTask(horizon="2", style="h1").problem("dev", index, 0).prompt for index in range(5)]  # fmt: skip
     h1.main(h1.Args(**quick_flags(toy_model, tmp_path / "run", task=f"jsonl:{out}", max_horizon=2, steps=2)))
-    assert column(tmp_path / "run", "h1/horizon") == [1, 2] and f"--task jsonl:{out}" in capsys.readouterr().out
+    assert column(tmp_path / "run", "h1/horizon") == [1, 2]
+    assert f"--task jsonl:{out}" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="--out .*chains.jsonl: exists and is never overwritten"):
         compose.main(compose.Args(task="chain", out=out))
-    for flags, said in ((dict(task="gsm9k"), "--task gsm9k"), (dict(task="chain", problems=0), "--problems 0: must be at least 1"),
-                        (dict(task="gsm8k?horizon=3"), "--task gsm8k.horizon=3: leave horizon= out"),
-                        (dict(task="chain", horizons=(11,)), "--horizons 11: --task chain: horizon=11 is not")):  # fmt: skip
+    refused = [
+        (dict(task="gsm9k"), "--task gsm9k"),
+        (dict(task="chain", problems=0), "--problems 0: must be at least 1"),
+        (dict(task="gsm8k?horizon=3"), "--task gsm8k.horizon=3: leave horizon= out"),
+        (dict(task="chain", horizons=(11,)), "--horizons 11: --task chain: horizon=11 is not"),
+    ]
+    for flags, said in refused:
         with pytest.raises(SystemExit, match=said):
             compose.main(compose.Args(out=tmp_path / "other.jsonl", **flags))
     assert not (tmp_path / "other.jsonl").exists()
     named = tmp_path / "horizon=1.jsonl"  # a file's name is no setting
-    named.write_text("".join(json.dumps({"prompt": f"What is {n} more than 3?", "answer": str(n + 3)}) + "\n" for n in range(2, 60)))
-    compose.main(compose.Args(task=f"jsonl:{named}", out=tmp_path / "other.jsonl", horizons=(1,), problems=3, held_out=2))
+    rows = [{"prompt": f"What is {n} more than 3?", "answer": str(n + 3)} for n in range(2, 60)]
+    named.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    few = dict(horizons=(1,), problems=3, held_out=2)
+    compose.main(compose.Args(task=f"jsonl:{named}", out=tmp_path / "other.jsonl", **few))
 
 
-def test_task_of_scores():
+def test_the_command_to_evaluate_has_all_horizons():
     """Catches a command that measures one horizon where the run measured all."""
     shown = {"chain": "chain?horizon=1-5", "chain?family=mixed": "chain?horizon=1-5&family=mixed",
              "jsonl:horizon=1.jsonl": "jsonl:horizon=1.jsonl",
              "gym:leg_counting?min_animals=2&horizon=1": "gym:leg_counting?horizon=1-5&min_animals=2",
              "chain?horizon=3&family=mixed": "chain?horizon=1-5&family=mixed",
-             "jsonl:a.jsonl": "jsonl:a.jsonl", "gsm8k?horizon=1": "gsm8k?horizon=1-5", None: None}  # fmt: skip
-    assert {task: h1.task_of_scores(h1.Args(task=task)) for task in shown} == shown
+             "jsonl:a.jsonl": "jsonl:a.jsonl", "jsonl:a?.jsonl?horizon=1": "jsonl:a?.jsonl?horizon=1-5",
+             "gsm8k?horizon=1": "gsm8k?horizon=1-5", None: None}  # fmt: skip
+    assert {task: horizons.all_horizons(task, 5) for task in shown} == shown
+
+
+def test_rewards_by_horizon():
+    """Catches rewards of another horizon's problems, and 0 where a step had no problem of a horizon."""
+    rewards = torch.tensor([[1.0, 0.0], [0.5, 0.5], [1.0, 1.0], [0.0, 0.0]])
+    found = horizons.horizon_metrics("h1", [2, 1, 2, 4], rewards, 4)
+    assert found.pop("h1/horizon") == 2.25
+    assert found == {"h1/reward_1": 0.5, "h1/reward_2": 0.75, "h1/reward_3": None, "h1/reward_4": 0.0}

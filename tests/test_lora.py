@@ -1,6 +1,5 @@
 """LoRA: what is saved and pushed is the model that was trained, and nothing but the adapter moves."""
 
-
 import peft
 import pytest
 import torch
@@ -10,8 +9,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import grpo
-import lora
-import runtime
+from plainrl import lora, models
 
 
 def test_merged_weights_are_those_of_the_adapted_model(tmp_path):
@@ -37,7 +35,8 @@ def test_merged_weights_are_those_of_the_adapted_model(tmp_path):
 
 
 def test_a_run_trains_the_adapter_alone_and_goes_on(toy_model, tmp_path, quick):
-    """Catches a base that moves, a final model without its adapter, and a resumed run that begins with another adapter."""
+    """Catches a base that moves, a final model without its adapter, and a resumed run that begins with
+    another adapter."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     flags = toys.quick_flags(toy_model, whole, lora_rank=4, lr=1e-2)
     grpo.main(grpo.Args(**flags), task=toys.HashTask())
@@ -60,4 +59,4 @@ def test_peft_is_asked_for_by_name(toy_model, monkeypatch):
     """Catches a traceback where one package is missing."""
     monkeypatch.setitem(__import__("sys").modules, "peft", None)
     with pytest.raises(SystemExit, match="pip install peft"):
-        runtime.load_model(toy_model, lora_rank=2)
+        models.load_model(toy_model, lora_rank=2)

@@ -1,24 +1,18 @@
-"""The pure functions of grpo.py, dapo.py and eval.py against hand arithmetic, exact enumeration and analytic gradients."""
+"""The pure functions of grpo.py, papers/dr_grpo.py and papers/dapo.py against hand arithmetic, exact enumeration and analytic gradients."""
 
 import doctest
+import importlib
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-import dapo
-import eval as evaluation
 import grpo
-import tasks
+from papers import dapo, dr_grpo
 
-SCRIPTS = pytest.mark.parametrize("script", [grpo, dapo], ids=["grpo", "dapo"])
-
-
-def standardised(script, rewards: torch.Tensor) -> torch.Tensor:
-    """The advantage divided by the group's standard deviation, which GRPO and DAPO share."""
-    return script.group_advantages(rewards) if script is dapo else script.group_advantages(rewards, "std")
-
+SCRIPTS = pytest.mark.parametrize("script", [grpo, dapo], ids=["grpo", "dapo"])  # which divide by the group's std
 
 # --- advantages -----------------------------------------------------------------------------------------------------------
 
@@ -39,20 +33,20 @@ def standardised(script, rewards: torch.Tensor) -> torch.Tensor:
 )
 def test_advantages_by_hand(script, rewards, by_hand):
     """Catches ddof 0 instead of 1, a forgotten mean or std, a swapped sign."""
-    advantages = standardised(script, torch.tensor([rewards], dtype=torch.float64))
+    advantages = script.group_advantages(torch.tensor([rewards], dtype=torch.float64))
     torch.testing.assert_close(advantages, torch.tensor([by_hand], dtype=torch.float64), rtol=1e-5, atol=1e-6)
 
 
 def test_centred_advantages_by_hand():
     """Catches a Dr. GRPO advantage that is still divided by the std, or that uses the mean of the others (RLOO: 1, -1/3, ...)."""
-    advantages = grpo.group_advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 2.0, 5.0]]), "centred")
+    advantages = dr_grpo.group_advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 2.0, 5.0]]))
     assert advantages.tolist() == [[0.75, -0.25, -0.25, -0.25], [-2.0, -1.0, 0.0, 3.0]]
 
 
 @SCRIPTS
 def test_advantage_epsilon_is_1e_6_beside_the_std(script):
     """Catches another epsilon, or one under the square root: rewards 0 and 1e-6 have std 0.7071e-6, so A = 0.5 / 1.7071."""
-    advantages = standardised(script, torch.tensor([[0.0, 1e-6]], dtype=torch.float64))
+    advantages = script.group_advantages(torch.tensor([[0.0, 1e-6]], dtype=torch.float64))
     torch.testing.assert_close(advantages, torch.tensor([[-0.292893, 0.292893]], dtype=torch.float64), rtol=1e-5, atol=0)
 
 
@@ -64,8 +58,8 @@ def test_group_without_differences_has_advantage_exactly_zero(script):
         for size in (2, 3, 5, 6, 7, 8, 16, 64):
             rewards = torch.full((2, size), value)
             rounded += int((rewards - rewards.mean(dim=1, keepdim=True)).any())
-            assert standardised(script, rewards).tolist() == [[0.0] * size] * 2, (value, size)
-            assert grpo.group_advantages(rewards, "centred").tolist() == [[0.0] * size] * 2, (value, size)
+            assert script.group_advantages(rewards).tolist() == [[0.0] * size] * 2, (value, size)
+            assert dr_grpo.group_advantages(rewards).tolist() == [[0.0] * size] * 2, (value, size)
     assert rounded > 5, "no case here rounds, so the test shows nothing"
 
 
@@ -73,11 +67,11 @@ def test_group_without_differences_has_advantage_exactly_zero(script):
 def test_advantages_of_one_group_ignore_the_others(script):
     """Catches a mean or std over the whole batch, or over the wrong axis."""
     rewards = torch.tensor([[1.0, 0.0, 0.0], [5.0, 5.0, 9.0], [0.0, 0.0, 0.0], [-3.0, 100.0, 7.0]])
-    together = standardised(script, rewards)
+    together = script.group_advantages(rewards)
     for i in range(len(rewards)):
-        assert torch.equal(together[i : i + 1], standardised(script, rewards[i : i + 1]))
+        assert torch.equal(together[i : i + 1], script.group_advantages(rewards[i : i + 1]))
     rewards[1] = torch.tensor([0.0, 1000.0, 2.0])
-    assert torch.equal(together[[0, 2, 3]], standardised(script, rewards)[[0, 2, 3]])
+    assert torch.equal(together[[0, 2, 3]], script.group_advantages(rewards)[[0, 2, 3]])
 
 
 @SCRIPTS
@@ -85,8 +79,8 @@ def test_advantages_follow_permutations_of_groups_and_members(script):
     """Catches any dependence on where a group or a completion stands."""
     rewards = torch.rand(5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     groups, members = torch.tensor([3, 0, 4, 1, 2]), torch.tensor([2, 0, 3, 1])
-    permuted = standardised(script, rewards[groups][:, members])
-    torch.testing.assert_close(permuted, standardised(script, rewards)[groups][:, members], rtol=1e-12, atol=1e-12)
+    permuted = script.group_advantages(rewards[groups][:, members])
+    torch.testing.assert_close(permuted, script.group_advantages(rewards)[groups][:, members], rtol=1e-12, atol=1e-12)
 
 
 # --- the clipped surrogate ------------------------------------------------------------------------------------------------
@@ -210,46 +204,44 @@ LOSSES = torch.tensor([[1.0, 2.0, 99.0, 99.0], [0.5, 0.5, 0.5, 0.5]])
 MASK = torch.tensor([[True, True, False, False], [True, True, True, True]])
 
 
+FUNCTIONS = {
+    "token_mean": dapo.token_mean,
+    "sequence_mean": grpo.sequence_mean,
+    "constant": lambda mask: dr_grpo.constant(mask, 8),  # 8 new tokens at most
+}
+
+
 @pytest.mark.parametrize(
-    "function, by_hand",
+    "name, by_hand",
     [
-        (grpo.token_mean, 5 / 6),  # (3 + 2) / 6 tokens
-        (dapo.token_mean, 5 / 6),
-        (grpo.sequence_mean, 1.0),  # (3/2 + 2/4) / 2 completions
-        (grpo.constant, 0.3125),  # (3/8 + 2/8) / 2 completions, with 8 new tokens at most
+        ("token_mean", 5 / 6),  # (3 + 2) / 6 tokens
+        ("sequence_mean", 1.0),  # (3/2 + 2/4) / 2 completions
+        ("constant", 0.3125),  # (3/8 + 2/8) / 2 completions
     ],
-    ids=["token_mean", "dapo_token_mean", "sequence_mean", "constant"],
 )
-def test_aggregation_golden_values(function, by_hand):
+def test_aggregation_golden_values(name, by_hand):
     """Catches a wrong denominator, and padding inside the mean."""
-    assert (function(MASK, 8) * LOSSES).sum().item() == pytest.approx(by_hand, rel=1e-6)
+    assert (FUNCTIONS[name](MASK) * LOSSES).sum().item() == pytest.approx(by_hand, rel=1e-6)
 
 
-def test_aggregation_with_a_completion_that_has_no_token_left():
+@pytest.mark.parametrize("name, by_hand", [("token_mean", 5 / 6), ("sequence_mean", 1.0), ("constant", 5 / 8 / 3)])
+def test_aggregation_with_a_completion_that_has_no_token_left(name, by_hand):
     """Catches masked completions that still count in the mean over completions, or that no longer count in the constant."""
-    mask, losses = torch.cat([MASK, torch.zeros(1, 4, dtype=torch.bool)]), torch.cat([LOSSES, torch.full((1, 4), 99.0)])
-    assert (grpo.token_mean(mask, 8) * losses).sum().item() == pytest.approx(5 / 6, rel=1e-6)
-    assert (grpo.sequence_mean(mask, 8) * losses).sum().item() == pytest.approx(1.0, rel=1e-6)
-    assert (grpo.constant(mask, 8) * losses).sum().item() == pytest.approx(5 / 8 / 3, rel=1e-6)
+    mask = torch.cat([MASK, torch.zeros(1, 4, dtype=torch.bool)])
+    losses = torch.cat([LOSSES, torch.full((1, 4), 99.0)])
+    assert (FUNCTIONS[name](mask) * losses).sum().item() == pytest.approx(by_hand, rel=1e-6)
 
 
-@pytest.mark.parametrize("function", [*grpo.AGGREGATIONS.values(), dapo.token_mean])
-def test_aggregation_of_an_all_masked_batch_is_zero(function):
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_aggregation_of_an_all_masked_batch_is_zero(name):
     """Catches 0/0."""
-    assert function(torch.zeros(2, 3, dtype=torch.bool), 8).tolist() == [[0.0] * 3] * 2
+    assert FUNCTIONS[name](torch.zeros(2, 3, dtype=torch.bool)).tolist() == [[0.0] * 3] * 2
 
 
-def test_aggregations_agree_for_completions_of_the_full_length():
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_aggregations_agree_for_completions_of_the_full_length(name):
     """Catches a scale error of one of them: all completions max_new_tokens long leave nothing to differ in."""
-    mask = torch.ones(3, 8, dtype=torch.bool)
-    for function in grpo.AGGREGATIONS.values():
-        torch.testing.assert_close(function(mask, 8), torch.full((3, 8), 1 / 24))
-
-
-def test_aggregation_names_mean_what_they_say():
-    """Catches two entries swapped in the table that --aggregation reads."""
-    assert grpo.AGGREGATIONS == {"sequence_mean": grpo.sequence_mean, "token_mean": grpo.token_mean, "constant": grpo.constant}
-    assert grpo.Args().aggregation == "sequence_mean" and grpo.Args().advantage == "std"
+    torch.testing.assert_close(FUNCTIONS[name](torch.ones(3, 8, dtype=torch.bool)), torch.full((3, 8), 1 / 24))
 
 
 # --- the gradient of the whole formula on a policy of one token -----------------------------------------------------------
@@ -260,9 +252,9 @@ def test_gradient_of_a_one_token_policy_is_the_analytic_one(script):
     """Catches a sign or scale error: on-policy the gradient is -1/N sum A_i (onehot(x_i) - softmax(theta))."""
     logits = torch.tensor([0.3, -1.2, 0.8, 0.1], dtype=torch.float64, requires_grad=True)
     tokens, rewards = torch.tensor([2, 0, 3, 1, 2, 2]), torch.tensor([[1.0, 0.0, 0.5], [0.0, 2.0, 1.0]], dtype=torch.float64)
-    advantages = standardised(script, rewards).view(-1, 1)
+    advantages = script.group_advantages(rewards).view(-1, 1)
     logprobs = torch.log_softmax(logits, dim=0)[tokens][:, None]  # [N, 1]
-    weights = script.token_mean(torch.ones(6, 1, dtype=torch.bool), 1)
+    weights = dapo.token_mean(torch.ones(6, 1, dtype=torch.bool))
     (script.clipped_surrogate(logprobs, logprobs.detach(), advantages, 0.2, 0.2) * weights).sum().backward()
 
     p = np.exp(logits.detach().numpy()) / np.exp(logits.detach().numpy()).sum()
@@ -275,8 +267,18 @@ def test_gradient_of_a_one_token_policy_is_the_analytic_one(script):
 # --- the examples in the docstrings ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("module", [grpo, dapo, evaluation, tasks], ids=["grpo", "dapo", "eval", "tasks"])
-def test_examples_in_docstrings(module):
+ROOT = Path(__file__).resolve().parent.parent
+WITH_EXAMPLES = [
+    path.relative_to(ROOT)
+    for folder in (ROOT, ROOT / "papers", ROOT / "plainrl", ROOT / "tools")
+    for path in sorted(folder.glob("*.py"))
+    if ">>> " in path.read_text()
+]
+
+
+@pytest.mark.parametrize("path", WITH_EXAMPLES, ids=str)
+def test_examples_in_docstrings(path):
     """Catches documentation that has drifted from the code."""
+    module = importlib.import_module(".".join(path.with_suffix("").parts))
     result = doctest.testmod(module)
     assert result.attempted > 0 and result.failed == 0

@@ -1,5 +1,6 @@
 """siren.py against hand arithmetic, loops written from the paper, finite differences, and everything that must not change it."""
 
+import dataclasses
 import doctest
 import functools
 import json
@@ -8,16 +9,26 @@ import math
 import numpy as np
 import pytest
 import torch
-from random_model import EOS, distance, distributions, gradient, random_model
-from test_update import BUDGETS, as_float32, assert_same, directional_derivative, make_batch, reordered, widened
+from random_model import EOS, as_batch, distance, distributions, gradient, random_model
+from test_update import (
+    BUDGETS,
+    as_float32,
+    assert_same,
+    directional_derivative,
+    make_batch,
+    reordered,
+    widened,
+)
 from toys import HashTask, quick_flags
 
-import grpo
-import plot
-import rollout
-import runtime
+import plainrl.run as run_module
 import siren
-from rollout import logprob_and_entropy, micro_batches, pad, score, score_all
+from papers import dr_grpo
+from plainrl import scoring
+from plainrl.models import load_model
+from plainrl.rollout import pad
+from plainrl.run import marked_tokens
+from plainrl.scoring import logprob_and_entropy, micro_batch_rows, score, score_all
 
 RULES = pytest.mark.parametrize("rule", ["standard", "official"])
 SETTINGS = {  # the method, its ablations and the authors' nucleus
@@ -51,7 +62,7 @@ def siren_batch(**options) -> dict:
 def update(model, batch: dict, args, anchor: float = 1.0, rows: slice = slice(None)):
     """Sums for the log, without the policy's where there is none, and the gradient as one vector."""
     model.zero_grad()
-    sums = siren.accumulate_gradients(model, batch, rows, args, anchor)
+    sums = siren.accumulate_gradients(model, as_batch(batch, rows), args, anchor)
     return sums, gradient(model)
 
 
@@ -172,7 +183,8 @@ def test_defaults_are_those_of_the_code():
     """Catches a default that has drifted: p = tau = 0.8 and beta = 0.005 are what the authors' script runs (the rule is ours)."""
     args = siren.Args()
     assert (args.nucleus_p, args.tau, args.nucleus_rule, args.anchor, args.beta) == (0.8, 0.8, "standard", True, None)
-    assert siren.DEFAULTS["real"]["beta"] == 0.005
+    beta = next(flag for flag in dataclasses.fields(siren.Args) if flag.name == "beta")
+    assert beta.metadata["by_size"]["large"] == 0.005
 
 
 # --- which tokens ---------------------------------------------------------------------------------------------------------
@@ -301,14 +313,14 @@ def test_gradient_changes_its_sign_at_the_anchor():
     """Catches a one-sided regulariser and a swapped sign: as far below the anchor as above it is the opposite gradient, at the
     anchor there is none, and a step against the gradient brings H closer from both sides."""
     model, batch, args = random_model(), without_policy(), make_args()
-    H = siren.regularised_entropy(model, batch, slice(None), args)[1].item()
+    H = siren.regularised_entropy(model, as_batch(batch), args)[1].item()
     above, below = update(model, batch, args, H - 0.3)[1], update(model, batch, args, H + 0.3)[1]
     assert above.norm() > 1e-3 and distance(above, -below) < 1e-10
     assert update(model, batch, args, H)[1].abs().max() < 1e-14
     for push, closer in ((above, -1), (below, 1)):
         start = torch.nn.utils.parameters_to_vector(model.parameters()).detach().clone()
         torch.nn.utils.vector_to_parameters(start - 1e-3 * push / push.norm(), model.parameters())
-        moved = siren.regularised_entropy(model, batch, slice(None), args)[1].item()
+        moved = siren.regularised_entropy(model, as_batch(batch), args)[1].item()
         assert (moved - H) * closer > 1e-5
         torch.nn.utils.vector_to_parameters(start, model.parameters())
 
@@ -316,7 +328,7 @@ def test_gradient_changes_its_sign_at_the_anchor():
 def test_bonus_without_anchor_pushes_one_way():
     """Catches an anchor that is read although it is off, and a bonus that lowers the entropy."""
     model, batch, args = random_model(), without_policy(), make_args(anchor=False)
-    H = siren.regularised_entropy(model, batch, slice(None), args)[1].item()
+    H = siren.regularised_entropy(model, as_batch(batch), args)[1].item()
     pushes = [update(model, batch, args, anchor)[1] for anchor in (H - 1, H + 1)]
     assert torch.equal(*pushes)
     anchored = update(model, batch, make_args(), H + 0.5)[1]  # slope 2 beta (-.5) = -beta
@@ -346,7 +358,7 @@ def test_whole_vocabulary_and_every_token_are_the_plain_mean_entropy():
     rows = batch["prompt_ids"], batch["completion_ids"], args.temperature
     _, entropies = score_all(model, *rows, 10**6, logprob_and_entropy)
     mask = batch["completion_mask"]
-    selected, H = siren.regularised_entropy(model, batch, slice(None), args)
+    selected, H = siren.regularised_entropy(model, as_batch(batch), args)
     expected = sum(row[chosen].mean().item() for row, chosen in zip(entropies, mask)) / len(mask)
     assert torch.equal(selected, mask) and H.item() == pytest.approx(expected, rel=1e-12)
     sums, _ = update(model, batch, args)
@@ -360,7 +372,7 @@ def test_whole_vocabulary_and_every_token_are_the_plain_mean_entropy():
 def test_micro_batches_change_nothing(setting):
     """Catches a square of each micro-batch (which also punishes the differences between them), and any denominator of a part."""
     model, batch = random_model(), siren_batch(old=True, truncated=True)
-    counts = {name: len(list(micro_batches(batch["prompt_ids"], batch["completion_ids"], budget))) for name, budget in BUDGETS.items()}
+    counts = {name: len(list(micro_batch_rows(batch["prompt_ids"], batch["completion_ids"], budget))) for name, budget in BUDGETS.items()}
     assert counts == {"all": 1, "two": 2, "one": 16}
     expected = update(model, batch, make_args(**SETTINGS[setting]))
     for budget in (BUDGETS["two"], BUDGETS["one"]):
@@ -405,7 +417,7 @@ def test_beta_zero_is_dr_grpo_to_the_last_bit():
     torch.set_default_dtype(torch.float32)
     model, batch = random_model(torch.float32), as_float32(make_batch(old=True, truncated=True))
     flags = dict(max_new_tokens=12, temperature=0.8, micro_batch_tokens=250)
-    theirs_sums = grpo.accumulate_gradients(model, batch, slice(0, 16), grpo.Args(aggregation="constant", **flags))
+    theirs_sums = dr_grpo.accumulate_gradients(model, as_batch(batch), dr_grpo.Args(**flags))
     theirs = gradient(model)
     sums, ours = update(model, batch | {"selected": torch.zeros_like(batch["loss_mask"])}, siren.Args(beta=0.0, **flags))
     assert torch.equal(ours, theirs) and ours.norm() > 1e-4
@@ -451,7 +463,7 @@ def test_a_model_without_entropy_is_left_alone_by_the_masks():
 def test_no_logits_are_kept_for_the_backward_pass(monkeypatch):
     """Catches memory that grows with vocabulary times length: blocks of 4 tokens, whatever the batch, and none of them kept."""
     model, batch, args, saved, blocks = random_model(vocab=67), siren_batch(), make_args(), [], []
-    monkeypatch.setattr(rollout, "LOGITS_AT_ONCE", 4 * 67)
+    monkeypatch.setattr(scoring, "LOGITS_AT_ONCE", 4 * 67)
     original = siren.nucleus_entropy
     monkeypatch.setattr(siren, "nucleus_entropy", lambda logits, *rest: blocks.append(len(logits)) or original(logits, *rest))
     backward = torch.Tensor.backward
@@ -474,7 +486,7 @@ def test_selected_tokens_are_marked_in_the_samples():
             return bytes(ids).decode(errors="replace")
 
     ids = list("A=é2".encode())  # five bytes
-    marked = lambda *rows: runtime.marked_tokens(Tokenizer(), [ids] * len(rows), torch.tensor(rows, dtype=torch.bool))  # noqa: E731
+    marked = lambda *rows: marked_tokens(Tokenizer(), [ids] * len(rows), torch.tensor(rows, dtype=torch.bool))  # noqa: E731
     assert marked([0, 1, 0, 0, 1, 1], [1, 1, 0, 0, 0, 1]) == ["A[[=]]é[[2]]", "[[A=]]é2"]
     assert marked([0, 0, 1, 1, 0, 0], [0] * 6, [1] * 6) == ["A=[[é]]2", "A=é2", "[[A=é2]]"]
 
@@ -486,31 +498,40 @@ def test_examples_in_docstrings():
     assert result.attempted > 3 and result.failed == 0
 
 
+def whole_batch(first, second) -> dict:
+    """Two minibatches of a step as the batch that they were split from."""
+    columns = {name: torch.cat([first[name], second[name]]) for name in first.columns}
+    both = {name: getattr(first, name) + getattr(second, name) for name in ("prompt_ids", "completion_ids")}
+    return both | columns
+
+
 def test_anchor_is_that_of_the_first_batch_under_the_starting_model(toy_model, tmp_path, monkeypatch):
     """Catches an anchor of one mini-batch, one measured after an update, one that moves, and one that is lost in the checkpoint."""
     torch.set_default_dtype(torch.float32)
-    monkeypatch.setattr(plot, "plot_run", lambda run: None)
-    batches, original = [], siren.accumulate_gradients
+    monkeypatch.setattr(run_module.Run, "draw_curves", lambda self: None)
+    halves, original = [], siren.accumulate_gradients  # the minibatches of all steps, two a step
 
-    def accumulate_gradients(model, batch, rows, args, anchor):
-        batches.append((batch, anchor))
-        return original(model, batch, rows, args, anchor)
+    def accumulate_gradients(model, batch, args, anchor):
+        halves.append((batch, anchor))
+        return original(model, batch, args, anchor)
 
     sums_of = []
     monkeypatch.setattr(siren, "accumulate_gradients", lambda *args: sums_of.append(accumulate_gradients(*args)) or sums_of[-1])
     flags = quick_flags(toy_model, tmp_path / "run", minibatches=2, lr=3e-2, warmup_steps=1, beta=1.0)
     args = siren.Args(**flags)
     siren.main(args, task=HashTask())
-    model, _ = runtime.load_model(toy_model)
-    expected, _, _ = mean_entropy_by_loops(model, batches[0][0], args, range(8))
-    assert {anchor for _, anchor in batches} == {json.loads((tmp_path / "run/last/state.json").read_text())["anchor"]}
-    assert batches[0][1] == pytest.approx(expected, rel=1e-5)
+    model, tokenizer = load_model(toy_model)
+    batches = [whole_batch(first, second) for (first, _), (second, _) in zip(halves[::2], halves[1::2])]
+    anchor = halves[0][1]
+    expected, _, _ = mean_entropy_by_loops(model, batches[0], args, range(8))
+    assert {anchor for _, anchor in halves} == {json.loads((tmp_path / "run/last/state.json").read_text())["anchor"]}
+    assert anchor == pytest.approx(expected, rel=1e-5)
     logged = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     steps = [record for record in logged if "siren/anchor" in record]
-    assert len(steps) == 5 and {record["siren/anchor"] for record in steps} == {batches[0][1]}
-    halves = [mean_entropy_by_loops(model, batches[0][0], args, rows)[0] for rows in (range(4), range(4, 8))]
-    assert all(abs(half - expected) > 1e-3 for half in halves)
-    assert abs(steps[-1]["siren/entropy"] - batches[0][1]) > 1e-3
+    assert len(steps) == 5 and {record["siren/anchor"] for record in steps} == {anchor}
+    of_one_half = [mean_entropy_by_loops(model, batches[0], args, rows)[0] for rows in (range(4), range(4, 8))]
+    assert all(abs(half - expected) > 1e-3 for half in of_one_half)
+    assert abs(steps[-1]["siren/entropy"] - anchor) > 1e-3
 
     for step, record in enumerate(steps):  # what is logged, of two updates each
         first, second = sums_of[2 * step : 2 * step + 2]
@@ -519,8 +540,7 @@ def test_anchor_is_that_of_the_first_batch_under_the_starting_model(toy_model, t
         assert record["siren/nucleus_entropy"] == pytest.approx((first["nucleus"] + second["nucleus"]) / tokens)
         assert record["siren/frac_selected"] == pytest.approx((first["selected"] + second["selected"]) / tokens)
     samples = [json.loads(line) for line in (tmp_path / "run/samples.jsonl").read_text().splitlines()]
-    _, tokenizer = runtime.load_model(toy_model)
     for step in range(5):
-        batch, rows = batches[2 * step][0], samples[4 * step : 4 * step + 4]
-        assert [row["selected"] for row in rows] == runtime.marked_tokens(tokenizer, batch["completion_ids"][:4], batch["selected"])
+        batch, rows = batches[step], samples[4 * step : 4 * step + 4]
+        assert [row["selected"] for row in rows] == marked_tokens(tokenizer, batch["completion_ids"][:4], batch["selected"])
     assert any("[[" in row["selected"] for row in samples)

@@ -1,4 +1,4 @@
-"""accumulate_gradients of grpo.py and dapo.py: the whole loss against loops written from the papers, its gradient against finite
+"""accumulate_gradients of grpo.py, papers/dr_grpo.py and papers/dapo.py: the whole loss against loops written from the papers, its gradient against finite
 differences and enumeration, and everything that must not change it. In float64 unless a test says otherwise."""
 
 import functools
@@ -8,15 +8,17 @@ import math
 import numpy as np
 import pytest
 import torch
-from random_model import EOS, distance, distributions, gradient, random_model
+from random_model import EOS, as_batch, distance, distributions, gradient, random_model
 
-import dapo
 import grpo
 import guide
-from rollout import micro_batches, pad, pad_values, score, score_all
+from papers import dapo, dr_grpo
+from plainrl.rollout import pad, pad_values
+from plainrl.scoring import micro_batch_rows, score, score_all
 
 GROUP = 4
-SCRIPTS = pytest.mark.parametrize("script", [grpo, dapo], ids=["grpo", "dapo"])
+SCRIPTS = pytest.mark.parametrize("script", [grpo, dr_grpo, dapo], ids=["grpo", "dr_grpo", "dapo"])
+AGGREGATION = {grpo.Args: "sequence_mean", dr_grpo.Args: "constant", dapo.Args: "token_mean"}
 BUDGETS = {"all": 10**6, "two": 100, "one": 1}  # tokens per micro-batch, for the batch below
 
 
@@ -59,7 +61,7 @@ def make_batch(seed: int = 0, groups: int = 4, noise: float = 0.4, old: bool = F
 def update(model, batch: dict, args, script=grpo, rows: slice = slice(None)):
     """Sums for the log and the gradient as one vector."""
     model.zero_grad()
-    sums = script.accumulate_gradients(model, batch, rows, args)
+    sums = script.accumulate_gradients(model, as_batch(batch, rows), args)
     return sums, gradient(model)
 
 
@@ -127,7 +129,7 @@ def loss_from_the_papers(model, batch: dict, args, rows: range, fixed: dict | No
             kl_sum += kl
             if i not in counted:
                 continue
-            aggregation = getattr(args, "aggregation", "token_mean")
+            aggregation = AGGREGATION[type(args)]
             if aggregation == "token_mean":
                 share = 1 / tokens_in_loss
             elif aggregation == "sequence_mean":
@@ -145,8 +147,8 @@ def loss_from_the_papers(model, batch: dict, args, rows: range, fixed: dict | No
 VARIANTS = {
     "grpo": (grpo, {}),
     "grpo_with_everything": (grpo, dict(kl_coef=0.3, importance_cap=1.2, clip_low=0.1, clip_high=0.25)),
-    "token_mean": (grpo, dict(aggregation="token_mean", kl_coef=0.04)),
-    "dr_grpo": (grpo, dict(aggregation="constant", importance_cap=2.0)),
+    "grpo_with_kl": (grpo, dict(kl_coef=0.04)),
+    "dr_grpo": (dr_grpo, dict(importance_cap=2.0)),
     "dapo": (dapo, {}),
     "dapo_with_importance": (dapo, dict(importance_cap=1.2, clip_low=0.1)),
 }
@@ -216,13 +218,14 @@ def test_expected_gradient_is_that_of_the_expected_reward(temperature):
     pairs = list(itertools.product(range(9), repeat=group))  # 81 groups, each with its probability
     chance = probabilities()
     assert chance.sum().item() == pytest.approx(1.0)
-    advantages = grpo.group_advantages(torch.stack([rewards[list(pair)] for pair in pairs]), "centred")  # [81, 2]
+    advantages = dr_grpo.group_advantages(torch.stack([rewards[list(pair)] for pair in pairs]))  # [81, 2]
     chance_of_pair = torch.stack([chance[list(pair)].prod() for pair in pairs])[:, None]
     advantages = advantages * chance_of_pair * len(pairs)  # times 81, because the loss is a mean over groups
     rows, mask = [completions[member] for pair in pairs for member in pair], torch.ones(2 * len(pairs), length, dtype=torch.bool)
     batch = {"prompt_ids": [prompt] * len(rows), "completion_ids": rows, "advantages": advantages.view(-1, 1),
              "completion_mask": mask, "loss_mask": mask, "rollout_logprobs": torch.zeros(mask.shape)}  # fmt: skip
-    _, ours = update(model, batch, make_args(aggregation="constant", max_new_tokens=length, temperature=temperature))
+    args = make_args(dr_grpo, max_new_tokens=length, temperature=temperature)
+    _, ours = update(model, batch, args, dr_grpo)
     factor = (1 - 1 / group) / length
     for seed in range(3):
         derivative = directional_derivative(model, lambda: (probabilities() @ rewards).item(), seed, -ours / factor)
@@ -239,7 +242,7 @@ def test_micro_batches_change_nothing(variant, old):
     script, flags = VARIANTS[variant]
     model, batch = random_model(), make_batch(old=old, truncated=True)
     rows = batch["prompt_ids"], batch["completion_ids"]
-    counts = {name: len(list(micro_batches(*rows, budget))) for name, budget in BUDGETS.items()}
+    counts = {name: len(micro_batch_rows(*rows, budget)) for name, budget in BUDGETS.items()}
     assert counts == {"all": 1, "two": 2, "one": 16}
     expected = update(model, batch, make_args(script, **flags), script)
     for budget in (BUDGETS["two"], BUDGETS["one"]):
@@ -294,12 +297,10 @@ def test_longer_masked_completions_change_nothing_but_their_count(script):
             wide = torch.nn.functional.pad(value, (0, 30 - 12)) if value.shape[1] > 1 else value
             more[name] = torch.cat([torch.full((GROUP, wide.shape[1]), name != "loss_mask").to(wide.dtype), wide])
     sums, ours = update(model, more, args, script)
-    assert distance(ours, expected_gradient) <= 1e-10 and sums["policy_loss"] == pytest.approx(expected["policy_loss"], rel=1e-10)
+    diluted = 16 / 20 if script is dr_grpo else 1.0  # Dr. GRPO divides by all completions, masked ones too
+    assert distance(ours, expected_gradient * diluted) <= 1e-10
+    assert sums["policy_loss"] == pytest.approx(expected["policy_loss"] * diluted, rel=1e-10)
     assert sums["tokens"] == expected["tokens"] + 4 * 30  # the log counts what was sampled
-    if script is grpo:
-        _, constant = update(model, batch, make_args(aggregation="constant"))
-        _, diluted = update(model, more, make_args(aggregation="constant"))
-        assert distance(diluted * 20 / 16, constant) <= 1e-10  # Dr. GRPO divides by all completions
 
 
 @SCRIPTS

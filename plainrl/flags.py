@@ -1,0 +1,259 @@
+"""The flags that all training scripts share, their defaults by the size of the model, and what is refused.
+
+A script adds its own in a class of its own:
+
+    @dataclass
+    class Args(RunFlags):
+        clip_low: NotNegative = 0.2
+        \"\"\"the ratio is clipped below at 1 - clip_low\"\"\"
+
+    main(parse(Args, __doc__))
+"""
+
+import dataclasses
+import difflib
+import importlib
+import math
+import sys
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from plainrl.screen import fail
+
+EVAL_SEED = 2**31  # evaluation has its own seed: every checkpoint meets the same problems and random numbers
+TRACKERS = {"wandb": "wandb", "tensorboard": "torch.utils.tensorboard"}
+
+# --- defaults by the size of the model ----------------------------------------------------------------------
+
+SIZES = {"tiny": 0, "small": 10_000_000, "large": 1_300_000_000}  # and the least number of parameters of each
+SIZES_IN_HELP = (
+    "Defaults depend on the size of --model: tiny is the embedded model, small 135M to 1B (a CPU or one "
+    "small GPU), "
+    "large what is above (the papers' scale)."
+)
+
+
+def size_of(parameters: int) -> str:
+    """The row of defaults that a model belongs to.
+
+    >>> size_of(1_100_000), size_of(135_000_000), size_of(7_600_000_000)
+    ('tiny', 'small', 'large')
+    """
+    return [size for size, least in SIZES.items() if parameters >= least][-1]
+
+
+def by_size(tiny, small, large):
+    """A flag whose right default depends on the model: None until `resolve_defaults` has seen the model.
+
+    tiny is the embedded model, small what was measured to work for SmolLM2-135M on two cores, large the
+    papers' scale.
+    """
+    return dataclasses.field(
+        default=None, metadata={"by_size": {"tiny": tiny, "small": small, "large": large}}
+    )
+
+
+def resolve_defaults(args, parameters: int) -> None:
+    """Fill the flags that were left open, by the number of the model's parameters."""
+    for flag in dataclasses.fields(args):
+        if "by_size" in flag.metadata and getattr(args, flag.name) is None:
+            setattr(args, flag.name, flag.metadata["by_size"][size_of(parameters)])
+
+
+# --- what a flag may be -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """The numbers that a flag may have. Without `infinite`, infinity is refused too; nan always is."""
+
+    at_least: float = -math.inf
+    above: float = -math.inf
+    at_most: float = math.inf
+    below: float = math.inf
+    infinite: bool = False
+
+    def contain(self, value: float) -> bool:
+        finite = math.isfinite(value) or (self.infinite and not math.isnan(value))
+        return (
+            finite
+            and value >= self.at_least
+            and value > self.above
+            and value <= self.at_most
+            and value < self.below
+        )
+
+    def __str__(self) -> str:
+        limits = (
+            ("at least", self.at_least),
+            ("above", self.above),
+            ("at most", self.at_most),
+            ("below", self.below),
+        )
+        words = " and ".join(f"{word} {limit}" for word, limit in limits if math.isfinite(limit))
+        return f"must be {words}" if words else "must be a number"
+
+
+Count = Annotated[int, Bounds(at_least=1)]
+NotNegative = Annotated[float, Bounds(at_least=0)]
+NotNegativeInt = Annotated[int, Bounds(at_least=0)]
+ClipRange = Annotated[float, Bounds(at_least=0, infinite=True)]  # inf: no clip at all, which is a choice
+Positive = Annotated[float, Bounds(above=0)]
+Share = Annotated[float, Bounds(above=0, at_most=1)]
+Fraction = Annotated[float, Bounds(at_least=0, at_most=1)]
+Number = Annotated[float, Bounds()]
+Temperature = Annotated[float, Bounds(above=0)]  # a greedy group has no differences to learn from
+GroupSize = Annotated[int, Bounds(at_least=2)]  # a completion is compared with its group
+
+
+# --- the flags ----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class RunFlags:
+    """Flags of every training script; the lines that read them are in plainrl/."""
+
+    model: str = "models/tiny"
+    """Hugging Face folder, hub name or .gguf file to start from"""
+    task: str = "chain"
+    """chain[?horizon=3&family=plain], jsonl:PATH, gym:NAME?key=value or gsm8k (see plainrl/tasks.py)"""
+    system_prompt: str | None = None
+    """system turn put before every prompt"""
+    steps: Count | None = by_size(tiny=80, small=60, large=500)
+    """steps: batches sampled and trained on"""
+    token_budget: Count | None = None
+    """stop after this many sampled tokens, should that come before --steps"""
+    prompts_per_step: Count | None = by_size(tiny=16, small=8, large=128)
+    """B, prompts sampled per step"""
+    group_size: GroupSize | None = by_size(tiny=16, small=8, large=8)
+    """G, completions per prompt"""
+    max_new_tokens: Count | None = by_size(tiny=160, small=256, large=3072)
+    """longest completion"""
+    temperature: Temperature = 1.0
+    """sampling temperature; the same one divides the logits in the loss"""
+    train_size: Count | None = None
+    """train on this many problems only, over and over"""
+    seed: Annotated[int, Bounds(at_least=0, below=EVAL_SEED)] = 0
+    """problems, their order and every sampled token follow from it"""
+
+    max_grad_norm: Positive = 1.0
+    """gradients are clipped to this norm"""
+    micro_batch_tokens: Count | None = by_size(tiny=32768, small=2048, large=16384)
+    """tokens per forward and backward pass, equal prompts counted once; changes memory and speed, never the
+    result"""
+    activation_checkpointing: bool = False
+    """recompute activations in the backward pass: less memory, about a third slower"""
+    lora_rank: Count | None = None
+    """train adapters of this rank instead of all weights (LoRA; needs peft)"""
+    engine: Literal["auto", "hf", "vllm"] = "auto"
+    """sampler; auto takes vLLM where CUDA and vLLM are there, in one process"""
+    vllm_server: str | None = None
+    """sample on this vLLM server instead (its URL; plainrl/vllm_sampler.py says how to start it)"""
+    vllm_memory: Annotated[float, Bounds(above=0, below=1)] = 0.4
+    """share of the GPU that vLLM in this process may take while it samples"""
+    max_logprob_gap: NotNegative | None = None
+    """stop when sampler and trainer differ by more than this on average (default 1e-4, or 0.05 in
+    bfloat16)"""
+
+    eval_every: Count | None = by_size(tiny=20, small=20, large=20)
+    """steps between two scores on dev"""
+    eval_problems: Count | None = by_size(tiny=64, small=32, large=128)
+    """problems in a dev score"""
+    eval_samples: Count | None = by_size(tiny=16, small=4, large=4)
+    """completions per problem in dev and test scores: k of avg@k, pass@k, maj@k"""
+    test_problems: Count | None = by_size(tiny=128, small=64, large=500)
+    """problems in the test score, taken before the first step and after the last"""
+    save_every: Count = 20
+    """steps between two checkpoints"""
+    out_dir: Path | None = None
+    """output folder (default runs/<script>/<task>-seed<seed>)"""
+    resume: bool = False
+    """continue the run in --out-dir from its last checkpoint"""
+    track: Literal["none", "wandb", "tensorboard"] = "none"
+    """also send the metrics there"""
+
+
+# --- from the command line ----------------------------------------------------------------------------------
+
+
+def parse(Args: type, description: str | None = None, moved: dict[str, str] | None = None):
+    """Args from the command line. --help shows the defaults for each size of model.
+
+    `moved` names flags that the script once had, and where to go instead.
+    """
+    known = {f"--{flag.name.replace('_', '-')}" for flag in dataclasses.fields(Args)}
+    known |= {f"--no-{name[2:]}" for name in known} | {"--help"}
+    for word in sys.argv[1:]:
+        name = word.partition("=")[0].replace("_", "-")
+        if name.startswith("--") and name[2:] in (moved or {}):
+            fail(f"{name}: is no flag of this script any more; {moved[name[2:]]}")
+        if name.startswith("--") and len(name) > 2 and name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]}?" if close else "--help lists all flags"
+            fail(f"{name}: there is no such flag; {hint}")
+    has_sizes = any("by_size" in flag.metadata for flag in dataclasses.fields(Args))
+    shown = f"{description or ''}\n\n{SIZES_IN_HELP}".strip() if has_sizes else description
+    return Args(**vars(tyro.cli(with_visible_defaults(Args), description=shown)))
+
+
+def with_visible_defaults(Args: type) -> type:
+    """The same flags, where --help says the defaults of each size instead of None."""
+    hints = typing.get_type_hints(Args, include_extras=True)
+    annotations = {}
+    for flag in dataclasses.fields(Args):
+        if flag.default is not None:
+            continue  # tyro shows it
+        rows = flag.metadata.get("by_size", {})
+        values = [f"{value:g} {size}" for size, value in rows.items()]
+        if len(set(rows.values())) == 1:
+            values = [f"{rows['tiny']:g}"]
+        shown = (
+            f"(default: {', '.join(values)})" if rows else ""
+        )  # without one, the docstring says what happens
+        help_line = tyro.conf.arg(help_behavior_hint=shown, metavar=plain_type(hints[flag.name]).upper())
+        annotations[flag.name] = Annotated[hints[flag.name], help_line]
+    return dataclass(
+        type(Args.__name__, (Args,), {"__annotations__": annotations} | dict.fromkeys(annotations))
+    )
+
+
+def plain_type(hint) -> str:
+    """The name of a flag's type without None and without bounds: that of `Count | None` is int."""
+    options = [option for option in typing.get_args(hint) if option is not type(None)]
+    return plain_type(options[0]) if options else getattr(hint, "__name__", str(hint))
+
+
+def check_flags(args) -> None:
+    """Refuse numbers that cannot work, naming the flag and what it may be, and flags that do not go
+    together."""
+    for flag in dataclasses.fields(args):
+        value, name = getattr(args, flag.name), f"--{flag.name.replace('_', '-')}"
+        for bounds in bounds_of(type(args), flag.name):
+            if isinstance(value, int | float) and not bounds.contain(value):
+                fail(f"{name} {value}: {bounds}")
+    minibatches, prompts = getattr(args, "minibatches", 1), getattr(args, "prompts_per_step", None)
+    if prompts is not None and prompts % minibatches:
+        fail(f"--minibatches {minibatches}: does not divide --prompts-per-step {prompts}")
+    server = getattr(args, "vllm_server", None)
+    if server and args.engine == "hf":
+        fail("--engine hf: does not go with --vllm-server; leave one of them out")
+    if server and not server.startswith(("http://", "https://")):
+        fail(f"--vllm-server {server}: must begin with http:// or https://")
+    if getattr(args, "track", "none") in TRACKERS:
+        try:
+            importlib.import_module(TRACKERS[args.track])
+        except ImportError:
+            fail(f"--track {args.track}: the package is not installed; run: pip install {args.track}")
+
+
+def bounds_of(Args: type, name: str) -> list[Bounds]:
+    """The bounds in a flag's type, also in one like `Count | None`."""
+    hint = typing.get_type_hints(Args, include_extras=True)[name]
+    options = [hint, *typing.get_args(hint)]
+    return [
+        each for option in options for each in getattr(option, "__metadata__", ()) if isinstance(each, Bounds)
+    ]

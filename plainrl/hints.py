@@ -1,0 +1,69 @@
+"""Hints: how one is shown, whether it gives the answer away, and a file of them."""
+
+import json
+import re
+from fractions import Fraction
+from pathlib import Path
+
+from plainrl.tasks import BOXED_INSTRUCTION, Problem
+
+
+def with_hint(problem: Problem) -> str:
+    """The prompt followed by its guidance, in the one wording that the embedded model has seen."""
+    return f"{problem.prompt}\nHint: {problem.hint}"
+
+
+def reveals(hint: str, answer: str) -> bool:
+    """Does a hint give the answer away?
+
+    Words are compared, and numbers by value: 12 is not in "112 apples", but 1,000 is in "1000.00 m" and 1/2
+    in "0.5". A number in words is not seen.
+
+    >>> reveals("Start with 112.", "12"), reveals("In the end you have $12.00.", "12")
+    (False, True)
+    """
+    texts = [text.replace("\u2212", "-") for text in (hint, answer)]  # the minus sign of typesetting
+    texts = [re.sub(r"\\[dt]?frac\{?(\d+)\}?\{?(\d+)\}?", r"\1/\2", text) for text in texts]
+    if len(answer.strip()) > 1:  # the letter of an option is not the article "a"
+        texts = [text.lower() for text in texts]
+    for one_number in (r"\d+/0*[1-9]\d*|", ""):  # a fraction as one number, then as two: 48 is in 48/2
+        word = rf"{one_number}\d+(?:,\d{{3}})*(?:\.\d+)?|\.\d+|[^\W\d_]+|[^\w\s]"
+        hay, needle = ([_value(found) for found in re.findall(word, text)] for text in texts)
+        if any(hay[i : i + len(needle)] == needle for i in range(len(hay) - len(needle) + 1)):
+            return True
+    return False
+
+
+def _value(word: str) -> str | Fraction:
+    """A number by its value, any other word as it stands."""
+    return Fraction(word.replace(",", "")) if word[-1].isdigit() and word.isascii() else word
+
+
+def hint_key(prompt: str) -> str:
+    """What a file of hints is looked up by: the prompt, less the instruction to use a box if it has one."""
+    return prompt.strip().removesuffix(BOXED_INSTRUCTION).strip()
+
+
+def load_hints(path: Path) -> dict[str, str]:
+    """{`hint_key` of the prompt: hint} of a file with one JSON object a line.
+
+    Raises ValueError with the line and the field.
+    """
+    hints = {}
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"--hints {path}: cannot read the file ({error})") from None
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        where = f"--hints {path}, line {number}"
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{where}: not valid JSON ({error})") from None
+        for name in ("prompt", "hint"):
+            if not isinstance(row, dict) or not isinstance(row.get(name), str) or not row[name].strip():
+                raise ValueError(f"{where}: field {name!r} must be a non-empty string")
+        hints[hint_key(row["prompt"])] = row["hint"].strip()
+    return hints

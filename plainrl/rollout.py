@@ -1,0 +1,219 @@
+"""One sampled and graded batch: what a step of reinforcement learning works on.
+
+Letters in shapes: B prompts, G completions of each (a group), N = B*G rows, T completion tokens. Rows are
+prompt-major: rows i*G .. i*G+G-1 belong to prompt i. Prompts and completions stay lists of ids from the
+sampler to the loss and are never tokenised again. Masks come from their lengths, never from `ids == pad`.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from plainrl import ranks
+from plainrl.grading import grade_all
+from plainrl.tasks import Grade, Problem
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One sampled completion. It ended by itself ("stop": the last id is EOS) or was cut ("length")."""
+
+    ids: list[int]
+    logprobs: list[float]  # of each id under the sampler, after temperature and top-p
+    finish_reason: str
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One sampled and graded batch; every list is prompt-major."""
+
+    problems: list[Problem]  # B
+    prompt_ids: list[list[int]]  # N, each prompt repeated G times
+    completions: list[Completion]  # N
+    texts: list[str]  # N
+    grades: list[Grade]  # N
+
+    @property
+    def group_size(self) -> int:
+        """G"""
+        return len(self.texts) // max(1, len(self.problems))
+
+    @property
+    def completion_ids(self) -> list[list[int]]:
+        return [completion.ids for completion in self.completions]
+
+    @property
+    def logprobs(self) -> list[list[float]]:
+        return [completion.logprobs for completion in self.completions]
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(completion.ids) for completion in self.completions)
+
+    @property
+    def truncated(self) -> list[bool]:
+        return [completion.finish_reason == "length" for completion in self.completions]
+
+    def rewards(self) -> torch.Tensor:
+        """The score of each completion, [B, G]."""
+        scores = torch.tensor([grade.score for grade in self.grades], dtype=torch.float32)
+        return scores.view(len(self.problems), self.group_size)
+
+    def correct(self) -> list[int]:
+        """Right completions of each prompt, B numbers."""
+        if not self.problems:
+            return []
+        return (
+            torch.tensor([grade.correct for grade in self.grades])
+            .view(-1, self.group_size)
+            .sum(dim=1)
+            .tolist()
+        )
+
+    def select(self, groups: list[int]) -> "Rollout":
+        """The rollout of these prompts alone."""
+        rows = [group * self.group_size + i for group in groups for i in range(self.group_size)]
+        pick = lambda column: [column[row] for row in rows]  # noqa: E731
+        problems = [self.problems[group] for group in groups]
+        return Rollout(problems, *map(pick, (self.prompt_ids, self.completions, self.texts, self.grades)))
+
+    def __add__(self, other: "Rollout") -> "Rollout":
+        return Rollout(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
+
+    def batch(self, advantages: torch.Tensor, device, mask_truncated: bool = False) -> "Batch":
+        """What the update works on: ids, advantages, masks and the sampler's log-probabilities.
+
+        Truncated completions leave the loss when they are masked. All else, the log too, still counts their
+        tokens.
+        """
+        _, completion_mask = pad(self.completion_ids, device)  # [N, T]
+        loss_mask = completion_mask.clone()
+        if mask_truncated:
+            loss_mask[torch.tensor(self.truncated, dtype=torch.bool, device=device)] = False
+        columns = {
+            "advantages": advantages.view(-1, 1).to(device),  # [N, 1]
+            "completion_mask": completion_mask,  # [N, T], EOS included
+            "loss_mask": loss_mask,  # [N, T]
+            "rollout_logprobs": pad_values(self.logprobs, completion_mask),  # [N, T]
+        }
+        return Batch(
+            self.prompt_ids,
+            self.completion_ids,
+            columns,
+            rows_per_group=[self.group_size] * len(self.problems),
+        )
+
+
+@dataclass
+class Batch:
+    """Rows of a rollout as tensors, by name: batch["advantages"] is [N, 1], others are [N, T].
+
+    An algorithm adds its own, batch["old_logprobs"] = ..., and they are cut with the rest. What `split`
+    returns are views: writing into a part's tensor in place writes into the whole.
+    """
+
+    prompt_ids: list[list[int]]  # N
+    completion_ids: list[list[int]]  # N
+    columns: dict[str, torch.Tensor] = field(default_factory=dict)  # [N, 1] or [N, T] each
+    rows_per_group: list[int] = field(
+        default_factory=list
+    )  # how many rows each group has: G, or 2G where two were joined
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self.columns[name]
+
+    def __setitem__(self, name: str, values: torch.Tensor) -> None:
+        self.columns[name] = values
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.columns
+
+    def __len__(self) -> int:
+        return len(self.completion_ids)
+
+    def get(self, name: str, default=None):
+        return self.columns.get(name, default)
+
+    def rows(self, rows: slice, width: int | None = None) -> "Batch":
+        """These rows, and of their tokens the first `width`."""
+        columns = {name: values[rows, :width] for name, values in self.columns.items()}
+        return Batch(self.prompt_ids[rows], self.completion_ids[rows], columns)
+
+    def split(self, parts: int) -> list["Batch"]:
+        """The batch of each of `parts` optimizer steps: whole groups, in order."""
+        groups = len(self.rows_per_group)
+        groups_per_part = max(1, -(-groups // parts))  # rounded up
+        minibatches = []
+        for first in range(0, groups, groups_per_part):
+            start = sum(self.rows_per_group[:first])
+            own = self.rows_per_group[first : first + groups_per_part]
+            minibatch = self.rows(slice(start, start + sum(own)))
+            minibatch.rows_per_group = own
+            minibatches.append(minibatch)
+        return minibatches
+
+
+def completion_seed(*key: int) -> int:
+    """A 63-bit seed that depends only on its key: (seed, step, prompt, round, sample)."""
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]) >> 1
+
+
+def encode_prompt(tokenizer, text: str, system: str | None = None) -> list[int]:
+    """Ids of one user turn, ready for the model to answer. A model without a chat template gets the bare
+    text."""
+    if tokenizer.chat_template is None:
+        return tokenizer.encode(f"{system}\n\n{text}" if system else text)
+    messages = [{"role": "system", "content": system}] if system else []
+    messages.append({"role": "user", "content": text})
+    return tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=True, return_dict=False
+    )
+
+
+def sample_rollout(
+    sampler,
+    tokenizer,
+    task,
+    problems: list[Problem],
+    prompts: list[str],
+    seeds: list[int],
+    group_size: int,
+    max_new_tokens: int,
+    temperature: float,
+    system: str | None = None,
+    top_p: float = 1.0,
+) -> Rollout:
+    """Sample `group_size` completions for each prompt, one seed each, and grade them. Ranks share the
+    prompts."""
+    prompt_ids = [encode_prompt(tokenizer, prompt, system) for prompt in prompts]
+    mine = ranks.share(len(prompts))
+    rows = slice(mine.start * group_size, mine.stop * group_size)
+    completions = sampler.generate(
+        prompt_ids[mine], group_size, max_new_tokens, temperature, seeds[rows], top_p
+    )
+    if len(completions) != len(problems[mine]) * group_size:
+        raise ValueError("the sampler must return n completions for each prompt")
+    texts = [tokenizer.decode(completion.ids, skip_special_tokens=True) for completion in completions]
+    grades = grade_all(task, texts, [problem for problem in problems[mine] for _ in range(group_size)])
+    completions, texts, grades = (ranks.gather(part) for part in (completions, texts, grades))
+    return Rollout(
+        problems, [ids for ids in prompt_ids for _ in range(group_size)], completions, texts, grades
+    )
+
+
+def pad(rows: list[list[int]], device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Lists of ids -> ids [N, T], padded on the right with 0, and the mask of real tokens [N, T] from their
+    lengths."""
+    lengths = torch.tensor([len(row) for row in rows], device=device)
+    mask = torch.arange(max(map(len, rows), default=0), device=device) < lengths[:, None]
+    ids = torch.zeros(mask.shape, dtype=torch.long, device=device)
+    ids[mask] = torch.tensor([token for row in rows for token in row], dtype=torch.long, device=device)
+    return ids, mask
+
+
+def pad_values(rows: list[list[float]], mask: torch.Tensor) -> torch.Tensor:
+    """Numbers per token -> [N, T] float32, zero outside the mask."""
+    values = torch.zeros(mask.shape, device=mask.device)
+    values[mask] = torch.tensor([value for row in rows for value in row], device=mask.device)
+    return values

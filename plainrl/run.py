@@ -1,0 +1,698 @@
+"""One run of a training script: its output folder, log, screen, checkpoints and scores on held-out problems.
+
+Nothing here belongs to an algorithm. A script that needs another order leaves `end_step` and calls its parts.
+
+    run = Run("grpo", args)                   load task and model, check the flags; writes nothing
+    optimizer = run.restore(AdamW(...))       open the output folder, or go on from its checkpoint
+    for step in run.steps():                  score the start, then every step until the end or Ctrl-C
+        rollout = run.sample(problems, seeds)
+        ...
+        run.optimizer_step(optimizer, sums)   clip the gradients and step
+        run.end_step(rollout, batch)          push weights, log, score dev, save
+    return run.finish()                       the best checkpoint by dev, scored on test
+
+The folder holds config.json, metrics.jsonl (one record a step), samples.jsonl (the first group of every
+step), curves.png, last/ (to resume from), best/ (by dev) and final/ (the best, scored on test).
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from importlib.metadata import version
+from itertools import groupby
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+
+from plainrl import ranks
+from plainrl.flags import EVAL_SEED, RunFlags, check_flags, resolve_defaults, size_of
+from plainrl.grading import is_error
+from plainrl.metrics import evaluate
+from plainrl.models import (
+    device_name,
+    eos_ids,
+    keep_freed_memory,
+    load_model,
+    load_weights,
+    model_hash,
+    peak_gb,
+    save_model,
+)
+from plainrl.rollout import Batch, Rollout, completion_seed, encode_prompt, sample_rollout
+from plainrl.sampler import check_gap, make_sampler, push_weights
+from plainrl.scoring import logprob_and_entropy, micro_batches, score, score_all
+from plainrl.screen import fail, minutes, or_fail, say
+from plainrl.tasks import load_task
+
+ROOT = Path(__file__).resolve().parents[1]
+MAX_SKIPS_IN_A_ROW = 5  # updates whose loss or gradient is not finite
+MAY_CHANGE_ON_RESUME = {
+    "steps", "token_budget", "save_every", "out_dir", "resume", "track", "micro_batch_tokens",
+    "activation_checkpointing", "max_logprob_gap", "vllm_server", "vllm_memory",
+}  # fmt: skip
+
+COLUMNS = [  # title, metric, width, format
+    ("reward", "reward/mean", 6, ".3f"),
+    ("zero-std", "reward/frac_zero_std", 8, ".2f"),
+    ("len", "rollout/len_mean", 6, ".1f"),
+    ("trunc", "rollout/frac_truncated", 5, ".2f"),
+    ("unparsed", "rollout/frac_unparsed", 8, ".2f"),
+    ("entropy", "policy/entropy", 7, ".3f"),
+    ("gap", "rollout/logprob_gap", 7, ".0e"),
+    ("grad", "optim/grad_norm", 6, ".2f"),
+    ("s/step", "time/step", 6, ".1f"),
+    ("sampling", "time/rollout", 8, ".1f"),
+]
+
+
+class Run:
+    """Files, screen, checkpoints, scores and ranks of one run.
+
+    What a script uses: `model`, `tokenizer`, `task`, `sampler`, `state` (what a checkpoint keeps, the
+    script's own entries included) and `sums` (what the updates of the current step added up, for the log).
+    """
+
+    def __init__(
+        self,
+        script: str,
+        args: RunFlags,
+        task=None,
+        sampler=None,
+        state: dict | None = None,
+        keep: tuple = (),
+    ):
+        """Load what the flags name. Everything that can be refused before the folder is opened is refused
+        here.
+
+        `task` and `sampler` replace those that the flags name. `state` holds the algorithm's own entries of
+        the checkpoint, `keep` further flags that a resumed run must not change.
+        """
+        keep_freed_memory()
+        ranks.start()
+        torch.manual_seed(args.seed)
+        check_flags(args)
+        self.script, self.args, self.keep, self.started = script, args, keep, time.time()
+        self.task = or_fail(load_task, args.task) if task is None else task
+        args.task = args.task if task is None else None
+        args.out_dir = self.dir = args.out_dir or Path(f"runs/{script}/{self.task.name}-seed{args.seed}")
+        check_out_dir(self.dir, args.resume)
+        self.model, self.tokenizer = load_model(args.model, args.activation_checkpointing, args.lora_rank)
+        resolve_defaults(args, self.model.num_parameters())
+        args.max_logprob_gap = args.max_logprob_gap or (0.05 if torch.cuda.is_available() else 1e-4)
+        check_flags(args)
+        self.own_sampler = sampler is not None
+        self.sampler = sampler or make_sampler(args, self.model, eos_ids(self.model, self.tokenizer))
+        self.state = {"step": 0, "tokens": 0, "best": -1.0, "skips_in_a_row": 0, "test_before": {}} | (
+            state or {}
+        )
+        self.budget = math.inf if args.token_budget is None else args.token_budget
+        self.optimizer, self.lock, self.interrupted, self.lines = None, None, False, 0
+        self.send_to_tracker = lambda metrics, step: None
+
+    def load_reference(self):
+        """A frozen copy of the starting model, in evaluation mode."""
+        return load_model(self.args.model)[0].eval().requires_grad_(False)
+
+    def restore(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+        """Open the output folder, or go on from its last checkpoint with --resume. Returns the optimizer."""
+        args, self.optimizer = self.args, optimizer
+        check_task(self.task, args)
+        self.config = {
+            "script": self.script,
+            "flags": json.loads(json.dumps(dataclasses.asdict(args), default=str)),  # as it is read back
+            "parameters": self.model.num_parameters(),
+            "model_hash": model_hash(self.model),
+            "git_commit": git_commit(),
+            "device": device_name(),
+            "versions": {
+                "python": sys.version.split()[0],
+                **{name: version(name) for name in ("torch", "transformers", "numpy")},
+            },
+        }
+        self.lock = lock(self.dir) if self.dir.exists() and ranks.MAIN else None
+        if args.resume and (self.dir / "config.json").exists():
+            self.compare_with(json.loads((self.dir / "config.json").read_text()))
+        if args.resume:
+            self.state = load_checkpoint(self.dir / "last", self.model, optimizer) or self.state
+        self.open_folder()
+        self.stop = StopRequest()
+        self.begin_step()
+        self.push_weights()
+        return optimizer
+
+    # --- the loop -------------------------------------------------------------------------------------------
+
+    def steps(self) -> Iterator[int]:
+        """1, 2, ... to --steps, or until --token-budget is used up, or after Ctrl-C. Scores the start
+        first."""
+        args, state = self.args, self.state
+        if state["step"] == 0:
+            self.say_how_long()
+            state["test_before"] = self.measure("test", "test", args.test_problems)
+            self.log({"step": 0} | self.measure("eval", "dev", args.eval_problems) | state["test_before"])
+        while state["step"] < args.steps and state["tokens"] < self.budget and not self.interrupted:
+            step = state["step"] + 1
+            self.begin_step()
+            yield step
+            if state["step"] != step:
+                raise RuntimeError(f"step {step} did not end with run.end_step(...) or run.save()")
+
+    def begin_step(self) -> None:
+        self.sampled, self.sums, self.grad_norms = (
+            None,
+            Counter(),
+            [],
+        )  # everything sampled; sums over updates
+        self.times, self.clock = dict.fromkeys(("rollout", "train", "sync"), 0.0), time.time()
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the current step is the run's last one."""
+        return self.state["step"] + 1 == self.args.steps or self.state["tokens"] >= self.budget
+
+    def sample(
+        self,
+        problems: list,
+        seeds: list[int],
+        prompts: list[str] | None = None,
+        max_new_tokens: int | None = None,
+    ) -> Rollout:
+        """G completions of each problem, graded; one seed each, prompt-major. Their tokens count."""
+        rollout = sample_rollout(
+            self.sampler,
+            self.tokenizer,
+            self.task,
+            problems,
+            prompts if prompts is not None else [problem.prompt for problem in problems],
+            seeds,
+            group_size=self.args.group_size,
+            max_new_tokens=max_new_tokens or self.args.max_new_tokens,
+            temperature=self.args.temperature,
+            system=self.args.system_prompt,
+        )
+        self.state["tokens"] += rollout.tokens
+        self.sampled = rollout if self.sampled is None else self.sampled + rollout
+        self.times["rollout"] = time.time() - self.clock
+        return rollout
+
+    def score(self, batch: Batch, model=None, prompt_ids=None, token_function=logprob_and_entropy) -> tuple:
+        """Numbers per token without gradient, [N, T] each; by default log-probability and entropy under the
+        policy."""
+        args, prompt_ids = self.args, prompt_ids or batch.prompt_ids
+        settings = (args.temperature, args.micro_batch_tokens, token_function)
+        return score_all(model or self.model, prompt_ids, batch.completion_ids, *settings)
+
+    def optimizer_step(self, optimizer: torch.optim.Optimizer, update: Counter) -> bool:
+        """Clip the gradients and step; `update` holds the sums that `accumulate_gradients` returned.
+
+        An update whose loss or gradient is not finite is skipped, and the run ends after five in a row. It
+        ends too when sampler and trainer disagree. Returns whether a step was made.
+        """
+        self.sums.update(update)
+        if math.isfinite(update["total_loss"]):
+            check_gap(update["gap"] / update["tokens"], self.args)
+        self.grad_norms.append(ranks.clip_gradients(self.model, self.args.max_grad_norm))
+        finite = math.isfinite(self.grad_norms[-1]) and math.isfinite(update["total_loss"])
+        if finite:
+            optimizer.step()
+            self.state["skips_in_a_row"] = 0
+        else:
+            self.count_skip()
+        self.sums["skipped"] += not finite
+        optimizer.zero_grad()  # no memory for gradients while completions are sampled
+        return finite
+
+    def end_step(self, rollout: Rollout, batch: Batch, own: dict | None = None, **columns: list) -> None:
+        """Push the weights, log, score dev when it is due, save. `own` are the algorithm's metrics,
+        `columns` its entries of samples.jsonl, one for each completion of the first group."""
+        self.push_weights()
+        record = self.record() | (own or {})
+        if record["step"] % self.args.eval_every == 0 or self.is_last:
+            record |= self.score_dev()
+        self.log(record)
+        self.log_samples(rollout, batch["advantages"], **columns)
+        self.save()
+
+    def finish(self) -> Path:
+        """Score the best checkpoint by dev on test and save it as final/. After Ctrl-C: say how to go on."""
+        if self.interrupted:
+            self.close()
+            say(f"stopped and saved; the same command with --resume --out-dir {self.dir} goes on")
+            return self.dir / "last"
+        load_weights(self.dir / "best", self.model)
+        self.push_weights()
+        before, after = self.state["test_before"], self.measure("test", "test", self.args.test_problems)
+        self.log({"step": self.state["step"]} | after)
+        final = self.dir / "final"
+        save_model(final, self.model, self.tokenizer)
+        if not ranks.MAIN:
+            return final
+        say(f"\n{'test (best checkpoint by dev)':32} {'before':>8} {'after':>8}")
+        for name, value in after.items():
+            say(f"{name.split('/', 1)[1]:32} {before[name]:8.3f} {value:8.3f}")
+        took = minutes(time.time() - self.started)
+        say(f"\ntook {took}; curves: {self.dir / 'curves.png'}; model: {final}")
+        if self.args.task is not None and (ROOT / "eval.py").exists():
+            say(f"evaluate it: {self.eval_command(final)}")
+        self.close()
+        return final
+
+    # --- the parts of end_step ------------------------------------------------------------------------------
+
+    def push_weights(self) -> None:
+        """Hand the weights to a sampler that has its own, and make sure that it samples from them."""
+        pushing = time.time()
+        self.times["train"] = pushing - self.clock - self.times["rollout"]
+        push_weights(self.sampler, self.model, self.tokenizer, self.task, self.args)
+        self.times["sync"] = time.time() - pushing
+
+    def record(self) -> dict:
+        """The metrics of the step that every script logs, under the same keys (docs/metrics.md defines
+        them)."""
+        rollout, sums, updates = self.sampled, self.sums, len(self.grad_norms)
+        rewards = rollout.rewards()  # [B, G] of everything that was sampled
+        count, tokens = len(rollout.texts), sums.get("tokens", 0)
+        per_token = lambda name: sums[name] / tokens if tokens else None  # noqa: E731
+        per_update = lambda total: total / updates if updates else None  # noqa: E731
+        return {
+            "step": self.state["step"] + 1,
+            "reward/mean": rewards.mean().item(),
+            "reward/frac_zero_std": (rewards.amax(1) == rewards.amin(1)).float().mean().item(),
+            "reward/errors": sum(map(is_error, rollout.grades)),
+            "rollout/len_mean": rollout.tokens / count,
+            "rollout/frac_truncated": sum(rollout.truncated) / count,
+            "rollout/frac_unparsed": sum(grade.parsed is None for grade in rollout.grades) / count,
+            "rollout/logprob_gap": per_token("gap"),
+            "rollout/tokens_total": self.state["tokens"],
+            "policy/entropy": per_token("entropy"),
+            "policy/clip_frac": per_token("clipped"),
+            **({"policy/kl_ref": per_token("kl")} if "kl" in sums else {}),
+            "loss/policy": per_update(sums["policy_loss"]),
+            "loss/total": per_update(sums["total_loss"]),
+            "optim/grad_norm": per_update(sum(self.grad_norms)),
+            "optim/lr": self.optimizer.param_groups[0]["lr"],
+            "optim/skipped": sums["skipped"],
+            **{f"time/{name}": seconds for name, seconds in self.times.items()},
+            "perf/tokens_per_s": rollout.tokens / sum(self.times.values()),
+            "perf/peak_gb": peak_gb(),
+        }
+
+    def measure(self, prefix: str, split: str, num_problems: int) -> dict[str, float]:
+        """Scores on held-out problems, {prefix/task/metric: value}; also by horizon where a task asks for
+        it."""
+        args, name = self.args, self.task.name
+        scores, rows = evaluate(
+            self.sampler,
+            self.tokenizer,
+            self.task,
+            split,
+            num_problems,
+            args.eval_samples,
+            args.max_new_tokens,
+            args.temperature,
+            args.system_prompt,
+        )
+        found = {f"{prefix}/{name}/{metric}": value for metric, value in scores.items()}
+        if getattr(self.task, "score_each_horizon", False):
+            for horizon in sorted({row["horizon"] for row in rows}):
+                rates = [row["correct"] / row["n"] for row in rows if row["horizon"] == horizon]
+                found[f"{prefix}/{name}-h{horizon}/avg@{args.eval_samples}"] = sum(rates) / len(rates)
+        return found
+
+    def score_dev(self) -> dict[str, float]:
+        """Scores on dev. The highest mean score so far is kept in best/; of equal ones the first."""
+        scores = self.measure("eval", "dev", self.args.eval_problems)
+        dev = scores[self.dev_score]
+        if dev > self.state["best"]:
+            self.state["best"] = dev
+            save_model(self.dir / "best", self.model, self.tokenizer)
+        return scores
+
+    @property
+    def dev_score(self) -> str:
+        """The metric that chooses the best checkpoint."""
+        return f"eval/{self.task.name}/avg@{self.args.eval_samples}"
+
+    def log(self, record: dict) -> None:
+        """Append one record to metrics.jsonl, show it, and draw the curves when it has scores."""
+        if not ranks.MAIN:
+            return
+        finite = lambda value: not isinstance(value, float) or math.isfinite(value)  # noqa: E731
+        record = {name: value if finite(value) else None for name, value in record.items()}
+        with open(self.dir / "metrics.jsonl", "a") as file:
+            file.write(json.dumps(record) + "\n")
+        self.send_to_tracker(
+            {name: value for name, value in record.items() if name != "step"}, record["step"]
+        )
+        self.show(record)
+        if record["step"] and any("/avg@" in name for name in record):
+            self.draw_curves()
+
+    def log_samples(self, rollout: Rollout, advantages: torch.Tensor, **columns: list) -> None:
+        """Write the first group to samples.jsonl and, every ten steps, one of its completions to the
+        screen."""
+        if not ranks.MAIN or not rollout.problems:
+            return
+        step, problem = self.state["step"] + 1, rollout.problems[0]
+        with open(self.dir / "samples.jsonl", "a") as file:
+            for i in range(rollout.group_size):
+                grade = rollout.grades[i]
+                row = {
+                    "step": step,
+                    "prompt": problem.prompt,
+                    "completion": rollout.texts[i],
+                    "gold": problem.answer,
+                    "parsed": grade.parsed,
+                    "reward": grade.score,
+                    "why": grade.why,
+                    "advantage": round(advantages.flatten()[i].item(), 4),
+                    **{name: values[i] for name, values in columns.items()},
+                }
+                file.write(json.dumps(row) + "\n")
+        if step % 10 == 1:
+            grade = rollout.grades[0]
+            text = "\n".join(f"  | {line}" for line in f"{problem.prompt}\n> {rollout.texts[0]}".splitlines())
+            say(
+                f"{text}\n  | gold {problem.answer}, parsed {grade.parsed}, reward {grade.score:g} "
+                f"({grade.why})"
+            )
+
+    def save(self, now: bool = False) -> None:
+        """End the step: a checkpoint when one is due, `now`, at the end, or after Ctrl-C."""
+        last = self.is_last
+        self.state["step"] += 1
+        stopping = self.stop.requested
+        if self.state["step"] % self.args.save_every == 0 or last or stopping or now:
+            save_checkpoint(self.dir / "last", self.model, self.tokenizer, self.optimizer, self.state)
+        if stopping and not last:
+            self.interrupted = True
+            self.draw_curves()
+
+    # --- folder and screen ----------------------------------------------------------------------------------
+
+    def open_folder(self) -> None:
+        """Create the folder, drop what a resumed run will write again, and say what is about to happen."""
+        self.first_step = self.state["step"]
+        ranks.wait_for_all()  # until the other ranks have seen that there was no such folder
+        if not ranks.MAIN:
+            return
+        self.dir.mkdir(parents=True, exist_ok=True)
+        self.lock = self.lock or lock(self.dir)
+        write_text(self.dir / "config.json", json.dumps(self.config, indent=1) + "\n")
+        for name in ("metrics.jsonl", "samples.jsonl"):
+            truncate_log(
+                self.dir / name, self.first_step or -1
+            )  # no checkpoint yet: step 0 is logged again too
+        self.send_to_tracker = open_tracker(self.args.track, self.dir, self.config)
+        args = self.args
+        most = args.prompts_per_step * args.group_size * args.max_new_tokens
+        say(
+            f"{self.config['parameters']:,} parameters on {self.config['device']}; task {self.task.name}; "
+            f"lr {args.lr:g}"
+        )
+        say(
+            f"{args.steps} steps of {args.prompts_per_step} prompts x {args.group_size} completions of at "
+            "most "
+            f"{args.max_new_tokens} tokens ({most:,} tokens a step at most)"
+        )
+        resumed = f", going on after step {self.first_step}" if self.first_step else ""
+        say(f"output: {self.dir}{resumed}")
+
+    def compare_with(self, before: dict) -> None:
+        """A resumed run goes on with the flags and the starting model that it had."""
+        for name, value in self.config["flags"].items():
+            fixed = name in self.keep or name not in MAY_CHANGE_ON_RESUME
+            if fixed and before["flags"].get(name) != value:
+                fail(
+                    f"--resume: --{name.replace('_', '-')} was {before['flags'].get(name)} and is now "
+                    f"{value}; "
+                    "give the old value, or another --out-dir"
+                )
+        if before["model_hash"] != self.config["model_hash"]:
+            fail(
+                f"--resume: the weights of --model {self.args.model} have changed since {self.dir} was "
+                "started; "
+                "use another --out-dir"
+            )
+
+    def say_how_long(self) -> None:
+        """Time a few tokens of the first batch, and say what a step and the scores before it will take at
+        most."""
+        args = self.args
+        if size_of(self.model.num_parameters()) == "tiny" or self.own_sampler or ranks.WORLD_SIZE > 1:
+            return
+        tokens, started = min(16, args.max_new_tokens), time.time()
+        problems = [
+            or_fail(self.task.problem, "train", index, args.seed) for index in range(args.prompts_per_step)
+        ]
+        prompt_ids = [
+            encode_prompt(self.tokenizer, problem.prompt, args.system_prompt) for problem in problems
+        ]
+        seeds = [completion_seed(args.seed, 0, row) for row in range(len(problems) * args.group_size)]
+        found = self.sampler.generate(prompt_ids, args.group_size, tokens, args.temperature, seeds)
+        sampling = (time.time() - started) / tokens * args.max_new_tokens
+        ids = [completion.ids for completion in found]
+        batch = Batch([prompt for prompt in prompt_ids for _ in range(args.group_size)], ids)
+        part, started = next(iter(micro_batches(self.model, batch, args.micro_batch_tokens))), time.time()
+        logprobs, _ = score(self.model, part.prompt_ids, part.completion_ids, args.temperature)
+        logprobs.sum().backward()
+        self.optimizer.zero_grad()
+        training = (time.time() - started) / logprobs.count_nonzero().item() * len(ids) * args.max_new_tokens
+        scored = (args.eval_problems + args.test_problems) * args.eval_samples / len(ids) * sampling
+        say(
+            f"if completions are as long as they may: a step takes {minutes(sampling + training)} (sampling "
+            f"{minutes(sampling)}, training {minutes(training)}), the scores before the first one "
+            f"{minutes(scored)}\n"
+            "shorter steps: --max-new-tokens, --group-size, --prompts-per-step; shorter scores: "
+            "--eval-problems, "
+            "--test-problems, --eval-samples"
+        )
+
+    def show(self, record: dict) -> None:
+        """One line a step on the screen, and one for scores."""
+        scores = [f"{name} {value:.3f}" for name, value in record.items() if "/avg@" in name]
+        if "reward/mean" in record:
+            if self.lines % 20 == 0:
+                say(
+                    f"{'step':>9} | "
+                    + " ".join(f"{title:>{width}}" for title, _, width, _ in COLUMNS)
+                    + " | left"
+                )
+            self.lines += 1
+            step, steps = record["step"], self.args.steps
+            seconds = sum(value for name, value in record.items() if name.startswith("time/"))
+            shown = record | {"time/step": seconds}
+            cells = [
+                " " * width if shown.get(name) is None else f"{shown[name]:>{width}{form}}"
+                for _, name, width, form in COLUMNS
+            ]
+            left = (time.time() - self.started) / (step - self.first_step) * (steps - step)
+            say(f"{step:>4}/{steps:<4} | {' '.join(cells)} | {minutes(left)}")
+        if scores:
+            say("  " + "   ".join(scores))
+
+    def draw_curves(self) -> None:
+        """curves.png, from metrics.jsonl as it is now."""
+        if ranks.MAIN:
+            from plainrl import curves  # matplotlib is only needed here
+
+            curves.plot_run(self.dir)
+
+    def count_skip(self) -> None:
+        """An update was skipped: after five in a row keep the batch and end the run."""
+        self.state["skips_in_a_row"] += 1
+        if self.state["skips_in_a_row"] < MAX_SKIPS_IN_A_ROW:
+            return
+        rollout, path = self.sampled, self.dir / "failed_batch.json"
+        batch = {
+            "prompt_ids": rollout.prompt_ids,
+            "completion_ids": rollout.completion_ids,
+            "logprobs": rollout.logprobs,
+            "scores": [grade.score for grade in rollout.grades],
+        }
+        if ranks.MAIN:
+            write_text(path, json.dumps(batch))
+        fail(
+            f"loss or gradient was not finite in {MAX_SKIPS_IN_A_ROW} updates in a row; the batch is in "
+            f"{path}; "
+            "try a smaller --lr"
+        )
+
+    def close(self) -> None:
+        """Other processes may write into the folder."""
+        if self.lock:
+            self.lock.release()
+
+    def eval_command(self, model: Path) -> str:
+        """What to type to measure the model as it was measured here."""
+        from eval import MAX_NEW_TOKENS
+
+        python = Path(sys.executable)
+        python = python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else "python"
+        command = [
+            str(python),
+            os.path.relpath(ROOT / "eval.py"),
+            "--model",
+            str(model),
+            "--task",
+            self.args.task,
+        ]
+        if self.args.system_prompt is not None:
+            command += ["--system-prompt", self.args.system_prompt]
+        if self.args.temperature != 1:
+            command += ["--temperature", f"{self.args.temperature:g}"]
+        if self.args.max_new_tokens != MAX_NEW_TOKENS[size_of(self.config["parameters"])]:
+            command += ["--max-new-tokens", str(self.args.max_new_tokens)]
+        return shlex.join(command)
+
+
+class StopRequest:
+    """Ctrl-C once: finish the step, save, stop. Twice: stop at once (the last checkpoint stays valid)."""
+
+    def __init__(self):
+        self.here = False
+        with contextlib.suppress(ValueError):  # a thread that is not the main one cannot listen
+            signal.signal(signal.SIGINT, self._first)
+
+    def _first(self, *_):
+        self.here = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        say("\nfinishing this step, then saving; press Ctrl-C again to stop at once")
+
+    @property
+    def requested(self) -> bool:
+        """On any rank, so that all stop after the same step. All ranks must ask."""
+        return ranks.any_rank(self.here)
+
+
+# --- files --------------------------------------------------------------------------------------------------
+
+
+def check_task(task, args) -> None:
+    """Find out before anything is written whether the task has the problems that evaluation will ask for."""
+    for split, count in (("dev", args.eval_problems), ("test", args.test_problems)):
+        or_fail(task.problem, split, count - 1, EVAL_SEED)
+
+
+def check_out_dir(out_dir: Path, resume: bool) -> None:
+    """A run never overwrites another."""
+    if out_dir.exists() and not resume:
+        fail(f"--out-dir {out_dir} exists; continue that run with --resume, or choose another --out-dir")
+    if resume and not out_dir.exists():
+        fail(f"--resume: there is no run in --out-dir {out_dir}")
+
+
+def lock(folder: Path, message: str = "") -> FileLock:
+    """Keep other processes from writing into the folder, until it is released or this process ends."""
+    held = FileLock(folder / ".lock", timeout=0, is_singleton=True)
+    try:
+        held.acquire()
+    except Timeout:
+        in_use = f"--out-dir {folder}: another process is writing there"
+        fail(message or f"{in_use}; wait for its end, or choose another --out-dir")
+    return held
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write aside, then rename: a kill leaves the old file or the new one, never a half. Makes the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(path.name + ".tmp")
+    aside.write_text(text)
+    aside.replace(path)
+
+
+def truncate_log(path: Path, last_step: int) -> None:
+    """Drop what a resumed run will write again: the records after its checkpoint, and the closing test
+    scores."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines(keepends=True):
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            break  # the line that the kill cut short
+        closing = record["step"] > 0 and all(name == "step" or name.startswith("test/") for name in record)
+        if line.endswith("\n") and record["step"] <= last_step and not closing:
+            kept.append(line)
+    write_text(path, "".join(kept))
+
+
+def save_checkpoint(folder: Path, model, tokenizer, optimizer, state: dict) -> None:
+    """Everything a run needs to go on: weights, optimizer, and a small JSON state (the step and the script's
+    own)."""
+    extra = {"optimizer.pt": ranks.full_optimizer(model, optimizer), "state.json": state}
+    save_model(folder, model, tokenizer, extra)
+
+
+def load_checkpoint(folder: Path, model, optimizer) -> dict | None:
+    """Restore model and optimizer in place and return the state; None when there is no checkpoint yet."""
+    for candidate in (
+        folder,
+        folder.with_name(folder.name + ".old"),
+    ):  # a kill between two renames leaves the second
+        if (candidate / "state.json").exists():
+            load_weights(candidate, model)
+            saved = {}
+            if ranks.MAIN:
+                saved = torch.load(candidate / "optimizer.pt", map_location="cpu", weights_only=True)
+            ranks.load_optimizer(model, optimizer, saved)
+            return json.loads((candidate / "state.json").read_text())
+    return None
+
+
+def git_commit() -> str | None:
+    try:
+        command = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def open_tracker(kind: str, out_dir: Path, config: dict):
+    """A function (metrics, step) that sends a record to wandb or tensorboard, or does nothing."""
+    if kind == "wandb":
+        import wandb
+
+        run_id = hashlib.sha1(str(out_dir.absolute()).encode()).hexdigest()[:12]
+        wandb.init(
+            project="plainrl", name=out_dir.name, dir=out_dir, config=config, resume="allow", id=run_id
+        )
+        return lambda metrics, step: wandb.log(metrics, step=step)
+    if kind == "tensorboard":
+        from torch.utils.tensorboard import SummaryWriter
+
+        writer = SummaryWriter(out_dir)
+
+        def send(metrics, step):
+            for name, value in metrics.items():
+                if value is not None:
+                    writer.add_scalar(name, value, step)
+
+        return send
+    return lambda metrics, step: None
+
+
+def marked_tokens(tokenizer, completion_ids: list[list[int]], selected: torch.Tensor) -> list[str]:
+    """The completions with [[ ]] round the selected tokens [N, T], for a reader of samples.jsonl."""
+    texts = []
+    for ids, row in zip(completion_ids, selected.tolist()):
+        text, marked = "", ""
+        # neighbours are decoded together: a letter of several tokens stays whole
+        for chosen, positions in groupby(range(len(ids)), key=row.__getitem__):
+            before, text = text, tokenizer.decode(ids[: list(positions)[-1] + 1])
+            new = text[len(before) :]
+            marked += f"[[{new}]]" if chosen else new
+        texts.append(marked)
+    return texts

@@ -1,0 +1,111 @@
+r"""What a task is: problems and a grader. `load_task` makes the one that a --task flag names.
+
+    chain                        the embedded world: word problems, each using the answer before it (default)
+    chain?horizon=5&family=mixed its settings, see `plainrl.world.ChainTask`
+    jsonl:PATH[?hint=FIELD]      your own file, one {"prompt": ..., "answer": ...} a line;
+                                 optional are hint, solution, horizon, split
+    gym:NAME?key=value&...       any reasoning-gym task with its settings and its own scorer
+    gsm8k                        openai/gsm8k through the `datasets` library (needs a network)
+    gsm8k?horizon=2-4, jsonl:PATH?horizon=3, gym:NAME?key=value&horizon=3
+                                 their problems chained by h1's rule, see `plainrl.sources.ComposedTask`;
+                                 tools/compose.py writes them to a file
+    math500, aime24, aime25, amc23, olympiadbench,
+    gsm_symbolic, gsm_symbolic_p1, gsm_symbolic_p2, mmlu_pro_math
+                                 benchmarks, in the same way, for eval.py: they have the split "test" alone
+
+A task is any object with a `name` and two methods:
+
+    problem(split, index, seed) -> Problem    a pure function; the splits train, dev and test share no problem
+    grade(completion, problem)  -> Grade      correct when the score is 1
+
+Where problems have a horizon, h1_curriculum.py asks for the same problems at another one:
+
+    at_horizon(horizon)         -> task
+
+Answers are asked for in \boxed{}; the last box counts. How they are compared is in plainrl/grading.py.
+"""
+
+import ast
+import re
+from dataclasses import dataclass
+from urllib.parse import parse_qsl
+
+BOXED_INSTRUCTION = "Put the final answer in \\boxed{}."
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One problem with everything that is known about it.
+
+    The last three fields say how it becomes a step of a chain, see `plainrl.chains.compose`. Without a
+    program, a chain keeps the number and the answer. The parts are what the program computes on the way and
+    counts something, so they stay whole and above 0.
+    """
+
+    prompt: str
+    answer: str
+    hint: str | None = None  # guidance; never contains the answer
+    solution: str | None = None  # worked, ends in \boxed{answer}
+    horizon: int = 1  # explicit number of dependent steps
+    source: str = ""
+    template: str | None = None  # the prompt with {x} for one of its numbers
+    program: str | None = None  # the answer as arithmetic in x, e.g. "x+5"
+    parts: tuple[str, ...] = ()  # more arithmetic in x
+
+
+@dataclass(frozen=True)
+class Grade:
+    """`parsed` is the extracted answer (None: there was none), `why` a short reason that can be counted."""
+
+    correct: bool
+    score: float
+    parsed: str | None
+    why: str
+
+
+def load_task(spec: str):
+    """The task that a --task flag names. Raises ValueError with the flag and the way out."""
+    from plainrl import sources, world  # here, because both import this module
+
+    if spec.startswith("jsonl:"):  # a path may have a "?" of its own
+        pattern = r"(jsonl:.*?)(?:\?((?:hint|horizon)=.*))?"
+    else:
+        pattern = r"([^?]*)\??(.*)"
+    name, query = re.fullmatch(pattern, spec, re.S).groups(default="")
+    try:
+        settings = dict(
+            parse_qsl(query.replace("+", "%2B"), keep_blank_values=True, strict_parsing=bool(query))
+        )
+    except ValueError as error:
+        raise ValueError(f"--task {spec}: settings are written NAME?key=value&key=value ({error})") from None
+    if name == "chain":
+        check_settings(spec, settings, "horizon", "family", "style")
+        return world.ChainTask(**settings)
+    horizon = settings.pop("horizon", None)
+    if name.startswith("gym:"):
+        task = sources.GymTask(spec, name[4:], {key: _setting(value) for key, value in settings.items()})
+    elif name.startswith("jsonl:"):
+        check_settings(spec, settings, "hint", "horizon")
+        task = sources.load_jsonl(name[6:], settings.get("hint", "hint"))
+    elif name == "gsm8k" or name in sources.BENCHMARKS:
+        check_settings(spec, settings, "horizon")
+        task = sources.load_gsm8k() if name == "gsm8k" else sources.load_benchmark(name)
+    else:
+        known = ", ".join(sources.BENCHMARKS)
+        raise ValueError(f"--task {spec}: unknown; use chain, jsonl:PATH, gym:NAME?key=value, gsm8k, {known}")
+    return task if horizon is None else sources.ComposedTask(task, horizon)
+
+
+def check_settings(spec: str, settings: dict[str, str], *known: str) -> None:
+    """Refuse a setting that the task does not have. Raises ValueError."""
+    for name in settings:
+        if name not in known:
+            raise ValueError(f"--task {spec}: unknown setting {name!r}; known are {', '.join(known)}")
+
+
+def _setting(text: str):
+    """A setting's value as the Python literal it looks like, else as the text itself."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return {"true": True, "false": False}.get(text, text)

@@ -1,0 +1,416 @@
+"""Tests of plainrl/grading.py: which box counts, when two answers are the same, and the worker processes."""
+
+import doctest
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from fractions import Fraction
+from pathlib import Path
+from queue import Queue
+
+import pytest
+
+from plainrl import grading
+from plainrl.grading import (
+    ask_worker,
+    grade_all,
+    grade_boxed,
+    is_error,
+    is_readable,
+    number,
+    plain_integer,
+    same_answer,
+)
+from plainrl.sources import ChoiceTask, ListTask
+from plainrl.tasks import Grade, Problem
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch):
+    """A busy machine must not turn a verdict into a timeout; the tests of the limit set their own."""
+    monkeypatch.setattr(grading, "GRADE_SECONDS", 60.0)
+
+
+def box(content: str) -> str:
+    return f"\\boxed{{{content}}}"
+
+
+def grade(completion: str, gold: str) -> Grade:
+    return grade_boxed(completion, Problem(prompt="", answer=gold))
+
+
+def message(call, *arguments) -> str:
+    """The text of the ValueError that a call raises; it has to fit on one line of a terminal session."""
+    with pytest.raises(ValueError) as caught:
+        call(*arguments)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def live_workers() -> list:
+    """Both grading workers, started if need be and idle."""
+    for _ in range(2):  # the queue hands them out in turn
+        assert ask_worker({"kind": "math", "gold": "0.5", "answer": "1/2"}) == (1.0, "")
+    return list(grading._workers.queue)
+
+
+def test_doctests():
+    """Catches an example in a docstring that is not what the function does."""
+    result = doctest.testmod(grading)
+    assert result.attempted >= 3 and result.failed == 0
+
+
+# --- reading and comparing answers ------------------------------------------------------------------------
+
+MEGABYTE = 1_000_000
+RIGHT, WRONG, NO_BOX, EMPTY_BOX, TOO_LONG = "correct", "wrong", "no_box", "empty_box", "too_long"
+GRADES = [  # (completion, gold, why)
+    # which box
+    ("", "42", NO_BOX),
+    ("42", "42", NO_BOX),
+    ("The answer is 42.", "42", NO_BOX),
+    ("\\boxed 42", "42", NO_BOX),
+    ("\\boxed {42}", "42", NO_BOX),
+    ("\\fbox{42}", "42", NO_BOX),
+    ("boxed{42}", "42", NO_BOX),
+    ("\\boxed{}", "42", EMPTY_BOX),
+    ("\\boxed{  \n }", "42", EMPTY_BOX),
+    ("\\boxed{}{42}", "42", EMPTY_BOX),
+    ("\\boxed{42", "42", NO_BOX),
+    ("\\boxed{42} no, \\boxed{43", "42", NO_BOX),  # the last box counts, and it has no content
+    ("\\boxed{\\frac{1}{2}", "1/2", NO_BOX),
+    ("A=6*7=42\n\\boxed{42}", "42", RIGHT),
+    ("\\boxed{41} no, \\boxed{42}", "42", RIGHT),
+    ("\\boxed{42} no, \\boxed{41}", "42", WRONG),
+    ("\\boxed{41}\\boxed{42}\\boxed{}", "42", EMPTY_BOX),
+    ("\\boxed{\\boxed{42}}", "42", RIGHT),
+    ("\\boxed{42} apples, because } and { are brackets", "42", RIGHT),
+    ("$$\\boxed{42}$$", "42", RIGHT),
+    # plain integers
+    (box("42"), "42", RIGHT),
+    (box("43"), "42", WRONG),
+    (box(" 42 "), "42", RIGHT),
+    (box("\n42\n"), "42", RIGHT),
+    (box("-42"), "42", WRONG),
+    (box("-42"), "-42", RIGHT),
+    (box("\u221242"), "-42", RIGHT),  # the minus sign of typesetting
+    (box("-0"), "0", RIGHT),
+    (box("+7"), "7", RIGHT),
+    (box("007"), "7", RIGHT),
+    (box("1,000"), "1000", RIGHT),
+    (box("1,000"), "1,000", RIGHT),
+    (box("1,00"), "100", WRONG),
+    (box("0,123"), "123", WRONG),  # a decimal comma, if anything
+    (box("1.000"), "1000", WRONG),
+    (box("1{,}000"), "1000", RIGHT),
+    (box("1\\!,\\!000"), "1000", RIGHT),
+    (box("1\\,000"), "1000", WRONG),  # math-verify joins no digits over a space
+    (box("4 2"), "42", WRONG),
+    (box("4\n2"), "42", WRONG),
+    (box("$42$"), "42", RIGHT),
+    # units and words
+    (box("42 apples"), "42", RIGHT),
+    (box("42\\text{ cm}"), "42", RIGHT),
+    (box("42\\,\\text{cm}"), "42", RIGHT),
+    (box("43\\text{ cm}"), "42", WRONG),
+    (box("$42"), "42", RIGHT),
+    (box("\\$42"), "42", RIGHT),
+    (box("42\\%"), "42", RIGHT),  # the sign may repeat the question's unit
+    (box("42\\%"), "0.42", RIGHT),
+    (box("42^\\circ"), "42", RIGHT),
+    (box("\\text{42}"), "42", RIGHT),
+    (box("forty-two"), "42", WRONG),
+    (box("Tom has 42"), "42", WRONG),
+    # other numbers
+    (box("\\frac{1}{2}"), "0.5", RIGHT),
+    (box("\\frac12"), "1/2", RIGHT),
+    (box("\\dfrac{1}{2}"), "1/2", RIGHT),
+    (box("1/2"), "0.5", RIGHT),
+    (box(".5"), "1/2", RIGHT),
+    (box("-\\frac{1}{2}"), "-0.5", RIGHT),
+    (box("\\frac{\\frac{3}{2}}{3}"), "1/2", RIGHT),
+    (box("\\frac{2}{1}"), "1/2", WRONG),
+    (box("0.3333"), "1/3", WRONG),
+    (box("7.00"), "7", RIGHT),
+    (box("10,000.5"), "10000.5", RIGHT),
+    (box("42.0000001"), "42", WRONG),
+    (box("1\\times10^3"), "1000", RIGHT),
+    (box("119.608"), "14951/125", RIGHT),  # what `compose` writes for a fraction
+    # mathematics
+    (box("\\pi"), "\\pi", RIGHT),
+    (box("3.14"), "\\pi", WRONG),
+    (box("\\sqrt{2}"), "\\frac{2}{\\sqrt{2}}", RIGHT),
+    (box("\\sqrt{4}"), "2", RIGHT),
+    (box("x^2+2x+1"), "(x+1)^2", RIGHT),
+    (box("x=5"), "5", RIGHT),
+    (box("A=30-6=24"), "24", RIGHT),  # the end of an equation is its value
+    (box("A=30-6=24"), "30", WRONG),
+    (box("\\{1,2\\}"), "\\{2,1\\}", RIGHT),
+    (box("\\{1,2\\}"), "\\{1,2,3\\}", WRONG),
+    (box("(1,2)"), "(2,1)", WRONG),
+    (box("[1,2)"), "[1,2)", RIGHT),
+    (box("[1,2]"), "[1,2)", WRONG),
+    (box("(-\\infty, 3]"), "(-\\infty,3]", RIGHT),
+    # two answers in one box are no answer
+    (box("5 or 6"), "5", WRONG),
+    (box("5 or 6"), "6", WRONG),
+    (box("5, 6"), "6", WRONG),
+    (box("$5$ and $6$"), "6", WRONG),
+    (box("\\{5,6\\}"), "5", WRONG),
+    # digits are ASCII digits: a sampler that draws others has not learned the format
+    (box("４２"), "42", WRONG),
+    (box("٤٢"), "42", WRONG),
+    (box("4²"), "16", WRONG),
+    # hostile text
+    (box("9**9**9"), "42", WRONG),
+    (box("\\frac{1}{0}"), "42", WRONG),
+    (box("0/0"), "0", WRONG),
+    (box("\\infty"), "42", WRONG),
+    (box("nan"), "42", WRONG),
+    (box("__import__('os').system('touch pwned')"), "42", WRONG),
+    (box("\\input{/etc/passwd}"), "42", WRONG),
+    (box("\\begin{pmatrix}1&2\\\\3\\end{pmatrix}"), "42", WRONG),
+    (box("\\sin\\sin\\sin"), "42", WRONG),
+    (box("4\x002"), "42", WRONG),
+    (box("42\ud800"), "42", WRONG),
+    (box("1" * 500), "1" * 500, RIGHT),
+    (box("1" * 500), "1" * 499 + "2", WRONG),
+    (box("1" * 5000), "1" * 5000, TOO_LONG),
+    (box("1" * MEGABYTE), "42", TOO_LONG),
+    (box("{" * MEGABYTE + "}" * MEGABYTE), "42", TOO_LONG),
+    ("\\boxed{" + "{" * MEGABYTE, "42", NO_BOX),
+    ("{" * MEGABYTE, "42", NO_BOX),
+    ("\\boxed{" * 100_000, "42", NO_BOX),
+    ("[" * MEGABYTE + box("42") + "}" * MEGABYTE, "42", RIGHT),
+]
+
+
+def short_name(case: int) -> str:
+    return ascii(GRADES[case][0])[:40]
+
+
+@pytest.mark.parametrize("case", range(len(GRADES)), ids=short_name)
+def test_grade_table(case):
+    """Catches a string that gets the wrong verdict or reason, and a box without content that counts as
+    parsed."""
+    completion, gold, why = GRADES[case]
+    verdict = grade(completion, gold)
+    assert verdict.why == why and not is_error(verdict)
+    assert verdict.correct == (why == RIGHT) and verdict.score == float(verdict.correct)
+    assert (verdict.parsed is None) == (why in (NO_BOX, EMPTY_BOX, TOO_LONG))
+    assert not os.path.exists("pwned") and not Path(grading.__file__).with_name("pwned").exists()
+
+
+def test_grade_reports_what_was_in_the_last_box():
+    """Catches a log that shows the first box, or one cut at the first inner brace."""
+    assert grade("\\boxed{1} \\boxed{ \\frac{1}{2} } {}", "0.5").parsed == "\\frac{1}{2}"
+
+
+def spelling(rng: random.Random, value: int) -> str:
+    """One of the ways to write a whole number, some of them with two readings."""
+    digits = rng.choice(
+        [f"{abs(value)}", f"{abs(value):,}", f"0{abs(value)}", f"00{abs(value)}", f"0{abs(value):,}"]
+    )
+    sign = "-" if value < 0 else rng.choice(["", "", "+"] if value else ["", "-", "+"])
+    return rng.choice(["{}", "{}", " {} ", "${}$", "${}", "{}$", "$ {} $"]).format(sign + digits)
+
+
+def test_plain_integers_never_disagree_with_math_verify():
+    """Catches a spelling that the short cut reads otherwise than math-verify, e.g. 0,123 as 123."""
+    rng, compared = random.Random(0), Counter()
+    while compared.total() < 300:
+        value = rng.choice([0, 7, rng.randint(-99, 99), rng.randint(-(10**7), 10**7), rng.randint(0, 10**60)])
+        other = (
+            value
+            if rng.random() < 0.7
+            else rng.choice([-value, value + 1, value * 10, value // 10, value * 1000])
+        )
+        answer, gold = spelling(rng, value).strip(), spelling(rng, other)
+        ours, theirs = plain_integer(answer), plain_integer(gold)
+        if ours is None or theirs is None:
+            continue
+        assert (ours, theirs) == (value, other)
+        assert ask_worker({"kind": "math", "gold": gold, "answer": answer}) == (float(ours == theirs), ""), (
+            answer,
+            gold,
+        )
+        compared[ours == theirs] += 1
+    assert min(compared[True], compared[False]) > 50
+
+
+def test_number():
+    """Catches a unit or a formula taken for a number, and a decimal that is rounded."""
+    assert number("1,234.50") == Fraction(2469, 2) and number("12,34") is None
+    assert [number(text) for text in ("12", "-3", "1,000", "0.1", "-1/3", " $2.50 ")] == [
+        12, -3, 1000, Fraction(1, 10), Fraction(-1, 3), Fraction(5, 2)]  # fmt: skip
+    assert [number(text) for text in ("", "x", "1e3", "1/0", "2 eggs", "1.2.3", "\\frac12", "٣")] == [
+        None
+    ] * 8
+
+
+def test_same_answer():
+    """Catches equivalent spellings that vote apart, different answers that vote together, names multiplied
+    out."""
+    for first, second in (
+        ("1/2", "0.5"),
+        ("0.5", "\\frac{1}{2}"),
+        ("1,000", "1000"),
+        ("x+1", "1+x"),
+        ("2\\sqrt{3}", "\\sqrt{12}"),
+    ):
+        assert same_answer(first, second) and same_answer(second, first), (first, second)
+    for first, second in (("1/2", "2"), ("12", "13"), ("x+1", "x-1"), ("\\frac{", "7")):
+        assert not same_answer(first, second), (first, second)
+    assert not ChoiceTask("choice", {}).same_answer("A", "B")
+
+
+# --- grading workers --------------------------------------------------------------------------------------
+
+
+def test_hanging_answer_is_stopped_and_the_next_one_graded(monkeypatch):
+    """Catches a completion that keeps sympy busy for ever and costs more than its limit, and a limit that is
+    read once only."""
+    live_workers()
+    monkeypatch.setattr(grading, "GRADE_SECONDS", 1.0)
+    start = time.monotonic()
+    verdict = grade(box("9^{9^{9^9}}"), "42")
+    assert verdict == Grade(False, 0.0, "9^{9^{9^9}}", "timeout") and is_error(verdict)
+    assert 0.9 < time.monotonic() - start < 4
+    monkeypatch.setattr(grading, "GRADE_SECONDS", 60.0)
+    assert grade(box("0.5"), "1/2").correct and grade(box("0.5"), "1/2").correct
+
+
+def test_workers_need_plainrl_alone(tmp_path):
+    """Catches a worker that is only found from the clone's folder, one that imports what happens to lie in
+    the working directory or beside the copy, and a second and gigabytes lost to torch in each."""
+    copy, elsewhere = tmp_path / "copy", tmp_path / "elsewhere"
+    shutil.copytree(
+        Path(grading.__file__).parent, copy / "plainrl", ignore=shutil.ignore_patterns("tiny", "__pycache__")
+    )
+    for place in (copy / "tasks/__init__.py", elsewhere / "tasks/__init__.py", elsewhere / "queue.py",
+                  elsewhere / "math_verify.py", elsewhere / "plainrl/__init__.py"):  # fmt: skip
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text("raise ImportError('a foreign module')\n")
+    (copy / "fork.py").write_text(
+        "import sys\n"
+        "from plainrl import grading, tasks\n"
+        "grading.GRADE_SECONDS = 60\n"
+        "problem = tasks.Problem('', '1/2')\n"
+        "print(tasks.load_task('jsonl:mine.jsonl').grade('so \\\\boxed{0.5}', problem).why)\n"
+        "import math_verify\n"
+        "print(sorted({'torch', 'transformers'} & sys.modules.keys()))\n"
+    )
+    (elsewhere / "mine.jsonl").write_text('{"prompt": "half?", "answer": "0.5"}\n')
+    command = [sys.executable, str(copy / "fork.py")]
+    assert subprocess.check_output(command, cwd=elsewhere, text=True, timeout=120) == "correct\n[]\n"
+
+
+def test_killed_idle_workers_cost_nothing():
+    """Catches a verdict lost because something else killed the workers between two answers."""
+    killed = live_workers()
+    for worker in killed:
+        worker.kill()
+        worker.wait()
+    assert [grade(box("0.5"), "1/2").why for _ in range(3)] == ["correct"] * 3
+    assert not {worker.pid for worker in live_workers()} & {worker.pid for worker in killed}
+
+
+def test_killed_busy_worker_costs_one_answer():
+    """Catches a killed worker that costs more than the answer under way, or that answer not counted as a
+    crash."""
+    workers, verdicts = live_workers(), []
+    thread = threading.Thread(target=lambda: verdicts.append(grade(box("9^{9^{9^9}}"), "42")))
+    thread.start()
+    while grading._workers.qsize() == 2:
+        time.sleep(0.01)
+    time.sleep(0.2)
+    for worker in workers:
+        worker.kill()
+    thread.join(30)
+    assert verdicts == [Grade(False, 0.0, "9^{9^{9^9}}", "crash")] and is_error(verdicts[0])
+    for worker in workers:
+        worker.wait()
+    assert [grade(box("0.5"), "1/2").why for _ in range(3)] == ["correct"] * 3
+
+
+def test_worker_survives_requests_that_raise():
+    """Catches an exception inside a worker that ends it, or that is not a reason to be counted."""
+    pids = {worker.pid for worker in live_workers()}
+    for request in ({"kind": "math"}, {"kind": "gym", "spec": "chain?horizon=99"}):
+        score, why = ask_worker(request)
+        assert score == 0.0 and is_error(Grade(False, score, "", why)) and len(why) <= 200
+    assert {worker.pid for worker in live_workers()} == pids
+
+
+def test_workers_are_reused():
+    """Catches a worker started per answer, which would cost a second each."""
+    pids = {worker.pid for worker in live_workers()}
+    for _ in range(6):
+        assert grade(box("\\frac{1}{2}"), "0.5").correct
+    assert {worker.pid for worker in live_workers()} == pids and len(pids) == 2
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/limits"), reason="reads Linux's /proc")
+def test_worker_memory_is_limited():
+    """Catches a completion that makes sympy take the machine's memory instead of 4 GiB."""
+    for worker in live_workers():
+        with open(f"/proc/{worker.pid}/limits") as limits:
+            assert re.search(r"Max address space +4294967296 +4294967296", limits.read())
+
+
+def test_worker_that_cannot_start_says_so(monkeypatch):
+    """Catches a missing math-verify that makes every answer a crash and every gold answer unreadable, in
+    silence."""
+    monkeypatch.setattr(grading, "_workers", Queue())
+    grading._workers.put(None)
+    monkeypatch.setattr(grading.sys, "executable", shutil.which("false"))
+    for _ in range(2):  # and the slot comes back
+        with pytest.raises(RuntimeError, match="grading worker does not start.*math_verify"):
+            grade(box("0.5"), "1/2")
+
+
+class MoodyTask:
+    """Scores the number in the completion after a nap that reverses the order of finishing; raises on a
+    zero."""
+
+    def grade(self, completion: str, problem: Problem) -> Grade:
+        time.sleep(0.02 * (3 - int(completion) % 4))
+        return Grade(True, 1 / int(completion), problem.answer, "correct")
+
+
+def test_grade_all_keeps_order_and_counts_exceptions():
+    """Catches a verdict that goes to another completion because it finished first, and a reward function
+    whose exception ends the run."""
+    numbers = [1, 2, 3, 0, 4, 5, 6, 7, 0, 8]
+    verdicts = grade_all(MoodyTask(), [str(n) for n in numbers], [Problem("", f"gold {n}") for n in numbers])
+    for n, verdict in zip(numbers, verdicts, strict=True):
+        if n:
+            assert verdict == Grade(True, 1 / n, f"gold {n}", "correct") and not is_error(verdict)
+        else:
+            assert verdict == Grade(
+                False, 0.0, None, "error: ZeroDivisionError: division by zero"
+            ) and is_error(verdict)
+
+
+def test_grade_all_with_workers_keeps_order():
+    """Catches the replies of two workers mixed up."""
+    golds = [f"{n}/7" for n in range(1, 25)]
+    answers = [box(gold) if n % 3 else box("5/11") for n, gold in enumerate(golds)]
+    verdicts = grade_all(ListTask("list", {}), answers, [Problem("", gold) for gold in golds])
+    assert [v.correct for v in verdicts] == [bool(n % 3) for n in range(24)]
+
+
+def test_ctrl_c_reaches_the_run_and_not_the_graders():
+    """Catches graders that a terminal's Ctrl-C, sent to the whole process group, kills in the middle of an
+    answer: the step that is finished afterwards would get rewards of 0."""
+    assert is_readable("1/2")
+    workers = [
+        worker for worker in list(grading._workers.queue) if worker is not None and worker.poll() is None
+    ]
+    assert workers and all(os.getpgid(worker.pid) != os.getpgid(0) for worker in workers)

