@@ -378,6 +378,11 @@ def seconds_of(
 # --- the parts ----------------------------------------------------------------------------------------------
 
 
+def check_smollm2() -> None:
+    if not (ROOT / SMOL / "model.safetensors").exists():
+        fail(f"{SMOL}: is not there; docs/grpo.md, 'A real model on two cores', has the lines that make it")
+
+
 def make_random_model(folder: Path, **shape) -> None:
     """A random model shaped like Qwen2, with SmolLM2's tokenizer."""
     if folder.exists():
@@ -861,8 +866,7 @@ def main(args: Args) -> None:
             fail(f"--works {args.works}: {part} has no such work; there are {'; '.join(parts[part][0])}")
     if args.works and not args.only:
         fail("--works goes with --only, which names the parts")
-    if not (ROOT / SMOL / "model.safetensors").exists():
-        fail(f"{SMOL}: is not there; docs/grpo.md, 'A real model on two cores', has the lines that make it")
+    check_smollm2()
     keep_freed_memory()
     HOME.mkdir(parents=True, exist_ok=True)
     make_random_model(ROOT / QWEN, **SHAPE)

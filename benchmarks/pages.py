@@ -9,18 +9,20 @@ A block stands between two marks, and its name says where it comes from:
     <!-- end -->
 
 Tables of numbers come from the committed logs under runs/reference (`tables` lists them). `code FILE NAME` is
-a function without its docstring, `deviations FILE` what the docstring of a script numbers, `metrics KEY ...`
-are rows of the glossary in docs/metrics.md. tests/test_pages.py holds every block equal to what this command
-writes.
+a function without its docstring, `diff FILE FILE` what changes between two scripts, `deviations FILE` what
+the docstring of a script numbers, `metrics KEY ...` are rows of the glossary in docs/metrics.md.
+tests/test_pages.py holds every block equal to what this command writes.
 """
 
 import ast
+import difflib
 import html
 import json
 import re
 import sys
 from collections.abc import Callable
 from functools import cache, partial
+from itertools import groupby, zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -161,6 +163,36 @@ def three_runs_table() -> str:
     return "\n".join(lines)
 
 
+ON_A_CPU = {  # runs of SmolLM2-135M-Instruct
+    "[a name from a short text](grpo.md#a-real-model-on-two-cores)": "grpo/smollm2/seed1",
+    "[a sum of four digits, worked](guide.md#a-real-model)": "guide_smollm2/grpo/seed1",
+    "[a chain of one to three sums](h1.md#a-real-model)": "h1_smollm2/curriculum/seed1",
+}
+
+
+def costs_table() -> str:
+    """What runs of SmolLM2-135M took on a CPU; minutes are sampling and training alone."""
+    titles = ["task", "prompts x completions", "tokens, mean (limit)", "threads", "steps", "seconds a step"]
+    titles += ["minutes", "peak"]
+    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
+    for task, folder in ON_A_CPU.items():
+        config, run = read(LOGS / folder / "config.json"), read_metrics(LOGS / folder)
+        flags, length = config["flags"], np.mean(list(run["rollout/len_mean"].values()))
+        seconds = [run["time/rollout"][step] + run["time/train"][step] for step in run["time/train"]]
+        cells = [
+            task,
+            f"{flags['prompts_per_step']} x {flags['group_size']}",
+            f"{length:.0f} ({flags['max_new_tokens']})",
+            re.search(r"(\d+) threads", config["device"])[1],
+            f"{len(seconds)}",
+            f"{np.mean(seconds):.0f}",
+            f"{sum(seconds) / 60:.0f}",
+            f"{max(run['perf/peak_gb'].values()):.1f} GB",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def trials_of(experiment) -> dict:
     return read(experiment.LOGS / "trials.json")
 
@@ -187,6 +219,7 @@ def tables() -> dict[str, Callable[[], str]]:
         "comparison.gain": gain,
         "horizons.uniform": uniform_table,
         "metrics.three_runs": three_runs_table,
+        "costs": costs_table,
         "memory": memory.table,
         "calibration": lambda: calibration.readme_table(read(ROOT / "benchmarks/calibration.json")["rows"]),
         "real_model": lambda: real_model.readme_table(read(LOGS / "grpo/smollm2/seed1/summary.json")),
@@ -223,6 +256,42 @@ def code(file: str, name: str) -> str:
     return "```python\n" + "\n".join(kept) + "\n```"
 
 
+def statements(file: str) -> list[tuple[str, str]]:
+    """The lines of a script without docstrings and empty ones, each with the function or class around it."""
+    source = (ROOT / file).read_text()
+    tree, left_out, owner = ast.parse(source), set(), {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(getattr(node.value, "value", None), str):
+            left_out |= set(range(node.lineno, node.end_lineno + 1))
+    for node in tree.body:
+        owner |= dict.fromkeys(range(node.lineno, node.end_lineno + 1), getattr(node, "name", ""))
+    lines = enumerate(source.splitlines(), start=1)
+    return [
+        (line, owner.get(number, "")) for number, line in lines if line.strip() and number not in left_out
+    ]
+
+
+def diff(first: str, second: str) -> str:
+    """What changes in the code from one script to another, under the names of the functions it stands in."""
+    old, new = statements(first), statements(second)
+    texts = [[line for line, _ in script] for script in (old, new)]
+    matcher = difflib.SequenceMatcher(None, *texts, autojunk=False)
+    place_of = lambda statement: statement[1] or "module"  # noqa: E731
+    shown, place = [], None
+    for kind, i, j, k, m in matcher.get_opcodes():
+        if kind == "equal":
+            continue
+        blocks = ([list(block) for _, block in groupby(part, place_of)] for part in (old[i:j], new[k:m]))
+        for before, after in zip_longest(*blocks, fillvalue=[]):
+            if place_of((before or after)[0]) != place:
+                place = place_of((before or after)[0])
+                shown.append(f"@@ {place} @@")
+            shown += [f"-{line}" for line, _ in before] + [f"+{line}" for line, _ in after]
+    if not shown:
+        raise ValueError(f"diff {first} {second}: their code is the same")
+    return "\n".join(["```diff", f"--- {first}", f"+++ {second}", *shown, "```"])
+
+
 def deviations(file: str) -> str:
     """The numbered deviations from the paper in a script's docstring, [D1], [D2], ..., as a list."""
     docstring = ast.get_docstring(ast.parse((ROOT / file).read_text()))
@@ -236,11 +305,12 @@ def deviations(file: str) -> str:
 
 def metrics(*keys: str) -> str:
     """Rows of the glossary: those of a key, or of all keys that begin with what ends in a slash."""
-    head, rows = "", []
+    head, inside, rows = "", False, []
     for line in GLOSSARY.read_text().splitlines():
         if line.startswith("| key |"):
-            head = line
-        names = re.findall(r"`([^`]+)`", line.split(" | ")[0]) if line.startswith("| `") else []
+            head, inside = line, True
+        inside = inside and line.startswith("|")  # other tables have keys too
+        names = re.findall(r"`([^`]+)`", line.split(" | ")[0]) if inside else []
         if any(name == key or (key.endswith("/") and name.startswith(key)) for name in names for key in keys):
             rows.append(line)
     if not rows:
@@ -248,7 +318,7 @@ def metrics(*keys: str) -> str:
     return "\n".join([head, "|---" * (head.count("|") - 1) + "|", *rows])
 
 
-SOURCES = {"code": code, "deviations": deviations, "metrics": metrics}
+SOURCES = {"code": code, "diff": diff, "deviations": deviations, "metrics": metrics}
 
 # --- the pages ----------------------------------------------------------------------------------------------
 

@@ -1,13 +1,15 @@
-r"""Guide's ablations: what each part of it is worth (arXiv 2506.13923). Read it as `diff guide.py
-papers/guide_ablations.py`. The defaults are guide.py, to the last bit; its docstring has the equations.
+r"""Guide's ablations: what each part of it is worth (arXiv 2506.13923).
+Read it as `diff guide.py papers/guide_ablations.py`.
+
+With its defaults it equals guide.py to the last bit, whose docstring has the equations.
 
 What changes against guide.py, numbered here and where it happens:
 [1] --trigger: hints also where few completions are right (below), or for every prompt (always).
 [2] --correction: what the ratio of a guided completion is.
     token        pi(o_t | q) / pi_old(o_t | q, h), as in guide.py.
-    sequence     The product of these over the completion, the exact correction. (G-1)/G times the gradient of
-                 the reward without hint, over max_new_tokens, is its expected gradient with --advantage
-                 centred --aggregation constant --shaping none and no other clip (tests/test_guide.py).
+    sequence     The product of these over the completion, the exact correction. With --advantage centred
+                 --aggregation constant --shaping none a guided group's expected gradient is (G-1)/G times
+                 that of the reward without hint, over max_new_tokens (tests/test_guide.py enumerates it).
     none         pi(o_t | q) / pi_old(o_t | q), as if the plain prompt had sampled it.
     keep_hint    pi(o_t | q, h) / pi_old(o_t | q, h): the prompt with the hint is trained.
     The last two are shaped too, unless --shaping says otherwise.
@@ -45,12 +47,12 @@ from plainrl.flags import (
     by_size,
     parse,
 )
-from plainrl.hints import hint_key, load_hints, reveals
+from plainrl.hints import check_hints, hint_of, load_hints
 from plainrl.ranks import total
 from plainrl.rollout import Batch, Rollout, completion_seed, encode_prompt
 from plainrl.run import Run
 from plainrl.scoring import micro_batches, score, score_all, update_sums
-from plainrl.screen import fail, or_fail, say
+from plainrl.screen import or_fail
 from plainrl.tasks import Problem
 
 
@@ -215,7 +217,8 @@ def accumulate_gradients(model, batch: Batch, args: Args) -> Counter:
     """
     sums = Counter()
     batch["weights"] = AGGREGATIONS[args.aggregation](batch["loss_mask"], args.max_new_tokens)  # [N, T]  [5]
-    guided_tokens, gamma = batch["loss_mask"] & batch["guided"], None  # [N, T]; gamma is for them alone
+    guided_tokens = batch["loss_mask"] & batch["guided"]  # [N, T]
+    gamma = None  # of no effect where no token is guided
     if guided_tokens.any():
         batch["ratios"][:] = guided_ratios(model, batch, args)  # in place: the whole batch keeps them
         if args.shaping == "quantile":  # [3]
@@ -261,44 +264,7 @@ def learning_rate(args: Args, step: int) -> float:
     return args.lr * min(1.0, step / max(1, args.warmup_steps))
 
 
-# --- hints and sampling -------------------------------------------------------------------------------------
-
-
-def stated_hint(problem: Problem, hints: dict[str, str] | None) -> str | None:
-    """The problem's hint, or the one that a file has for it."""
-    return problem.hint if hints is None else hints.get(hint_key(problem.prompt))
-
-
-def hint_of(problem: Problem, hints: dict[str, str] | None) -> str | None:
-    """The hint that may be shown: none where there is none, or one that gives the answer away."""
-    hint = stated_hint(problem, hints)
-    return None if not hint or reveals(hint, problem.answer) else hint
-
-
-def check_hints(task, args: Args, hints: dict[str, str] | None) -> None:
-    """Refuse a template without its places, and a task without a hint that may be shown.
-
-    Else say how many of the first problems have one.
-    """
-    try:
-        filled = args.hint_template.format(prompt="the prompt", hint="the hint")
-    except (KeyError, IndexError, ValueError):
-        filled = ""
-    if "the prompt" not in filled or "the hint" not in filled:
-        rule = "must contain {prompt} and {hint}, and other braces doubled"
-        fail(f"--hint-template {args.hint_template!r}: {rule}")
-    count = min(1000, args.train_size or 1000, task.size("train") if hasattr(task, "size") else 1000)
-    problems = [task.problem("train", index, args.seed) for index in range(count)]
-    usable = sum(hint_of(problem, hints) is not None for problem in problems)
-    missing = sum(not stated_hint(problem, hints) for problem in problems)
-    found = (
-        f"{usable} of the first {count} training problems have a hint that may be shown, {missing} have none,"
-        f" and that of {count - usable - missing} contains the answer"
-    )
-    if not usable:
-        flag = f"--task {args.task}" if hints is None else f"--hints {args.hints}"
-        fail(f"{flag}: {found}; make hints with tools/hints.py, or train without them: --trigger never")
-    say(f"hints: {found}")
+# --- sampling -----------------------------------------------------------------------------------------------
 
 
 def sample_groups(

@@ -84,7 +84,7 @@ class Bounds:
             and value >= self.at_least
             and value > self.above
             and value <= self.at_most
-            and value < self.below
+            and (value < self.below or math.isinf(self.below))
         )
 
     def __str__(self) -> str:
@@ -214,7 +214,7 @@ def with_visible_defaults(Args: type) -> type:
         shown = (
             f"(default: {', '.join(values)})" if rows else ""
         )  # without one, the docstring says what happens
-        help_line = tyro.conf.arg(help_behavior_hint=shown, metavar=plain_type(hints[flag.name]).upper())
+        help_line = tyro.conf.arg(help_behavior_hint=shown, metavar=plain_type(hints[flag.name]))
         annotations[flag.name] = Annotated[hints[flag.name], help_line]
     return dataclass(
         type(Args.__name__, (Args,), {"__annotations__": annotations} | dict.fromkeys(annotations))
@@ -222,9 +222,15 @@ def with_visible_defaults(Args: type) -> type:
 
 
 def plain_type(hint) -> str:
-    """The name of a flag's type without None and without bounds: that of `Count | None` is int."""
+    """How --help calls a flag's type, without None and without bounds.
+
+    >>> plain_type(Count | None), plain_type(Literal["a", "b"] | None)
+    ('INT', '{a,b}')
+    """
+    if typing.get_origin(hint) is Literal:
+        return "{" + ",".join(typing.get_args(hint)) + "}"
     options = [option for option in typing.get_args(hint) if option is not type(None)]
-    return plain_type(options[0]) if options else getattr(hint, "__name__", str(hint))
+    return plain_type(options[0]) if options else getattr(hint, "__name__", str(hint)).upper()
 
 
 def check_flags(args) -> None:

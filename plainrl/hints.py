@@ -5,6 +5,7 @@ import re
 from fractions import Fraction
 from pathlib import Path
 
+from plainrl.screen import fail, say
 from plainrl.tasks import BOXED_INSTRUCTION, Problem
 
 
@@ -67,3 +68,40 @@ def load_hints(path: Path) -> dict[str, str]:
                 raise ValueError(f"{where}: field {name!r} must be a non-empty string")
         hints[hint_key(row["prompt"])] = row["hint"].strip()
     return hints
+
+
+def stated_hint(problem: Problem, hints: dict[str, str] | None) -> str | None:
+    """The problem's hint, or the one that a file has for it."""
+    return problem.hint if hints is None else hints.get(hint_key(problem.prompt))
+
+
+def hint_of(problem: Problem, hints: dict[str, str] | None) -> str | None:
+    """The hint that may be shown: none where there is none, or one that gives the answer away."""
+    hint = stated_hint(problem, hints)
+    return None if not hint or reveals(hint, problem.answer) else hint
+
+
+def check_hints(task, args, hints: dict[str, str] | None) -> None:
+    """Refuse a template without its places, and a task without a hint that may be shown.
+
+    Else say how many of the first problems have one.
+    """
+    try:
+        filled = args.hint_template.format(prompt="the prompt", hint="the hint")
+    except (KeyError, IndexError, ValueError):
+        filled = ""
+    if "the prompt" not in filled or "the hint" not in filled:
+        rule = "must contain {prompt} and {hint}, and other braces doubled"
+        fail(f"--hint-template {args.hint_template!r}: {rule}")
+    count = min(1000, args.train_size or 1000, task.size("train") if hasattr(task, "size") else 1000)
+    problems = [task.problem("train", index, args.seed) for index in range(count)]
+    usable = sum(hint_of(problem, hints) is not None for problem in problems)
+    missing = sum(not stated_hint(problem, hints) for problem in problems)
+    found = (
+        f"{usable} of the first {count} training problems have a hint that may be shown, {missing} have none,"
+        f" and that of {count - usable - missing} contains the answer"
+    )
+    if not usable:
+        flag = f"--task {args.task}" if hints is None else f"--hints {args.hints}"
+        fail(f"{flag}: {found}; make hints with tools/hints.py, or train without them: --trigger never")
+    say(f"hints: {found}")

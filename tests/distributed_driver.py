@@ -18,8 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import toys  # noqa: E402
 import transformers  # noqa: E402
-from random_model import in_float64  # noqa: E402
-from transformers import AutoModelForCausalLM  # noqa: E402
+from random_model import Float64  # noqa: E402
 
 import grpo  # noqa: E402
 import guide  # noqa: E402
@@ -55,15 +54,7 @@ class FolderSampler(HFSampler):
 
     def load_weights(self, model) -> None:
         write_weights(model, self.folder)
-        self.model = in_float64(AutoModelForCausalLM.from_pretrained(self.folder))
-
-
-class Float64:
-    """In place of transformers' AutoModelForCausalLM."""
-
-    @staticmethod
-    def from_pretrained(path, **kwargs):
-        return in_float64(AutoModelForCausalLM.from_pretrained(path))
+        self.model = Float64.from_pretrained(self.folder)
 
 
 def end_in_the_third_step(how: str) -> None:
@@ -88,7 +79,9 @@ def main(toy_model: str, out: str, only: str | None = None, steps: str = "5", ho
     for name, (script, extra) in RUNS.items():
         if only in (None, name):
             folder = Path(out) / name
-            sampler.HFSampler = FolderSampler if name.startswith("pushed") else HFSampler
+            # In float32 it draws in float64 all the same: ranks sample other batches, whose rounding could turn a token.
+            pushed = name.startswith("pushed") or how == "float32"
+            sampler.HFSampler = FolderSampler if pushed else HFSampler
             FolderSampler.folder = Path(out) / f"{name} weights"
             flags = toys.quick_flags(toy_model, folder, prompts_per_step=4, minibatches=2, max_new_tokens=6, micro_batch_tokens=60, seed=10,
                                      steps=int(steps), resume=folder.exists()) | extra  # fmt: skip

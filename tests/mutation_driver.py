@@ -1,8 +1,10 @@
-"""Runs tests against mutated source, two mutations at a time. `python mutation_driver.py CASES TOY_MODEL OUT`
+"""Runs tests against broken source, two cases at a time. `python mutation_driver.py CASES TOY_MODEL OUT`
 
-CASES is a JSON list of {"edits": {file: [old, new]}, "tests": [...]}; with old null, new is appended. One process imports torch
-once and forks for each case; the child imports the mutated files, everything that uses them and the tests anew, and leaves
-OUT/<number>.json: the marker of each mutated module and {test: [outcome, ...]}.
+CASES is a JSON list of {"edits": {file: [old, new]}, "tests": [...], "seconds": limit}; with old null, new is
+appended. One process imports torch and the like once and forks for each case; the child imports this
+repository's files and the tests anew, the edited ones from memory. OUT gets <number>.txt, what the child
+wrote, and <number>.json: the edited files that were imported, {test: [outcome, ...]}, the processor time, or
+that it was killed because its time was over.
 """
 
 import gc
@@ -12,9 +14,12 @@ import json
 import os
 import signal
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
-import matplotlib.pyplot  # noqa: F401
+import matplotlib.backends.backend_agg  # noqa: F401
+import matplotlib.figure  # noqa: F401
 import numpy  # noqa: F401
 import peft  # noqa: F401
 import pytest
@@ -23,33 +28,49 @@ import torch.distributed.checkpoint.state_dict  # noqa: F401
 import torch.distributed.fsdp  # noqa: F401
 import torch.utils.checkpoint  # noqa: F401
 import tyro  # noqa: F401
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM  # noqa: F401
+from transformers import (  # noqa: F401
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaForCausalLM,
+    MistralForCausalLM,
+    Qwen2ForCausalLM,
+)
 from transformers.models.auto import modeling_auto  # noqa: F401
 
 ROOT = Path(__file__).resolve().parent.parent
-MARKER = "MUTATED_BY_TEST"
-SECONDS = 300  # for one case
+MARKER = "BROKEN_BY_TEST"
+AT_ONCE = 2
+OPTIONS = ["-q", "--tb=line", "--assert=plain", "-p", "no:cacheprovider"]
+OPTIONS += ["-p", "no:unraisableexception", "-p", "no:threadexception"]  # which collect garbage ten times
 
 
-class MutatedSource(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):
-    """Imports the edited files from memory, with a marker in the module, and leaves every other import alone."""
+def module_of(file: str) -> str:
+    """plainrl/run.py -> plainrl.run"""
+    return ".".join(Path(file).with_suffix("").parts)
+
+
+class EditedSource(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):
+    """Imports the edited files from memory, with a marker in the module; leaves every other import alone."""
 
     def __init__(self, edits: dict[str, list[str]]):
+        self.files = {module_of(file): file for file in edits}
         self.sources = {}
         for file, (old, new) in edits.items():
-            source = (ROOT / file).read_text()
-            assert old is None or source.count(old) == 1, f"{file}: {old!r} occurs {source.count(old)} times"
-            self.sources[file] = source + new if old is None else source.replace(old, new)
+            source = (ROOT / file).read_text(encoding="utf-8")
+            assert old is None or source.count(old) == 1, (
+                f"{old!r} stands in {file} {source.count(old)} times"
+            )
+            self.sources[str(ROOT / file)] = source + new if old is None else source.replace(old, new)
 
     def find_spec(self, name, path, target=None):
-        if f"{name}.py" in self.sources:
-            return importlib.util.spec_from_file_location(name, ROOT / f"{name}.py", loader=self)
+        if name in self.files:
+            return importlib.util.spec_from_file_location(name, ROOT / self.files[name], loader=self)
 
     def get_filename(self, name):
-        return str(ROOT / f"{name}.py")
+        return str(ROOT / self.files[name])
 
     def get_data(self, path):
-        return self.sources[Path(path).name].encode()
+        return self.sources[path].encode()
 
     def exec_module(self, module):
         setattr(module, MARKER, True)
@@ -57,7 +78,7 @@ class MutatedSource(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):
 
 
 class Outcomes:
-    """A pytest plugin that keeps what became of each test."""
+    """A plugin of pytest that keeps what became of each test."""
 
     def __init__(self):
         self.of = {}
@@ -68,39 +89,71 @@ class Outcomes:
             self.of.setdefault(report.nodeid.removeprefix("tests/"), []).append(outcome)
 
 
-def run_case(number: int, case: dict, out: Path) -> None:
-    """In the child: import the mutated source, run the tests, write the result."""
-    signal.alarm(SECONDS)
-    with open(out / f"{number}.txt", "w") as output:
+def run_case(case: dict, place: Path) -> dict:
+    """In the child: import the edited source and run the tests."""
+    with open(place.with_suffix(".txt"), "w") as output:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
-    sys.meta_path.insert(0, MutatedSource(case["edits"]))
+    sys.meta_path.insert(0, EditedSource(case["edits"]))
     outcomes = Outcomes()
-    options = ["-q", "-p", "no:cacheprovider", "--tb=line", "--assert=plain", f"--rootdir={ROOT}"]
-    options.append(f"--basetemp={out / f'{number}.tmp'}")
+    options = [*OPTIONS, f"--rootdir={ROOT}", f"--basetemp={place}.tmp"]
+    options += ["--exitfirst"] * (len(case["tests"]) == 1)  # one case that is red is enough
     status = int(pytest.main([*options, *(f"tests/{test}" for test in case["tests"])], plugins=[outcomes]))
-    modules = {file: getattr(sys.modules.get(Path(file).stem), MARKER, None) for file in case["edits"]}
-    (out / f"{number}.json").write_text(json.dumps({"status": status, "markers": modules, "outcomes": outcomes.of}))
+    imported = [file for file in case["edits"] if hasattr(sys.modules.get(module_of(file)), MARKER)]
+    return {"status": status, "imported": imported, "outcomes": outcomes.of}
+
+
+def start(case: dict, place: Path) -> int:
+    """Fork a child that runs the case, and return its id. It leads a group of its own, for `end`."""
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setpgid(0, 0)
+            place.with_suffix(".json").write_text(json.dumps(run_case(case, place)))
+        finally:
+            sys.stdout.flush()
+            os._exit(0)
+    return child
+
+
+def end(child: int) -> None:
+    """Kill what is left of a child and of the processes that it started."""
+    with suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)
 
 
 def main(cases: list[dict], out: Path) -> None:
     os.chdir(ROOT)
     sys.path.insert(0, str(ROOT))
     gc.freeze()  # what was imported here need not be looked through in every child
-    waiting, running = list(enumerate(cases)), 0
-    while waiting or running:
-        if waiting and running < 2:
-            number, case = waiting.pop(0)
-            if os.fork() == 0:
-                try:
-                    run_case(number, case, out)
-                finally:
-                    sys.stdout.flush()
-                    os._exit(0)
-            running += 1
-        else:
-            os.wait()
-            running -= 1
+    waiting, running = list(enumerate(cases)), {}  # number and deadline of each child
+    try:
+        while waiting or running:
+            while waiting and len(running) < AT_ONCE:
+                number, case = waiting.pop(0)
+                running[start(case, out / str(number))] = number, time.monotonic() + case["seconds"]
+            child, _, used = os.wait4(-1, os.WNOHANG)
+            if child:
+                number, _ = running.pop(child)
+                end(child)
+                finish(out / f"{number}.json", seconds=used.ru_utime + used.ru_stime)
+                continue
+            for child, (number, deadline) in list(running.items()):
+                if time.monotonic() > deadline:
+                    end(child)
+                    os.waitpid(child, 0)
+                    running.pop(child)
+                    finish(out / f"{number}.json", hung=True)
+            time.sleep(0.01)
+    finally:
+        for child in running:
+            end(child)
+
+
+def finish(file: Path, **more) -> None:
+    """Add to the result of a child, which may have left none."""
+    found = json.loads(file.read_text()) if file.exists() and not more.get("hung") else {}
+    file.write_text(json.dumps(found | more))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,16 @@
 """Tiny random models for the tests: two layers, no file, no network, different for each seed."""
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from plainrl.rollout import completion_seed
 from plainrl.sampler import HFSampler
 
 EOS = 1  # the end-of-text id of these models; 0 and EOS are real tokens, in prompts and completions
+
+ROUNDING = 2.0**-23  # of float32: the last digit of a number, relative to the number
+FEW = 32  # roundings: what `roundings` may come to where two results differ by rounding alone
+GRADIENT = 256 * ROUNDING  # the same for the `distance` of gradients, 3e-5: terms of both signs, which cancel
 
 # Prompts of different lengths, two equal; 0, which `pad` fills with, and EOS are ordinary tokens inside.
 PROMPTS = [[3, 0, EOS, 7, 9, 20, 33], [5, 6], [3, 0, EOS, 7, 9, 20, 33], [40, 41, 42, 0], [5, 6]]
@@ -65,6 +69,16 @@ def in_float64(model):
     return model.double()
 
 
+class Float64:
+    """In place of transformers' AutoModelForCausalLM: no draw lies within rounding of a boundary of two tokens,
+    so that equal seeds give equal tokens in whatever batch, and two ways to the same numbers differ by 1e-14.
+    """
+
+    @staticmethod
+    def from_pretrained(path, **kwargs):
+        return in_float64(AutoModelForCausalLM.from_pretrained(path))
+
+
 def sample(
     model,
     prompts=PROMPTS,
@@ -113,6 +127,19 @@ def gradient(model) -> torch.Tensor:
 def distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     """Relative L2 distance."""
     return ((ours - theirs).norm() / theirs.norm()).item()
+
+
+def roundings(ours, theirs) -> float:
+    """The largest difference of two lists of numbers, counted in roundings of the largest of `theirs` (or of 1).
+
+    In which order a sum is added is the processor's choice, and so are the last digits of a float32. The
+    error of a sum is that of its largest terms, whatever remains: the log-probability -0.5 is a difference of
+    logits as large as those behind -16. So the measure is the largest number and not each one. Between
+    kernels for SSE, AVX2 and AVX-512 the tests' models differ by up to 7 roundings; another temperature, token
+    or position is thousands away.
+    """
+    ours, theirs = (torch.as_tensor(numbers, dtype=torch.float64) for numbers in (ours, theirs))
+    return ((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1) / ROUNDING).item()
 
 
 def as_batch(batch: dict, rows: slice = slice(None)):

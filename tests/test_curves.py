@@ -109,11 +109,12 @@ def test_every_method_has_its_panels(run, panels):
     own = {name for name in metrics if name.split("/")[0] not in curves.NOT_A_METHOD} - curves.NOT_DRAWN
     assert own <= set(shown)
     assert max(map(len, found.values())) <= curves.MOST_LINES
-    assert own or len(found) == 6  # GRPO has those of every run
+    assert own or len(found) == 6
 
 
 def test_papers_share_the_panels_of_their_kind():
-    """Catches a paper whose metrics, under its own name, have panels of their own beside those of their kind."""
+    """Catches a paper whose metrics, under its own name, have panels of their own beside those of their
+    kind."""
     own = ["bonus/entropy", "bonus/weight", "clip_cov/frac_dropped", "kl_cov/frac_penalised", "adarft/target"]
     found = curves.panels_of([*own, "adarft/horizon", "e2h/horizon", "adarft/reward_1", "e2h/reward_1"])
     assert {panel.title: len(panel.metrics) for panel in found} == {

@@ -14,6 +14,7 @@ import pytest
 import torch
 import toys
 from distributed_driver import RUNS, free_port
+from random_model import GRADIENT
 from safetensors.torch import load_file
 
 import distributed
@@ -41,7 +42,7 @@ def finished(process: subprocess.Popen, seconds: float = 180) -> str:
 def runs(toy_model, tmp_path_factory):
     """Five steps of every script with 1, 2 and 4 ranks."""
     folder = tmp_path_factory.mktemp("ranks")
-    finished(launch(0, toy_model, folder, "fork", 1, 2, 4))
+    finished(launch(0, toy_model, folder, "fork", 1, 2, 4), 600)  # minutes on a busy machine
     return folder
 
 
@@ -114,7 +115,7 @@ def test_single_precision(toy_model, tmp_path):
     for ranks in (0, 2):
         finished(launch(ranks, toy_model, tmp_path / str(ranks), "grpo", 1, "float32"))
     one, two = (toys.records(tmp_path / ranks / "grpo")[1] for ranks in "02")
-    assert two["optim/grad_norm"] == pytest.approx(one["optim/grad_norm"], rel=1e-4) and one["optim/grad_norm"] > 1e-3
+    assert two["optim/grad_norm"] == pytest.approx(one["optim/grad_norm"], rel=GRADIENT) and one["optim/grad_norm"] > 1e-3
 
 
 @pytest.mark.parametrize("how", ["die", "die first", "fail"])

@@ -1,4 +1,4 @@
-"""The six entropy methods of papers/, each against hand arithmetic, loops written from its paper, and Dr. GRPO."""
+"""The six entropy methods of papers/: hand arithmetic, loops written from their papers, and Dr. GRPO."""
 
 import dataclasses
 import functools
@@ -8,7 +8,8 @@ import kit
 import numpy as np
 import pytest
 import torch
-from kit import GROUP, as_float32, make_batch
+from kit import GROUP, make_batch
+from mutants import mutant
 from random_model import as_batch, distance, gradient, random_model
 
 import siren
@@ -72,6 +73,12 @@ def update(script, model, batch: dict, args, rows: slice = slice(0, 16), **own):
 # --- the pure functions -------------------------------------------------------------------------------------
 
 
+@mutant(
+    "bonus that chases the wrong way",
+    "papers/adaptive_bonus.py",
+    "rate * (target - entropy)",
+    "rate * (entropy - target)",
+)
 def test_adapted_bonus_by_hand():
     """Catches a weight that falls when the entropy is below its target, and one that turns negative."""
     assert adaptive_bonus.adapted(0.1, 0.5, entropy=0.2, target=0.4) == pytest.approx(0.2)
@@ -79,8 +86,20 @@ def test_adapted_bonus_by_hand():
     assert adaptive_bonus.adapted(0.1, 0.5, entropy=0.9, target=0.3) == 0.0
 
 
+@mutant(
+    "advantages without a cap",
+    "papers/entropy_advantage.py",
+    "torch.min(alpha * entropies.detach(), advantages.abs() / kappa)",
+    "alpha * entropies.detach() * advantages.sign().abs()",
+)
+@mutant(
+    "gradient through the shaped advantage",
+    "papers/entropy_advantage.py",
+    "alpha * entropies.detach()",
+    "alpha * entropies",
+)
 def test_shaped_advantages_by_hand():
-    """Catches a lost cap, a cap that can turn a sign, a sign lost in |A|, and a gradient through the entropy."""
+    """Catches a lost cap, one that can turn a sign, a sign lost in |A|, a gradient through the entropy."""
     entropies = torch.tensor([[0.1, 1.2, 5.0]] * 3, requires_grad=True)
     shaped = entropy_advantage.shaped_advantages
     ours = shaped(torch.tensor([[1.0], [-0.25], [0.0]]), entropies, 0.4, 2.0)
@@ -101,6 +120,13 @@ def test_top_tokens_by_hand(script):
     assert chosen(0) == [] and len(chosen(6)) == 5
 
 
+@mutant(
+    "covariance of completions",
+    "papers/clip_cov.py",
+    "mean_advantage = (advantages * mask).sum() / count",
+    "mean_advantage = advantages[:, 0].mean()",
+    case="clip_cov",
+)
 @pytest.mark.parametrize("script", [clip_cov, kl_cov], ids=["clip_cov", "kl_cov"])
 def test_covariances_equal_numpy(script):
     """Catches means over padding or over completions: they add up to the covariance of the tokens."""
@@ -113,6 +139,12 @@ def test_covariances_equal_numpy(script):
     assert not ours[~mask].any() and ours.sum() / mask.sum() == pytest.approx(np.cov(a, l, ddof=0)[0, 1])
 
 
+@mutant(
+    "draw of the padded batch",
+    "papers/clip_cov.py",
+    "draw[mask] = torch.rand(int(mask.sum()), generator=torch.Generator().manual_seed(seed)).to(mask.device)",
+    "draw[:] = torch.rand(mask.shape, generator=torch.Generator().manual_seed(seed)).to(mask.device)",
+)
 def test_random_tokens_are_drawn_from_the_candidates():
     """Catches a draw outside the candidates, the same for every seed, that depends on the padding, or is not
     uniform."""
@@ -132,13 +164,9 @@ def test_random_tokens_are_drawn_from_the_candidates():
 
 
 def singled_out(script, start, batch: dict, args) -> set[tuple[int, int]]:
-    """The tokens (completion, position) that a method drops or penalises; of Clip-Cov those that it draws from."""
-    tokens = [
-        (i, t)
-        for i, ids in enumerate(batch["completion_ids"])
-        if batch["loss_mask"][i].any()
-        for t in range(len(ids))
-    ]
+    """Tokens (completion, position) that a method drops or penalises; of Clip-Cov: that it draws from."""
+    completions = [i for i in range(len(start)) if batch["loss_mask"][i].any()]
+    tokens = [(i, t) for i in completions for t in range(len(batch["completion_ids"][i]))]
     logprob = {(i, t): start[i][t, batch["completion_ids"][i][t]] for i, t in tokens}
     advantage = {(i, t): batch["advantages"][i, 0].item() for i, t in tokens}
     if script is high_entropy_tokens:
@@ -196,6 +224,48 @@ def loss_of_the_paper(script, now, start, batch: dict, args) -> float:
     return total
 
 
+@mutant(
+    "entropy of all tokens alike",
+    "papers/naive_bonus.py",
+    "mask / mask.sum(dim=1, keepdim=True) / mask.shape[0]",
+    "mask / mask.sum()",
+    case="naive_bonus",
+)
+@mutant(
+    "the low-entropy tokens",
+    "papers/high_entropy_tokens.py",
+    "mask & ~top_tokens(entropies",
+    "mask & top_tokens(entropies",
+    case="high_entropy_tokens",
+)
+@mutant(
+    "high-entropy loss divided by all tokens",
+    "papers/high_entropy_tokens.py",
+    " / args.token_fraction  # [2], [D1]",
+    "",
+    case="high_entropy_tokens",
+)
+@mutant(
+    "covariance with the wrong sign",
+    "papers/kl_cov.py",
+    "* (logprobs - mean_logprob) * mask",
+    "* (mean_logprob - logprobs) * mask",
+    case="kl_cov",
+)
+@mutant(
+    "KL-Cov clips",
+    "papers/kl_cov.py",
+    "return -ratio * advantages +",
+    "return -ratio.clamp(0.8, 1.2) * advantages +",
+    case="kl_cov",
+)
+@mutant(
+    "KL-Cov pushes away",
+    "papers/kl_cov.py",
+    "advantages + kl_coef *",
+    "advantages - kl_coef *",
+    case="kl_cov",
+)
 @EACH
 def test_loss_equals_loops_written_from_the_papers(script):
     """Catches a wrong sign, mask, threshold, denominator or weight."""
@@ -203,10 +273,17 @@ def test_loss_equals_loops_written_from_the_papers(script):
     kit.check_loops(script, loss, make_args(script), old=True, **OWN.get(script, {}))
 
 
+@mutant(
+    "clipped tokens drawn too",
+    "papers/clip_cov.py",
+    "candidates = mask & ~clipped &",
+    "candidates = mask &",
+    case="scored-clip_cov",
+)
 @EACH
 @pytest.mark.parametrize("truncated", [False, True], ids=["scored", "masked"])
 def test_what_is_logged_equals_loops(script, truncated):
-    """Catches a mean entropy over all tokens, and tokens singled out that the paper would not, or too many."""
+    """Catches a mean entropy over all tokens, and tokens singled out that the paper would not, too many."""
     model, batch, args = random_model(), make_batch(old=True, truncated=truncated), make_args(script)
     sums, _ = update(script, model, batch, args)
     start = kit.tables(model, batch, args.temperature)
@@ -216,7 +293,8 @@ def test_what_is_logged_equals_loops(script, truncated):
         assert sums["total_loss"] == pytest.approx(sums["policy_loss"] - BONUS * np.mean(entropies), rel=1e-9)
     if script in SINGLED_OUT:
         expected = singled_out(script, start, batch, args)
-        assert sums[SINGLED_OUT[script]] == (count(args, batch) if script is clip_cov else len(expected)) > 2
+        wanted = count(args, batch) if script is clip_cov else len(expected)
+        assert wanted > 2 and sums[SINGLED_OUT[script]] == wanted
     if script is clip_cov:
         assert drawn(batch, args) < expected  # something is left to chance
 
@@ -242,28 +320,32 @@ def test_switched_off_it_is_dr_grpo(script, old):
 
 @EACH
 def test_switched_on_it_is_not(script):
-    """Catches a method that does nothing; KL-Cov does nothing in the first update of a batch, where pi is pi_old."""
+    """Catches a method that does nothing."""
     model, batch = random_model(), make_batch(old=True, truncated=True)
     _, ours = update(script, model, batch, make_args(script))
-    _, theirs = update(
-        script,
-        model,
-        batch,
-        make_args(script, **OFF[script]),
-        **dict(bonus=0.0) if script is adaptive_bonus else {},
-    )
+    own = dict(bonus=0.0) if script is adaptive_bonus else {}
+    _, theirs = update(script, model, batch, make_args(script, **OFF[script]), **own)
     assert distance(ours, theirs) > 1e-3
-    if script is kl_cov:
-        first = [
-            update(kl_cov, model, batch, make_args(kl_cov, kl_coef=kl_coef), first=True)[1]
-            for kl_coef in (0.0, 5.0)
-        ]
-        assert torch.equal(*first)
+
+
+@mutant(
+    "KL-Cov penalises rounding",
+    "papers/kl_cov.py",
+    'logprobs.detach() if first else part["old_logprobs"]',
+    'part["old_logprobs"]',
+)
+def test_kl_cov_does_nothing_in_the_first_update_of_a_batch():
+    """Catches a penalty on rounding, where pi is pi_old: its gradient does not shrink with the difference."""
+    model, batch = random_model(), make_batch(old=True)
+    free, held = (
+        update(kl_cov, model, batch, make_args(kl_cov, kl_coef=coef), first=True) for coef in (0.0, 5.0)
+    )
+    assert torch.equal(free[1], held[1]) and free[0] == held[0]
 
 
 @EACH
 def test_what_must_change_nothing(script, monkeypatch):
-    """Catches thresholds and denominators of a micro-batch, rows that are mixed up, and padding that counts."""
+    """Catches thresholds and denominators of a micro-batch, mixed up rows, and padding that counts."""
     args, own = make_args(script), OWN.get(script, {})
     kit.check_micro_batches(script, args, old=True, **own)
     kit.check_padding(script, args, old=True, **own)
@@ -301,6 +383,20 @@ def test_naive_bonus_is_siren_with_everything_off():
     assert sums["total_loss"] == pytest.approx(theirs["total_loss"], rel=1e-12)
 
 
+@mutant(
+    "bonus subtracted from the entropy",
+    "papers/naive_bonus.py",
+    "policy_loss - args.bonus * mean_entropy",
+    "policy_loss + args.bonus * mean_entropy",
+    case="naive_bonus",
+)
+@mutant(
+    "bonus without gradient",
+    "papers/adaptive_bonus.py",
+    "total_loss = policy_loss - bonus * mean_entropy",
+    "total_loss = policy_loss - bonus * mean_entropy.detach()",
+    case="adaptive_bonus",
+)
 @pytest.mark.parametrize("script", BONUSES, ids=["naive_bonus", "adaptive_bonus"])
 def test_bonus_raises_the_entropy(script):
     """Catches a bonus that is a punishment."""
@@ -328,6 +424,8 @@ def test_defaults_are_those_of_the_papers():
         assert field.metadata["by_size"]["large"] == 2e-4
 
 
+@mutant("no token touched", "papers/kl_cov.py", "max(1, int(", "max(0, int(", case="kl_cov")
+@mutant("no token drawn", "papers/clip_cov.py", "count = max(1, int(", "count = max(0, int(", case="clip_cov")
 @pytest.mark.parametrize("script", [clip_cov, kl_cov], ids=["clip_cov", "kl_cov"])
 def test_at_least_one_token_is_touched(script):
     """Catches a share of a small batch that rounds to nothing."""

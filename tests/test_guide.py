@@ -11,8 +11,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from kit import GROUP, assert_same, directional_derivative, make_batch
 from random_model import distance, distributions, random_model
-from test_update import GROUP, assert_same, directional_derivative, make_batch, update
+from test_update import update
 from toys import FunctionTask, HashTask, column, graded, quick_flags, records
 from transformers import AutoTokenizer
 

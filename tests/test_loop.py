@@ -50,7 +50,7 @@ from papers import (
     rloo,
 )
 from plainrl import curves, models, sampler
-from plainrl.flags import parse
+from plainrl.flags import parse, resolve_defaults
 from plainrl.metrics import evaluate
 from plainrl.rollout import completion_seed
 from plainrl.scoring import score
@@ -585,6 +585,37 @@ def test_flag_that_has_moved_names_the_file(monkeypatch, script, flag):
         parse(script.Args, moved=script.MOVED)
 
 
+def test_a_real_model_says_how_long_a_step_takes_and_changes_nothing(toy_model, tmp_path, capsys, monkeypatch):
+    """Catches a user who waits an hour to learn what a step costs, and a timing that leaves gradients or random numbers behind."""
+    tokenizer = AutoTokenizer.from_pretrained(toy_model)
+    shape = dict(hidden_size=448, intermediate_size=1600, num_hidden_layers=4, num_attention_heads=4)
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, **shape))
+    assert model.num_parameters() > 10_000_000
+    models.save_model(tmp_path / "real", model, tokenizer)
+    flags = dict(model=str(tmp_path / "real"), task="chain?horizon=1", steps=1, prompts_per_step=2, group_size=2, max_new_tokens=4,
+                 eval_problems=1, test_problems=1, eval_samples=1)  # fmt: skip
+    grpo.main(grpo.Args(**flags, out_dir=tmp_path / "said"))
+    said = capsys.readouterr().out
+    assert re.search(r"a step takes \d:\d\d:\d\d \(sampling \d:\d\d:\d\d, training \d:\d\d:\d\d\)", said)
+    assert all(flag in said for flag in ("--max-new-tokens", "--group-size", "--prompts-per-step", "--eval-problems"))
+    monkeypatch.setattr(run_module.Run, "say_how_long", lambda self: None)
+    grpo.main(grpo.Args(**flags, out_dir=tmp_path / "silent"))
+    assert "a step takes" not in capsys.readouterr().out
+    assert records(tmp_path / "said") == records(tmp_path / "silent")
+    assert equal_weights(tmp_path / "said" / "last", tmp_path / "silent" / "last")
+
+
+def test_defaults_follow_the_size_of_the_model():
+    """Catches a row of defaults that is never reached, or one for models that it was not measured on."""
+    for parameters, lr in ((1_100_000, 3e-4), (135_000_000, 1e-5), (1_000_000_000, 1e-5), (7_600_000_000, 1e-6)):
+        args = grpo.Args()
+        resolve_defaults(args, parameters)
+        assert args.lr == lr and None not in (args.steps, args.prompts_per_step, args.max_new_tokens, args.eval_every)
+    kept = grpo.Args(lr=0.5)
+    resolve_defaults(kept, 1_100_000)
+    assert kept.lr == 0.5
+
+
 # --- guards -------------------------------------------------------------------------------------------------
 
 
@@ -768,7 +799,7 @@ def test_rows_are_prompt_major_from_sampler_to_loss(run, words, monkeypatch, scr
             assert batch["completion_mask"][row].sum() == len(batch.completion_ids[row])  # the end token too
             rewards = [(5 * index + 3 * i * i) % 7 / 8 for i in range(4)]
             mean = sum(rewards) / 4
-            std = math.sqrt(sum((reward - mean) ** 2 for reward in rewards) / 3) if script in (grpo, dapo) else 1.0
+            std = math.sqrt(sum((reward - mean) ** 2 for reward in rewards) / 3) + 1e-6 if script in (grpo, dapo) else 1.0
             assert batch["advantages"][row].item() == pytest.approx((rewards[sample] - mean) / std, abs=1e-5)
     rows = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
     assert [row["completion"] for row in rows] == ["0.0", "0.1", "0.2", "0.3", "3.0", "3.1", "3.2", "3.3"]
@@ -935,7 +966,7 @@ def test_dapo_filters_on_correctness_and_drops_surplus_groups(run, words, monkey
     shaped = [2 * (sample == 0) - 1 + max(-1, min(0, (1 - length) / 7)) for sample, length in enumerate(lengths)]  # eq. 13
     assert len(set(shaped)) == 4
     mean = sum(shaped) / 4
-    std = math.sqrt(sum((reward - mean) ** 2 for reward in shaped) / 3)
+    std = math.sqrt(sum((reward - mean) ** 2 for reward in shaped) / 3) + 1e-6
     assert calls[0][1]["advantages"][:4, 0].tolist() == pytest.approx([(reward - mean) / std for reward in shaped], abs=1e-5)
 
 

@@ -134,6 +134,12 @@ def test_truncated_importance_value_direction_cap_and_no_gradient(script):
     assert not weight.requires_grad
 
 
+def test_dapos_clip_is_higher_above():
+    """Catches clip-higher left out, or switched on in the baselines."""
+    ranges = {script: (script.Args().clip_low, script.Args().clip_high) for script in (grpo, dr_grpo, dapo)}
+    assert ranges == {grpo: (0.2, 0.2), dr_grpo: (0.2, 0.2), dapo: (0.2, 0.28)}
+
+
 # --- DAPO's punishment of long completions --------------------------------------------------------------------------------
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import test_mutations
 
-from benchmarks import arms, coverage, entropy, pages
+from benchmarks import arms, coverage, entropy, memory, pages
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCKS = [
@@ -54,6 +54,19 @@ def held() -> str:
     return coverage.held_range((ROOT / "benchmarks/coverage.md").read_text())
 
 
+def planned(model: str, tokens: int, lora: bool = False) -> str:
+    return f"{memory.training(memory.MODELS[model], 1, tokens, lora) / 1e9:.1f}"
+
+
+def first_steps(count: int) -> str:
+    """Minutes of sampling and training that they took, the mean over the reference runs."""
+    runs = [pages.read_metrics(folder) for folder in (pages.LOGS / "grpo/grpo").glob("seed*")]
+    seconds = [run[part][step] for run in runs for part in TIMES for step in range(1, count + 1)]
+    return f"{sum(seconds) / len(runs) / 60:.0f}"
+
+
+TIMES = ("time/rollout", "time/train")
+OWN = "docs/own-experiment.md"
 PLAIN, EXAMPLES = "smollm2-gsm_symbolic", "smollm2-gsm_symbolic-examples"
 SENTENCES = [  # page, sentence, what stands in its braces
     ("README.md", "{} ways to break it", lambda: len(test_mutations.MUTATIONS)),
@@ -64,6 +77,12 @@ SENTENCES = [  # page, sentence, what stands in its braces
     ("docs/measuring.md", "hardly ever right: avg@4 {},", lambda: evaluation(EXAMPLES, "avg@4")),
     ("docs/measuring.md", ", pass@4 {}.", lambda: evaluation(EXAMPLES, "pass@4")),
     ("docs/grpo.md", "({} for the starting model against itself)", by_chance),
+    ("docs/first-run.md", "The 40 steps take {} minutes on one thread", lambda: first_steps(40)),
+    (OWN, "{} GB while it trains with all weights", lambda: planned("Qwen2.5-0.5B", 16384)),
+    (OWN, "16,384 tokens at once, {} with 4,096", lambda: planned("Qwen2.5-0.5B", 4096)),
+    (OWN, "1.5B with LoRA {} with 4,096", lambda: planned("Qwen2.5-1.5B", 4096, lora=True)),
+    (OWN, "{} GB and 57.0 GB with 16,384", lambda: planned("Qwen2.5-1.5B", 16384)),
+    (OWN, "36.9 GB and {} GB with 16,384", lambda: planned("Qwen2.5-7B", 16384, lora=True)),
     ("docs/entropy.md", "a gain of {}", lambda: paired("clip_cov", "dr_grpo", "pass@16")),
     ("docs/siren.md", "over Dr. GRPO in pass@16, {},", lambda: paired("clip_cov", "dr_grpo", "pass@16")),
     (
@@ -127,6 +146,7 @@ def test_only_the_inside_of_a_block_is_rewritten():
         ("<!-- generated: nothing -->\n<!-- end -->", "nothing: there is no such block"),
         ("<!-- generated: memory -->\n", "has no `<!-- end -->`"),
         ("<!-- generated: code grpo.py no_such -->\n<!-- end -->", "no_such: 0 functions of this name"),
+        ("<!-- generated: diff grpo.py grpo.py -->\n<!-- end -->", "their code is the same"),
         ("<!-- generated: metrics no/such -->\n<!-- end -->", "docs/metrics.md has no such row"),
         ("<!-- generated: deviations plainrl/__init__.py -->\n<!-- end -->", "its docstring has none"),
     ],
@@ -142,6 +162,37 @@ def test_code_is_shown_without_its_docstring():
     shown = pages.code("grpo.py", "k3").splitlines()
     assert shown[0] == "```python" and shown[1].startswith("def k3(") and shown[-1] == "```"
     assert '"""' not in "".join(shown) and shown[-2].strip().startswith("return torch.expm1")
+
+
+def test_rows_are_those_of_the_glossary():
+    """Catches numbers of a run in a table of meanings."""
+    shown = pages.metrics("reward/mean", "dapo/").splitlines()
+    assert [line.split("`")[1] for line in shown[2:]] == ["reward/mean", "dapo/rounds", "dapo/frac_kept"]
+
+
+TOY = '''"""{title}"""
+import sys
+
+
+def first(x):
+    """{title}"""
+    return x{more}
+
+
+def {name}(x):
+    y = "kept"
+    return y
+'''
+
+
+def test_a_diff_shows_code_alone(tmp_path, monkeypatch):
+    """Catches docstrings in a diff, a line under another function's name, and + for -."""
+    monkeypatch.setattr(pages, "ROOT", tmp_path)
+    (tmp_path / "one.py").write_text(TOY.format(title="Old.", more="", name="second"))
+    (tmp_path / "two.py").write_text(TOY.format(title="New.", more=" + 1", name="other"))
+    shown = pages.diff("one.py", "two.py").splitlines()
+    assert shown[1:5] == ["--- one.py", "+++ two.py", "@@ first @@", "-    return x"]
+    assert shown[5:-1] == ["+    return x + 1", "@@ second @@", "-def second(x):", "+def other(x):"]
 
 
 def test_deviations_are_those_of_the_docstring():

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import tyro
 from transformers import AutoModelForCausalLM
 
 ROOT = Path(__file__).parents[2]
@@ -122,6 +123,7 @@ torch {torch}, {device}: `python benchmarks/checks/rounding.py`
 
 
 def main() -> None:
+    compare.check_smollm2()
     compare.make_random_model(ROOT / compare.QWEN, **compare.SHAPE)
     lines = [scores(name, work) for name, work in compare.STEPS.items()]
     others = samples(compare.Work(compare.SMOL, 8, 0, 8, TOKENS, forced=False))
@@ -137,4 +139,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, description=__doc__)
