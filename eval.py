@@ -34,8 +34,8 @@ from plainrl.flags import (
     EVAL_SEED,
     Bounds,
     Count,
+    Natural,
     NotNegative,
-    NotNegativeInt,
     Share,
     by_size,
     check_flags,
@@ -97,7 +97,7 @@ class Args:
     """sampling temperature; 0 is greedy (default: 1)"""
     top_p: Share = 1.0
     """nucleus sampling"""
-    seed: NotNegativeInt = 0
+    seed: Natural = 0
     """of the sampling; the problems are always the same"""
     system_prompt: str | None = None
     """system turn put before every prompt"""

@@ -52,17 +52,7 @@ from zlib import crc32
 
 import torch
 
-from plainrl.flags import (
-    ClipRange,
-    Count,
-    Fraction,
-    NotNegative,
-    NotNegativeInt,
-    Positive,
-    RunFlags,
-    by_size,
-    parse,
-)
+from plainrl.flags import ClipRange, Count, Fraction, Natural, NotNegative, Positive, RunFlags, by_size, parse
 from plainrl.hints import check_hints, hint_of, load_hints
 from plainrl.ranks import total
 from plainrl.rollout import Batch, Rollout, completion_seed, encode_prompt
@@ -86,7 +76,7 @@ class Args(RunFlags):
     task's problems carry"""
     hint_template: str = "{prompt}\nHint: {hint}"
     """the user turn of a guided prompt"""
-    max_refills: NotNegativeInt = 10
+    max_refills: Natural = 10
     """rounds of further sampling before a step trains on the groups it has"""
 
     clip_low: ClipRange = 0.2
@@ -103,7 +93,7 @@ class Args(RunFlags):
     """passes over the sampled batch"""
     lr: NotNegative | None = by_size(tiny=3e-4, small=1e-5, large=1e-6)
     """peak learning rate of AdamW"""
-    warmup_steps: NotNegativeInt | None = by_size(tiny=5, small=5, large=5)
+    warmup_steps: Natural | None = by_size(tiny=5, small=5, large=5)
     """steps of linear warm-up; constant afterwards"""
     weight_decay: NotNegative = 0.0
     """AdamW's weight decay"""

@@ -49,17 +49,7 @@ from pathlib import Path
 
 import torch
 
-from plainrl.flags import (
-    ClipRange,
-    Count,
-    NotNegative,
-    NotNegativeInt,
-    Positive,
-    RunFlags,
-    Share,
-    by_size,
-    parse,
-)
+from plainrl.flags import ClipRange, Count, Natural, NotNegative, Positive, RunFlags, Share, by_size, parse
 from plainrl.grading import number
 from plainrl.horizons import EveryHorizon, all_horizons, horizon_metrics
 from plainrl.models import load_weights, save_model
@@ -103,7 +93,7 @@ class Args(RunFlags):
     """passes over the sampled batch"""
     lr: NotNegative | None = by_size(tiny=3e-4, small=1e-5, large=1e-6)
     """peak learning rate of AdamW"""
-    warmup_steps: NotNegativeInt | None = by_size(tiny=5, small=5, large=5)
+    warmup_steps: Natural | None = by_size(tiny=5, small=5, large=5)
     """steps of linear warm-up, in each stage of the curriculum anew; constant afterwards"""
     weight_decay: NotNegative = 0.0
     """AdamW's weight decay"""

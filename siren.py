@@ -61,8 +61,8 @@ from plainrl.flags import (
     Bounds,
     ClipRange,
     Count,
+    Natural,
     NotNegative,
-    NotNegativeInt,
     Positive,
     RunFlags,
     Share,
@@ -109,7 +109,7 @@ class Args(RunFlags):
     """passes over the sampled batch"""
     lr: NotNegative | None = by_size(tiny=3e-4, small=1e-5, large=1e-6)
     """peak learning rate of AdamW"""
-    warmup_steps: NotNegativeInt | None = by_size(tiny=5, small=5, large=5)
+    warmup_steps: Natural | None = by_size(tiny=5, small=5, large=5)
     """steps of linear warm-up; constant afterwards"""
     weight_decay: NotNegative = 0.0
     """AdamW's weight decay"""

@@ -36,7 +36,7 @@ import torch
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # where plainrl/ lies
 
-from plainrl.flags import ClipRange, Count, NotNegative, NotNegativeInt, Positive, RunFlags, by_size, parse
+from plainrl.flags import ClipRange, Count, Natural, NotNegative, Positive, RunFlags, by_size, parse
 from plainrl.ranks import total
 from plainrl.rollout import Batch, completion_seed
 from plainrl.run import Run
@@ -51,9 +51,9 @@ class Args(RunFlags):
     """the ratio is clipped above at 1 + clip_high"""
     dynamic_sampling: bool = True
     """replace groups that are all right or all wrong"""
-    max_refills: NotNegativeInt = 10
+    max_refills: Natural = 10
     """rounds of further sampling before a step trains on the groups it has"""
-    overlong_buffer: NotNegativeInt | None = None
+    overlong_buffer: Natural | None = None
     """the last so many tokens before --max-new-tokens are punished (default a fifth of it, as in the paper;
     0: off)"""
     mask_truncated: bool = False
@@ -66,7 +66,7 @@ class Args(RunFlags):
     """passes over the sampled batch"""
     lr: NotNegative | None = by_size(tiny=3e-4, small=1e-5, large=1e-6)
     """peak learning rate of AdamW"""
-    warmup_steps: NotNegativeInt | None = by_size(tiny=5, small=5, large=5)
+    warmup_steps: Natural | None = by_size(tiny=5, small=5, large=5)
     """steps of linear warm-up; constant afterwards"""
     weight_decay: NotNegative = 0.0
     """AdamW's weight decay"""

@@ -27,7 +27,7 @@ import torch
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # where plainrl/ lies
 
-from plainrl.flags import ClipRange, Count, NotNegative, NotNegativeInt, Positive, RunFlags, by_size, parse
+from plainrl.flags import ClipRange, Count, Natural, NotNegative, Positive, RunFlags, by_size, parse
 from plainrl.ranks import total
 from plainrl.rollout import Batch, completion_seed
 from plainrl.run import Run
@@ -50,7 +50,7 @@ class Args(RunFlags):
     """passes over the sampled batch"""
     lr: NotNegative | None = by_size(tiny=3e-4, small=1e-5, large=1e-6)
     """peak learning rate of AdamW"""
-    warmup_steps: NotNegativeInt | None = by_size(tiny=5, small=5, large=5)
+    warmup_steps: Natural | None = by_size(tiny=5, small=5, large=5)
     """steps of linear warm-up; constant afterwards"""
     weight_decay: NotNegative = 0.0
     """AdamW's weight decay"""

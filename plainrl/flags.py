@@ -100,7 +100,7 @@ class Bounds:
 
 Count = Annotated[int, Bounds(at_least=1)]
 NotNegative = Annotated[float, Bounds(at_least=0)]
-NotNegativeInt = Annotated[int, Bounds(at_least=0)]
+Natural = Annotated[int, Bounds(at_least=0)]
 ClipRange = Annotated[float, Bounds(at_least=0, infinite=True)]  # inf: no clip at all, which is a choice
 Positive = Annotated[float, Bounds(above=0)]
 Share = Annotated[float, Bounds(above=0, at_most=1)]

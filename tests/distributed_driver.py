@@ -79,7 +79,7 @@ def main(toy_model: str, out: str, only: str | None = None, steps: str = "5", ho
     for name, (script, extra) in RUNS.items():
         if only in (None, name):
             folder = Path(out) / name
-            # In float32 it draws in float64 all the same: ranks sample other batches, whose rounding could turn a token.
+            # A float32 run draws in float64 too: ranks sample other batches, whose rounding could turn a token.
             pushed = name.startswith("pushed") or how == "float32"
             sampler.HFSampler = FolderSampler if pushed else HFSampler
             FolderSampler.folder = Path(out) / f"{name} weights"

@@ -70,8 +70,10 @@ def in_float64(model):
 
 
 class Float64:
-    """In place of transformers' AutoModelForCausalLM: no draw lies within rounding of a boundary of two tokens,
-    so that equal seeds give equal tokens in whatever batch, and two ways to the same numbers differ by 1e-14.
+    """In place of transformers' AutoModelForCausalLM, where rounding must not show.
+
+    No draw lies within 1e-15 of a boundary of two tokens, so that equal seeds give equal tokens in whatever
+    batch, and two ways to the same numbers differ by some 1e-14.
     """
 
     @staticmethod
@@ -130,13 +132,13 @@ def distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 
 
 def roundings(ours, theirs) -> float:
-    """The largest difference of two lists of numbers, counted in roundings of the largest of `theirs` (or of 1).
+    """The largest difference of two lists of numbers, in roundings of the largest of `theirs` (or of 1).
 
     In which order a sum is added is the processor's choice, and so are the last digits of a float32. The
     error of a sum is that of its largest terms, whatever remains: the log-probability -0.5 is a difference of
     logits as large as those behind -16. So the measure is the largest number and not each one. Between
-    kernels for SSE, AVX2 and AVX-512 the tests' models differ by up to 7 roundings; another temperature, token
-    or position is thousands away.
+    kernels for SSE, AVX2 and AVX-512 the tests' models differ by up to 7 roundings; another temperature,
+    token or position is thousands away.
     """
     ours, theirs = (torch.as_tensor(numbers, dtype=torch.float64) for numbers in (ours, theirs))
     return ((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1) / ROUNDING).item()

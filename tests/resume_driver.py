@@ -22,7 +22,7 @@ import grpo  # noqa: E402
 import guide  # noqa: E402
 import h1_curriculum  # noqa: E402
 import siren  # noqa: E402
-from papers import adaptive_bonus, adarft, dapo  # noqa: E402
+from papers import adaptive_bonus, dapo  # noqa: E402
 from plainrl import curves, run  # noqa: E402
 from plainrl.rollout import completion_seed  # noqa: E402
 
@@ -138,7 +138,6 @@ def main(toy_model: str, out: Path) -> None:
         (guide, {"max_refills": 2}),
         (adaptive_bonus, {"bonus": 0.1, "bonus_rate": 1e-3, "target_share": 1.1}),
         (h1_curriculum, {"max_horizon": 3, "steps_per_stage": 2, "eval_problems": 3}),
-        (adarft, {"max_horizon": 3, "eval_problems": 3}),
     )
     for script, extra in scripts:
         children.append(os.fork())

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 
 import pytest
+from mutants import mutant
 from stopping import assert_same_run, stopping_after
 from toys import FunctionTask, HashTask, column, quick_flags, records
 
@@ -58,6 +59,19 @@ def test_refused_tasks(toy_model, tmp_path, script):
 # --- AdaRFT -------------------------------------------------------------------------------------------------
 
 
+@mutant(
+    "target away from the accuracy",
+    "papers/adarft.py",
+    "target + eta * math.tanh(",
+    "target - eta * math.tanh(",
+)
+@mutant(
+    "target without bounds",
+    "papers/adarft.py",
+    "return min(100.0, max(0.0, target + eta",
+    "return (lambda value: value)((target + eta",
+)
+@mutant("horizon rounded down", "papers/adarft.py", "(longest - 1) + 0.5)", "(longest - 1))")
 def test_adarft_by_hand():
     """Catches a target that moves the wrong way or leaves its range, and one that is rounded to the wrong
     horizon."""
@@ -71,6 +85,12 @@ def test_adarft_by_hand():
     assert adarft.closest_horizon(100.0, 1) == 1
 
 
+@mutant(
+    "target that is never updated",
+    "papers/adarft.py",
+    'run.state["target"] = adarft_target(target,',
+    "adarft_target(target,",
+)
 def test_adarft_follows_the_accuracy(run):
     """Catches a target that is not updated, or with another number than the batch's accuracy."""
     task = FunctionTask(lambda text, problem: float(problem.horizon < 3))
@@ -89,6 +109,18 @@ def test_adarft_follows_the_accuracy(run):
 # --- E2H ----------------------------------------------------------------------------------------------------
 
 
+@mutant(
+    "cosine from hard to easy",
+    "papers/e2h.py",
+    "0.5 * (1 + math.cos(math.pi * time))",
+    "0.5 * (1 - math.cos(math.pi * time))",
+)
+@mutant(
+    "mean that moves evenly",
+    "papers/e2h.py",
+    "mean = time**power * (levels - 1)",
+    "mean = time * (levels - 1)",
+)
 def test_e2h_by_hand():
     """Catches the roles of start and end exchanged, and weights that do not sum to one."""
     # L = 5, Z = 15: at the start (5, 4, 3, 2, 1) / 15, at the end the other way round, in the middle 1/5 each
@@ -109,6 +141,13 @@ def drawn(args, steps) -> Counter:
     return Counter(horizon for step in steps for horizon in e2h.draw_horizons(args, step, 0))
 
 
+@mutant(
+    "time that does not see the tokens",
+    "papers/e2h.py",
+    "max((step - 1) / args.steps, tokens_used)",
+    "(step - 1) / args.steps",
+    case="cosine",
+)
 @pytest.mark.parametrize("schedule", ["cosine", "gaussian"])
 def test_e2h_moves_from_short_to_long(schedule):
     """Catches a time that stands still, runs backwards, or does not see the token budget."""

@@ -8,6 +8,7 @@ from fractions import Fraction
 
 import pytest
 from hypothesis import given, settings as example_settings, strategies as st
+from mutants import mutant
 from test_grading import box, grade, message
 
 from plainrl import chains, grading, hints
@@ -111,6 +112,12 @@ TRIO = one_step(
 CAKE = one_step("{x} friends share a cake of 60 slices. How many has each?", 4, "60/x", "15")
 
 
+@mutant(
+    "substituted value of another step",
+    "plainrl/chains.py",
+    "values.append(step_value(step, values[-1] if values else None))",
+    "values.append(step_value(step, values[0] if values else None))",
+)
 @pytest.mark.parametrize("chain, published", [([BOAT, EGGS], 5644.8), ([NILE, DEBT, PAIR, TRIO], 119.608)])
 @pytest.mark.parametrize("style", ["short", "h1"])
 def test_chains_of_the_h1_data(chain, published, style):
@@ -171,6 +178,12 @@ def test_compose_refuses_what_it_cannot_write():
     assert "style 'long' is not one of short, h1" in message(compose, [NILE, DEBT], 2, rng, "long", None)
 
 
+@mutant(
+    "placeholders of the terse wording",
+    "plainrl/chains.py",
+    'letters = LETTERS if style == "short" else PLACEHOLDERS',
+    "letters = LETTERS",
+)
 def test_h1_style_has_the_papers_steps():
     """Catches another number of steps than 2 * horizon - 1, a letter that is not named or not in its problem,
     and an answer that is not that of the terse wording."""
@@ -219,6 +232,19 @@ def step_problems(draw):
     )
 
 
+@mutant("substituted value of another step")
+@mutant(
+    "offset with the wrong sign",
+    "plainrl/chains.py",
+    "offset = 0 if step.program else number(start_number(step)) - value",
+    "offset = 0 if step.program else value - number(start_number(step))",
+)
+@mutant(
+    "offset although there is a program",
+    "plainrl/chains.py",
+    "offset = 0 if step.program else number(start_number(step)) - value",
+    "offset = number(start_number(step)) - value",
+)
 @example_settings(max_examples=200, deadline=None)
 @given(st.lists(step_problems(), min_size=1, max_size=25))
 def test_any_chain_can_be_carried_out_as_it_is_written(steps):
@@ -248,6 +274,12 @@ def test_any_chain_can_be_carried_out_as_it_is_written(steps):
         assert problem.solution is None
 
 
+@mutant(
+    "number that occurs twice",
+    "plainrl/chains.py",
+    "if value is not None and values.count(value) == 1 and value >= 2:",
+    "if value is not None and value >= 2:",
+)
 def test_templates():
     """Catches a number that occurs twice, a part of a decimal, a word or a power, and a letter that the text
     already has."""
@@ -265,6 +297,43 @@ def test_templates():
     assert found("It cost $1,250.50, not 0,123 or ٣ or 123456789012345678901234.5.") == ["1,250.50"]
 
 
+@mutant(
+    "program that gives another answer",
+    "plainrl/chains.py",
+    "return run_program(program, x) == result",
+    "return run_program(program, x) is not None",
+)
+@mutant(
+    "number of two origins",
+    "plainrl/chains.py",
+    "if any(operand in programs and operand in _EVERYDAY for operand in operands):",
+    "if False:",
+)
+@mutant("result that is also given", "plainrl/chains.py", "if given & set(results):", "if False:")
+@mutant("result that comes twice", "plainrl/chains.py", "if len(set(results)) < len(results):", "if False:")
+@mutant(
+    "number from nowhere",
+    "plainrl/chains.py",
+    "if any(operand not in explained and operand not in programs for operand in operands):",
+    "if False:",
+)
+@mutant("result that is never used", "plainrl/chains.py", "if not set(before) <= used:", "if False:")
+@mutant("number of everyday life replaced", "plainrl/chains.py", "if start in _EVERYDAY:", "if False:")
+@mutant(
+    "number that is glued to another word too",
+    "plainrl/chains.py",
+    "return digits.count(start) == 1",
+    "return True",
+)
+@mutant(
+    "number that is there in words too",
+    "plainrl/chains.py",
+    "if start in numbers_in_words(prompt):",
+    "if False:",
+)
+@mutant("number twice in a note", "plainrl/chains.py", "if operands.count(start) > 1:", "if False:")
+@mutant("answer without x", "plainrl/chains.py", 'if "x" not in programs[last]:', "if False:")
+@mutant("steps after the last note", "plainrl/chains.py", "if number(answer) != results[-1]:", "if False:")
 @pytest.mark.parametrize("prompt, worked, answer, expected", [
     ("46 cups, half as many more.", "<<46/2=23>> <<46+23=69>>", "69",
      ("{x} cups, half as many more.", "x+(x/2)", ("x/2",))),
@@ -307,6 +376,12 @@ def test_calculator_program(prompt, worked, answer, expected):
     assert calculator_program(prompt, worked, answer) == expected
 
 
+@mutant(
+    "half a tray",
+    "plainrl/chains.py",
+    "if any(part.denominator != 1 or part <= 0 for part in parts):",
+    "if False:",
+)
 def test_what_counts_stays_whole():
     """Catches half a tray, or fewer than no hours, in the middle of a chain whose end is whole again."""
     tray = Problem("48 eggs", "120", template="{x} eggs", program="(x/6)*15", parts=("x/6",))

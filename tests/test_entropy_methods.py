@@ -120,6 +120,7 @@ def test_top_tokens_by_hand(script):
     assert chosen(0) == [] and len(chosen(6)) == 5
 
 
+@mutant("covariance of Clip-Cov with the wrong sign", case="clip_cov")
 @mutant(
     "covariance of completions",
     "papers/clip_cov.py",
@@ -225,6 +226,13 @@ def loss_of_the_paper(script, now, start, batch: dict, args) -> float:
 
 
 @mutant(
+    "dropped tokens in the loss after all",
+    "papers/clip_cov.py",
+    'weights * ~batch["dropped"]',
+    "weights",
+    case="clip_cov",
+)
+@mutant(
     "entropy of all tokens alike",
     "papers/naive_bonus.py",
     "mask / mask.sum(dim=1, keepdim=True) / mask.shape[0]",
@@ -274,6 +282,13 @@ def test_loss_equals_loops_written_from_the_papers(script):
 
 
 @mutant(
+    "covariance of Clip-Cov with the wrong sign",
+    "papers/clip_cov.py",
+    "(logprobs - mean_logprob) * mask",
+    "(mean_logprob - logprobs) * mask",
+    case="scored-clip_cov",
+)
+@mutant(
     "clipped tokens drawn too",
     "papers/clip_cov.py",
     "candidates = mask & ~clipped &",
@@ -306,6 +321,13 @@ def test_gradient_equals_finite_differences_of_the_papers_loss(script):
     kit.check_finite_difference(script, loss, make_args(script), old=True, **OWN.get(script, {}))
 
 
+@mutant(
+    "a bonus for every method",
+    "papers/naive_bonus.py",
+    "policy_loss - args.bonus * mean_entropy",
+    "policy_loss - max(args.bonus, 1e-3) * mean_entropy",
+    case="on_policy-naive_bonus",
+)
 @EACH
 @pytest.mark.parametrize("old", [False, True], ids=["on_policy", "old_logprobs"])
 def test_switched_off_it_is_dr_grpo(script, old):
@@ -383,6 +405,13 @@ def test_naive_bonus_is_siren_with_everything_off():
     assert sums["total_loss"] == pytest.approx(theirs["total_loss"], rel=1e-12)
 
 
+@mutant(
+    "adaptive bonus that lowers the entropy",
+    "papers/adaptive_bonus.py",
+    "policy_loss - bonus * mean_entropy",
+    "policy_loss + bonus * mean_entropy",
+    case="adaptive_bonus",
+)
 @mutant(
     "bonus subtracted from the entropy",
     "papers/naive_bonus.py",

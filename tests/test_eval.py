@@ -15,6 +15,7 @@ import pytest
 import torch
 import transformers
 import tyro
+from mutants import mutant
 from random_model import Float64
 from toys import FakeSampler, FunctionTask
 
@@ -51,6 +52,12 @@ def problem_row(index: int, right: list[bool], horizon: int = 1) -> dict:
     return count(samples_of(right), index, horizon, "here")
 
 
+@mutant(
+    "forgetting for gain",
+    "plainrl/metrics.py",
+    "(1 - solvable) * t, s * (1 - t)",
+    "(1 - solvable) * t, t * (1 - s)",
+)
 def test_decomposition_equals_its_definition():
     """Catches a wrong part: the mean of Guide's indicators over every ordered choice of k old samples and
     every new one."""
@@ -96,6 +103,18 @@ def two_models(seed=0):
     return results_of("old", problems(p)), results_of("new", problems(np.clip(p + 0.15, 0, 1)))
 
 
+@mutant(
+    "difference turned round",
+    "eval.py",
+    "new[name][chosen] - old[name][chosen]",
+    "old[name][chosen] - new[name][chosen]",
+)
+@mutant(
+    "losses never exclude zero",
+    "eval.py",
+    'entry["low"] is not None and not entry["low"] <= 0 <= entry["high"]',
+    'entry["low"] is not None and entry["low"] > 0',
+)
 def test_paired_differences_and_parts_add_up():
     """Catches unpaired intervals (wider than the paired one), a sign turned round, parts that do not sum to
     the gain."""
@@ -123,6 +142,7 @@ def test_paired_differences_and_parts_add_up():
     assert not evaluation.compare(old, old)["rows"][-1]["metrics"]["avg@8"]["excludes_zero"]
 
 
+@mutant("gain split at n", "eval.py", "k = min(16, n)", "k = n")
 def test_gain_is_split_at_guides_k():
     """Catches a solvability of other than 16 samples: with 20, of which the old model had 2 right, pass@16 is
     not 1."""
@@ -175,6 +195,7 @@ def test_a_range_of_horizons_is_measured_at_each(tmp_path):
         assert getattr(found[0], "family", "mixed") == "mixed"
 
 
+@mutant("independent errors multiplied", "eval.py", "np.mean(single) ** horizon", "np.mean(single) * horizon")
 def test_rows_by_horizon_and_run():
     """Catches horizons mixed up, p^h of the wrong p, runs taken along the wrong axis."""
     problems = [
@@ -263,6 +284,7 @@ def test_results_do_not_depend_on_when_it_was_killed(toy_model, tmp_path):
         )
 
 
+@mutant("half a line kept", "eval.py", ' or not chunk[-1].endswith(b"\\n")', "")
 def test_half_a_batch_is_sampled_again(toy_model, tmp_path, capsys):
     """Catches a half line that breaks the JSON, a batch counted twice, and samples that depend on where one
     stopped."""
@@ -339,6 +361,7 @@ def test_samples_do_not_depend_on_the_batch(toy_model, tmp_path, monkeypatch):
     assert texts[0] == texts[1] == texts[2] and len({seed for _, seed in texts[0].values()}) == len(texts[0])
 
 
+@mutant("one stream for all models", "eval.py", "job.index, stream, sample)", "job.index, 0, sample)")
 def test_models_draw_numbers_of_their_own(toy_model, tmp_path):
     """Catches one stream of random numbers for both sides of a comparison, whose chance agreement would pass
     for forgetting and self-distillation; --seed draws again."""
@@ -502,6 +525,12 @@ def test_how_many_problems(toy_model, tmp_path):
     ] == 15
 
 
+@mutant(
+    "top-p ignored",
+    "eval.py",
+    "args.temperature, args.system_prompt, args.top_p)",
+    "args.temperature, args.system_prompt)",
+)
 def test_another_sampler_can_take_its_place(toy_model, tmp_path, monkeypatch):
     """Catches a use of anything but the sampler's contract: one that only has `generate` is enough."""
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from queue import Queue
 
 import pytest
+from mutants import mutant
 
 from plainrl import grading
 from plainrl.grading import (
@@ -207,6 +208,7 @@ def test_grade_table(case):
     assert not os.path.exists("pwned") and not Path(grading.__file__).with_name("pwned").exists()
 
 
+@mutant("first box for the last", "plainrl/grading.py", 'text.rfind("\\\\boxed{")', 'text.find("\\\\boxed{")')
 def test_grade_reports_what_was_in_the_last_box():
     """Catches a log that shows the first box, or one cut at the first inner brace."""
     assert grade("\\boxed{1} \\boxed{ \\frac{1}{2} } {}", "0.5").parsed == "\\frac{1}{2}"

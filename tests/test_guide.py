@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from kit import GROUP, assert_same, directional_derivative, make_batch
+from mutants import mutant
 from random_model import distance, distributions, random_model
 from test_update import update
 from toys import FunctionTask, HashTask, column, graded, quick_flags, records
@@ -158,6 +159,49 @@ def loss_of_the_paper(
     return loss, gamma
 
 
+@mutant("shaped loss with the wrong sign", case="Guide")
+@mutant(
+    "gamma over padding",
+    "guide.py",
+    'shaping_gamma(batch["ratios"][guided_tokens], args',
+    'shaping_gamma(batch["ratios"].flatten(), args',
+    case="Guide",
+)
+@mutant(
+    "gamma over masked tokens",
+    "guide.py",
+    'guided_tokens = batch["loss_mask"] & batch["guided"]',
+    'guided_tokens = batch["completion_mask"] & batch["guided"]',
+    case="Guide",
+)
+@mutant(
+    "gamma of unguided tokens too",
+    "guide.py",
+    'guided_tokens = batch["loss_mask"] & batch["guided"]',
+    'guided_tokens = batch["loss_mask"]',
+    case="Guide",
+)
+@mutant(
+    "gamma of the token ratios",
+    "papers/guide_ablations.py",
+    "        old_logprobs = sequence_denominator(logprobs, old_logprobs)  # [2]\n",
+    "        pass\n",
+    case="sequence_shaped",
+)
+@mutant(
+    "unguided tokens shaped",
+    "guide.py",
+    'torch.where(part["guided"], guided_loss, loss_per_token)',
+    "guided_loss",
+    case="Guide",
+)
+@mutant(
+    "guided tokens clipped although shaped",
+    "guide.py",
+    'torch.where(part["guided"], guided_loss, loss_per_token)',
+    "loss_per_token",
+    case="Guide",
+)
 @SETTING
 def test_loss_equals_loops_written_from_the_paper(setting):
     """Catches a wrong sign, a ratio that is clipped or shaped where it should not be, a gamma over padding,
@@ -173,6 +217,13 @@ def test_loss_equals_loops_written_from_the_paper(setting):
         assert sums["gamma"] == (pytest.approx(gamma, rel=1e-9) if shaped else 0)
 
 
+@mutant(
+    "sequence denominator with gradient",
+    "papers/guide_ablations.py",
+    ".sum(1, keepdim=True)).detach()",
+    ".sum(1, keepdim=True))",
+    case="sequence",
+)
 @SETTING
 def test_gradient_equals_finite_differences_of_the_papers_loss(setting):
     """Catches a gamma or a denominator with gradient, and a gradient that is not that of the loss."""
@@ -199,6 +250,20 @@ def test_gradient_equals_finite_differences_of_the_papers_loss(setting):
     assert derivative == pytest.approx(1.0, abs=1e-5)
 
 
+@mutant(
+    "low quantile for gamma",
+    "guide.py",
+    "torch.quantile(ratios, quantile).item()",
+    "torch.quantile(ratios, 1 - quantile).item()",
+    case="guide",
+)
+@mutant(
+    "gamma without a floor",
+    "guide.py",
+    "return max(1e-4, torch.quantile(ratios, quantile).item())",
+    "return torch.quantile(ratios, quantile).item()",
+    case="guide",
+)
 @SCRIPT
 def test_gamma_by_hand(script):
     """Catches another quantile, no interpolation, and a gamma of zero."""
@@ -208,6 +273,23 @@ def test_gamma_by_hand(script):
     assert script.shaping_gamma(torch.zeros(3), 0.9) == 1e-4
 
 
+@mutant(
+    "shaped loss with the wrong sign",
+    "guide.py",
+    "return -advantages * (ratio / (ratio",
+    "return advantages * (ratio / (ratio",
+    case="guide",
+)
+@mutant(
+    "guided ratio upside down",
+    "guide.py",
+    "ratio = torch.exp(logprobs - old_logprobs)  # [N, T]\n    return -advantages",
+    "ratio = torch.exp(old_logprobs - logprobs)  # [N, T]\n    return -advantages",
+    case="guide",
+)
+@mutant(
+    "gamma in the numerator", "guide.py", "ratio / (ratio + gamma))", "gamma / (ratio + gamma))", case="guide"
+)
 @SCRIPT
 def test_shaped_gradient_is_largest_where_the_ratio_is_gamma(script):
     """Catches gamma^2, a ratio that is clipped, and a gradient through gamma: A gamma ratio / (ratio +
@@ -294,6 +376,13 @@ def expected_gradients(
     return distance(ours, theirs), ours, theirs
 
 
+@mutant(
+    "mean ratio for the product",
+    "papers/guide_ablations.py",
+    "(logprobs - (logprobs - old_logprobs).sum(1, keepdim=True))",
+    "(logprobs - (logprobs - old_logprobs).mean(1, keepdim=True))",
+    case="2-2",
+)
 @pytest.mark.parametrize("length, group", [(1, 2), (2, 2), (1, 3)])
 def test_the_sequence_ratio_is_the_exact_correction(length, group):
     """Catches a denominator under another prompt, or the product of something else: what is sampled with the
@@ -369,6 +458,42 @@ def watch_updates(monkeypatch, look) -> None:
         monkeypatch.setattr(script, "accumulate_gradients", function)
 
 
+@mutant(
+    "hint in the trained prompt",
+    "guide.py",
+    'batch["ratios"] = torch.zeros_like(batch["rollout_logprobs"])  # [N, T]\n',
+    'batch["ratios"] = torch.zeros_like(batch["rollout_logprobs"])  # [N, T]\n        '
+    "batch.prompt_ids = rollout.prompt_ids\n",
+    case="Guide",
+)
+@mutant(
+    "pi_old under the plain prompt",
+    "guide.py",
+    "run.score(batch, prompt_ids=rollout.prompt_ids)",
+    "run.score(batch)",
+    case="Guide",
+)
+@mutant(
+    "correction that cannot be switched off",
+    "papers/guide_ablations.py",
+    'old_ids = plain_ids if args.correction == "none"',
+    'old_ids = plain_ids if args.correction == "nothing"',
+    case="none",
+)
+@mutant(
+    "pi_old is left out",
+    "guide.py",
+    "if groups and (args.minibatches * args.epochs > 1 or any(guided)):",
+    "if groups and args.minibatches * args.epochs > 1:",
+    case="Guide",
+)
+@mutant(
+    "guided rows of other groups",
+    "guide.py",
+    'batch["guided"] = torch.tensor(guided, ',
+    'batch["guided"] = torch.tensor(guided[::-1], ',
+    case="Guide",
+)
 @pytest.mark.parametrize("correction", ["Guide", "token", "none", "keep_hint"])
 def test_which_prompt_each_logprob_is_taken_under(run, toy_model, monkeypatch, correction):
     """Catches a numerator under the hint, a denominator without it, and guided rows that are taken for
@@ -442,6 +567,21 @@ def test_a_run_of_the_ablations_with_their_defaults_is_one_of_guide(run):
         assert (ours / file).read_bytes() == (theirs / file).read_bytes()
 
 
+@mutant("dropped tokens not counted", case="guide")
+@mutant(
+    "groups that fail are kept",
+    "guide.py",
+    "return 0 < sum(group.correct()) < len(group.texts)",
+    "return sum(group.correct()) < len(group.texts)",
+    case="guide",
+)
+@mutant(
+    "one refill too many",
+    "guide.py",
+    "in range(1 + args.max_refills):",
+    "in range(2 + args.max_refills):",
+    case="guide",
+)
 @SCRIPT
 def test_guided_groups_that_fail_contribute_nothing(run, toy_model, monkeypatch, script):
     """Catches a failed group in the loss, a refill without end, and tokens with hint that are not counted."""
@@ -469,6 +609,12 @@ def test_guided_groups_that_fail_contribute_nothing(run, toy_model, monkeypatch,
     assert column(folder, "rollout/tokens_total")[-1] == sum(tokens for _, _, tokens in training)
 
 
+@mutant(
+    "groups that are all right are kept",
+    "guide.py",
+    "return 0 < sum(group.correct()) < len(group.texts)",
+    "return 0 < sum(group.correct())",
+)
 def test_groups_that_are_all_right_contribute_nothing(run):
     """Catches a group that is kept although nothing tells its completions apart."""
     folder = run(
@@ -481,6 +627,8 @@ def test_groups_that_are_all_right_contribute_nothing(run):
     assert column(folder, "guide/rounds") == [2, 2]
 
 
+@mutant("refill with the same problems", "guide.py", "+ round * far", "")
+@mutant("surplus groups are trained on", "guide.py", "groups = groups[:B]", "groups = groups")
 def test_seeds_and_problems_are_a_function_of_step_prompt_round_and_sample(run, monkeypatch):
     """Catches a seed shared by two completions, with hint or without, a refill that samples the same again,
     and surplus groups that are carried over."""
@@ -591,6 +739,34 @@ ALL = (list(range(5)), [f"q{place}" for place in range(5)], 0)
 UNAIDED, GUIDED, BOTH = [False], [True], [False, True]
 
 
+@mutant(
+    "seeds of the plain group again",
+    "guide.py",
+    "step, j, round, G + i) for j in helped",
+    "step, j, round, i) for j in helped",
+    case="guide",
+)
+@mutant(
+    "hint where one was right",
+    "guide.py",
+    "and not any(groups[j].correct())",
+    "and sum(groups[j].correct()) <= 1",
+    case="guide",
+)
+@mutant(
+    "hint with the answer is shown",
+    "plainrl/hints.py",
+    "return None if not hint or reveals(hint, problem.answer) else hint",
+    "return hint or None",
+    case="guide",
+)
+@mutant(
+    "guided group beside the failed one",
+    "guide.py",
+    "groups[j] = guided.select([k])",
+    "groups[j] = groups[j] + guided.select([k])",
+    case="guide",
+)
 @SCRIPT
 def test_failed_groups_get_the_hint(script):
     """Catches a prompt that is guided although one completion was right, a hint with the answer in it that
@@ -604,6 +780,12 @@ def test_failed_groups_get_the_hint(script):
     assert one_round(script, trigger="never") == ([ALL], [UNAIDED] * 5, 0)
 
 
+@mutant(
+    "threshold itself is not guided",
+    "papers/guide_ablations.py",
+    "sum(groups[j].correct()) / G <= highest",
+    "sum(groups[j].correct()) / G < highest",
+)
 def test_the_trigger_is_that_of_the_flag():
     """Catches a threshold on the wrong side, and a flag that is ignored."""
     asked, guided, missing = one_round(trigger="below", trigger_accuracy=0.25)
@@ -628,6 +810,13 @@ def test_always_guided_and_joined_groups():
     )
 
 
+@mutant(
+    "joined groups are compared apart",
+    "papers/guide_ablations.py",
+    "rewards = [group.rewards().view(1, -1) for group in groups]",
+    "rewards = [group.rewards() for group in groups]",
+    case="join",
+)
 @pytest.mark.parametrize("group", ["Guide", "replace", "join"])
 def test_advantages_are_those_of_the_group(run, monkeypatch, group):
     """Catches a guided group whose rewards are compared with another's, and a joined one that is not
@@ -658,6 +847,12 @@ def test_advantages_are_those_of_the_group(run, monkeypatch, group):
 # --- hints --------------------------------------------------------------------------------------------------
 
 
+@mutant(
+    "substring gives the answer away",
+    "plainrl/hints.py",
+    "for i in range(len(hay) - len(needle) + 1))",
+    "for i in [0]) or answer in hint",
+)
 @pytest.mark.parametrize(
     "hint, answer, shown",
     [

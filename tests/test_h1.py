@@ -11,6 +11,7 @@ from collections import Counter
 
 import pytest
 import torch
+from mutants import mutant
 from stopping import assert_same_run, stopping_after
 from toys import FirstLetterTask, HashTask, column, quick_flags, records
 from transformers import AutoModelForCausalLM
@@ -56,6 +57,8 @@ def test_doctests():
 # --- schedules ----------------------------------------------------------------------------------------------
 
 
+@mutant("short for long", "h1_curriculum.py", '"only_short": 1, ', '"only_short": args.max_horizon, ')
+@mutant("stage ahead of its time", "h1_curriculum.py", '{"curriculum": stage, ', '{"curriculum": stage + 1, ')
 def test_schedules_of_one_horizon():
     """Catches short and long mixed up, and a stage off by one."""
     assert drawn("only_short") == {1: 4000} and drawn("only_long") == {5: 4000}
@@ -63,6 +66,18 @@ def test_schedules_of_one_horizon():
     assert drawn("curriculum", stage=3) == {3: 4000}
 
 
+@mutant(
+    "mix that favours the short",
+    "h1_curriculum.py",
+    "rng.choices(range(1, args.max_horizon + 1), k",
+    "rng.choices(range(1, args.max_horizon + 1), range(args.max_horizon, 0, -1), k",
+)
+@mutant(
+    "the same draw in every step",
+    "h1_curriculum.py",
+    'random.Random(f"{args.seed}/{step}/horizons")',
+    'random.Random(f"{args.seed}/horizons")',
+)
 def test_uniform_mix_is_uniform_and_pure():
     """Catches weights that grow, a draw that is the same in all steps or for all prompts, and one that is
     not the seed's."""
@@ -116,6 +131,18 @@ def test_default_length_of_a_stage(run):
     assert column(run(max_horizon=2, steps=5), "h1/stage") == [1, 1, 1, 2, 2]
 
 
+@mutant(
+    "stage a step too long",
+    "h1_curriculum.py",
+    'return reached or state["stage_step"] >= args.steps_per_stage',
+    'return reached or state["stage_step"] > args.steps_per_stage',
+)
+@mutant(
+    "stage that ends below the threshold",
+    "h1_curriculum.py",
+    "accuracy is not None and accuracy >= args.advance_at",
+    "accuracy is not None and accuracy <= args.advance_at",
+)
 def test_stage_is_over():
     """Catches a threshold that is another horizon's business, inverted or strict, and a last stage that
     ends."""
@@ -131,6 +158,12 @@ def test_stage_is_over():
     assert not over(1, 9, 1.0)
 
 
+@mutant(
+    "threshold of another horizon",
+    "h1_curriculum.py",
+    "eval/{run.task.name}-h{stage}/avg",
+    "eval/{run.task.name}-h{args.max_horizon}/avg",
+)
 def test_advance_at_accuracy(run, monkeypatch):
     """Catches a stage that goes on although its own horizon is learned, or ends by another horizon's
     accuracy."""
@@ -147,6 +180,30 @@ def test_advance_at_accuracy(run, monkeypatch):
     assert column(folder, "h1/stage") == [1, 1, 1, 1, 2, 2]
 
 
+@mutant(
+    "next stage from the last weights",
+    "h1_curriculum.py",
+    '    load_weights(run.dir / "stage", run.model)\n',
+    "",
+)
+@mutant(
+    "next stage from the best of all",
+    "h1_curriculum.py",
+    'load_weights(run.dir / "stage", run.model)',
+    'load_weights(run.dir / "best", run.model)',
+)
+@mutant(
+    "optimizer of the stage before",
+    "h1_curriculum.py",
+    "    run.optimizer = torch.optim.AdamW(weights, args.lr, weight_decay=args.weight_decay, fused=True)\n",
+    "",
+)
+@mutant(
+    "best of the stage is forgotten",
+    "h1_curriculum.py",
+    'run.state |= {"stage": stage} | NEW_STAGE',
+    'run.state |= {"stage": stage, "stage_step": 0, "stage_tokens": 0}',
+)
 def test_next_stage_starts_from_the_best_checkpoint_of_the_stage(run, monkeypatch):
     """Catches a stage that starts from the last weights, from the best of all stages, or with the old
     optimizer."""
@@ -174,6 +231,7 @@ def test_next_stage_starts_from_the_best_checkpoint_of_the_stage(run, monkeypatc
     assert torch.equal(after[5], after[3]) and not torch.equal(after[5], after[0])
 
 
+@mutant("edge of a stage is not saved", "h1_curriculum.py", "run.save(now=over)", "run.save()")
 def test_every_edge_is_a_checkpoint(run, monkeypatch):
     """Catches a run killed after an edge that goes back into a stage whose best checkpoint is overwritten."""
     saved, save_checkpoint = [], run_module.save_checkpoint
@@ -229,6 +287,18 @@ def limits_asked_for(monkeypatch) -> list[int]:
     return asked
 
 
+@mutant(
+    "budget of the stage before",
+    "h1_curriculum.py",
+    "return budgets[min(horizon, len(budgets)) - 1]",
+    "return budgets[max(0, min(horizon, len(budgets)) - 2)]",
+)
+@mutant(
+    "constant of another stage",
+    "h1_curriculum.py",
+    'constant(batch["loss_mask"], budget)',
+    'constant(batch["loss_mask"], args.max_new_tokens)',
+)
 def test_completion_budgets(run, monkeypatch):
     """Catches a budget of another stage, one for evaluation, a constant that stays at the longest, and the
     last budget not carried on."""
@@ -246,6 +316,12 @@ def test_completion_budgets(run, monkeypatch):
     assert records(folder)[0]["eval/hash/len_mean"] > 3 or records(folder)[0]["eval/hash/frac_truncated"] < 1
 
 
+@mutant(
+    "budget of the first problem",
+    "h1_curriculum.py",
+    "max(completion_budget(args, horizon) for horizon in horizons)",
+    "completion_budget(args, horizons[0])",
+)
 def test_a_mixed_batch_has_the_longest_budget_of_its_horizons(run, monkeypatch):
     """Catches a batch cut at the budget of its first problem."""
     asked = limits_asked_for(monkeypatch)
@@ -258,6 +334,9 @@ def test_a_mixed_batch_has_the_longest_budget_of_its_horizons(run, monkeypatch):
     assert asked == [2 * longest for longest in present] and len(set(present)) > 1
 
 
+@mutant(
+    "trailing text is praised", "h1_curriculum.py", "0.5 - 0.001 * len(after)", "0.5 + 0.001 * len(after)"
+)
 @pytest.mark.parametrize("text, parsed, expected", [
     ("1+1=2\n\\boxed{2}", "2", 2.0), ("1+1=2\n\\boxed{2}\n", "2", 2.0), ("so \\boxed{1/2}", "1/2", 2.0),
     ("\\boxed{2}", "2", 1.5),  # no work
@@ -272,6 +351,18 @@ def test_format_terms(text, parsed, expected):
     assert h1.format_terms(text, parsed) == pytest.approx(expected)
 
 
+@mutant(
+    "format terms by default",
+    "h1_curriculum.py",
+    "        if args.format_reward:",
+    "        if not args.format_reward:",
+)
+@mutant(
+    "answer that weighs as little as the format",
+    "h1_curriculum.py",
+    "rewards = 2 * rewards +",
+    "rewards = rewards +",
+)
 def test_format_reward(run, monkeypatch):
     """Catches format terms that are on by default, outweigh the answer, or change the logged reward."""
     seen, original = [], h1.group_advantages
@@ -285,6 +376,13 @@ def test_format_reward(run, monkeypatch):
     assert column(off, "reward/mean") == column(on, "reward/mean")
 
 
+@mutant(
+    "std in h1",
+    "h1_curriculum.py",
+    "    centred = rewards - rewards.mean(dim=1, keepdim=True)  # [B, G]\n",
+    "    centred = (rewards - rewards.mean(dim=1, keepdim=True)) / (rewards.std(dim=1, "
+    "keepdim=True) + 1e-6)\n",
+)
 def test_group_advantages_by_hand():
     """Catches a std that Dr. GRPO does not have."""
     rewards = torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.1, 0.1, 0.1, 0.1], [2.5, 0.5, 0.0, 1.0]])
@@ -295,6 +393,12 @@ def test_group_advantages_by_hand():
 # --- the task and the flags ---------------------------------------------------------------------------------
 
 
+@mutant(
+    "scores of one horizon",
+    "plainrl/horizons.py",
+    "self.tasks[position].problem(split, rounds, seed)",
+    "self.tasks[0].problem(split, index, seed)",
+)
 def test_scores_are_of_all_horizons_in_equal_parts():
     """Catches one horizon left out or counted twice, and a problem of another index than the task's own."""
     args = h1.Args(max_horizon=4, eval_problems=12, test_problems=12)

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 import torch
 import tyro
+from mutants import mutant
 from toys import FakeSampler, FirstLetterTask, FunctionTask, HashTask, column, quick_flags, records
 from transformers import (
     AutoModelForCausalLM,
@@ -126,6 +127,29 @@ def watch(monkeypatch, owner, name: str) -> list[tuple]:
 # --- stopped and resumed ------------------------------------------------------------------------------------
 
 
+@mutant(
+    "resume repeats a step",
+    "plainrl/run.py",
+    'self.state = load_checkpoint(self.dir / "last", self.model, optimizer) or self.state\n',
+    'self.state = load_checkpoint(self.dir / "last", self.model, optimizer) or self.state\n     '
+    '       self.state["step"] -= 1\n',
+    case="grpo",
+)
+@mutant(
+    "resume skips a step",
+    "plainrl/run.py",
+    'self.state = load_checkpoint(self.dir / "last", self.model, optimizer) or self.state\n',
+    'self.state = load_checkpoint(self.dir / "last", self.model, optimizer) or self.state\n     '
+    '       self.state["step"] += 1\n',
+    case="grpo",
+)
+@mutant(
+    "resume forgets the optimizer",
+    "plainrl/run.py",
+    "            ranks.load_optimizer(model, optimizer, saved)\n",
+    "",
+    case="grpo",
+)
 @each_flagship
 def test_ctrl_c_finishes_the_step_and_resumes(run, script, capsys):
     """Catches a Ctrl-C that loses the step, leaves no checkpoint, or a resume from it that differs."""
@@ -149,6 +173,13 @@ def test_ctrl_c_finishes_the_step_and_resumes(run, script, capsys):
     assert (stopped / "samples.jsonl").read_text() == (whole / "samples.jsonl").read_text()
 
 
+@mutant(
+    "resume logs a step twice",
+    "plainrl/run.py",
+    'record["step"] <= last_step and',
+    'record["step"] <= last_step + 1 and',
+)
+@mutant("resume logs step 0 twice", "plainrl/run.py", "self.first_step or -1", "self.first_step")
 def test_run_that_broke_before_its_first_checkpoint_starts_again(run):
     """Catches a resume without a checkpoint that refuses, or that logs the scores before the first step
     twice."""
@@ -237,6 +268,12 @@ def test_output_folder(run, script, monkeypatch, capsys):
     assert f"model: {folder / 'final'}" in out and "gold 0" in out and "reward zero-std" in out
 
 
+@mutant(
+    "warm-up off by one",
+    "grpo.py",
+    "step / max(1, args.warmup_steps)",
+    "(step - 1) / max(1, args.warmup_steps)",
+)
 def test_learning_rate_warms_up_and_stays():
     """Catches a warm-up that starts at zero, ends early or late, or divides by zero."""
     args = grpo.Args(lr=0.6, warmup_steps=3)
@@ -244,6 +281,13 @@ def test_learning_rate_warms_up_and_stays():
     assert grpo.learning_rate(grpo.Args(lr=0.6, warmup_steps=0), 1) == 0.6
 
 
+@mutant("last checkpoint for the best", "plainrl/run.py", 'if dev > self.state["best"]:', "if True:")
+@mutant(
+    "last weights for the final model",
+    "plainrl/run.py",
+    '        load_weights(self.dir / "best", self.model)\n',
+    "",
+)
 def test_best_checkpoint_is_the_first_of_the_highest_dev_score(run, monkeypatch):
     """Catches best/ taken from the last score, the lowest one or from test, and a final model that is not
     it."""
@@ -264,6 +308,7 @@ def test_best_checkpoint_is_the_first_of_the_highest_dev_score(run, monkeypatch)
     assert records(folder)[-1] == {"step": 4, "test/hash/avg@2": 1.0}
 
 
+@mutant("a run that overwrites another", "plainrl/run.py", "if out_dir.exists() and not resume:", "if False:")
 def test_existing_folder_is_refused(run, tmp_path):
     """Catches a second run that overwrites the first, and a message without the way out."""
     (tmp_path / "run").mkdir()
@@ -281,6 +326,18 @@ def test_resume_without_a_run_is_refused(run, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@mutant(
+    "learning rate that may change on resume",
+    "plainrl/run.py",
+    "fixed = name in self.keep or name not in MAY_CHANGE_ON_RESUME",
+    "fixed = name in self.keep",
+)
+@mutant(
+    "another base model on resume",
+    "plainrl/run.py",
+    'if before["model_hash"] != self.config["model_hash"]:',
+    "if False:",
+)
 def test_resume_with_other_flags(run, tmp_path):
     """Catches a resume that mixes two settings or two base models, or that refuses more steps or keeps
     outdated test scores."""
@@ -336,6 +393,12 @@ def test_resuming_a_finished_run_changes_nothing(run, limit):
     assert files == {path: path.read_bytes() for path in folder.rglob("*.safetensors")}
 
 
+@mutant(
+    "a step too many for the budget",
+    "plainrl/run.py",
+    'state["tokens"] < self.budget and',
+    'state["tokens"] <= self.budget and',
+)
 def test_token_budget_stops_the_run(run):
     """Catches a budget that is ignored, checked a step late, or that skips the last score and the final
     model."""
@@ -566,6 +629,12 @@ def sizes_of(script, flag: str) -> dict:
     return next(field.metadata["by_size"] for field in fields(script.Args) if field.name == flag)
 
 
+@mutant(
+    "typing error without a suggestion",
+    "plainrl/flags.py",
+    'hint = f"did you mean {close[0]}?" if close else',
+    "hint =",
+)
 @pytest.mark.parametrize("word, said", [
     ("--beat", "--beat: there is no such flag; did you mean --beta?"),
     ("--qqqqq", "--qqqqq: there is no such flag; --help lists all flags"),
@@ -577,6 +646,13 @@ def test_mistyped_flag_gets_a_suggestion(monkeypatch, word, said):
         parse(siren.Args)
 
 
+@mutant(
+    "flag that has moved without a word",
+    "plainrl/flags.py",
+    'if name.startswith("--") and name[2:] in (moved or {}):',
+    "if False:",
+    case="grpo---advantage",
+)
 @pytest.mark.parametrize("script, flag", [(grpo, "--advantage"), (grpo, "--aggregation"), (guide, "--correction")])
 def test_flag_that_has_moved_names_the_file(monkeypatch, script, flag):
     """Catches a command of an earlier version that ends without a way out."""
@@ -659,6 +735,7 @@ def poison(monkeypatch, script, updates, where: str) -> None:
     monkeypatch.setattr(script, "accumulate_gradients", accumulate_gradients)
 
 
+@mutant("NaN into the weights", case="grpo-gradient")
 @pytest.mark.parametrize("where", ["gradient", "loss"])
 @each_flagship
 def test_non_finite_update_is_skipped_and_the_next_made(run, monkeypatch, around_updates, script, where):
@@ -713,6 +790,13 @@ class OwnWeights(sampler.HFSampler):
         return super().generate(prompt_ids, n, max_new_tokens, temperature * self.temperature_factor, seeds, top_p)
 
 
+@mutant(
+    "weights pushed late",
+    "plainrl/run.py",
+    "        self.push_weights()\n        return optimizer",
+    "        return optimizer",
+    case="grpo",
+)
 @each_loop
 def test_sampler_with_weights_of_its_own(run, toy_model, script):
     """Catches weights pushed too late (also for the scores before the first step), or not at all, or not at
@@ -721,6 +805,20 @@ def test_sampler_with_weights_of_its_own(run, toy_model, script):
     assert records(ours) == records(theirs) and equal_weights(ours / "final", theirs / "final")
 
 
+@mutant(
+    "gap not compared",
+    "plainrl/sampler.py",
+    "if not gap <= args.max_logprob_gap:",
+    "if gap < 0:",
+    case="fault0-0",
+)
+@mutant(
+    "a push that nobody probes",
+    "plainrl/sampler.py",
+    "        probe_gap(sampler, model, tokenizer, task, args)\n",
+    "",
+    case="fault4-6",
+)
 @pytest.mark.parametrize("fault, steps_logged", [(dict(temperature_factor=1.1), 0), (dict(pushes=0), 0), (dict(pushes=1), 1),
                                                  (dict(pushes=3), 3), (dict(pushes=6), 6)])  # fmt: skip
 def test_sampler_that_differs_from_the_trainer_is_stopped(run, toy_model, tmp_path, fault, steps_logged):
@@ -771,6 +869,28 @@ def numbered(words):
     return FakeSampler(answer)
 
 
+@mutant(
+    "denominator of the sampled batch",
+    "grpo.py",
+    "for minibatch in batch.split(args.minibatches) * args.epochs:",
+    "for minibatch in [batch] * args.minibatches * args.epochs:",
+    case="grpo",
+)
+@mutant("problems tiled", case="grpo")
+@mutant(
+    "H of the sampled batch",
+    "siren.py",
+    "for minibatch in batch.split(args.minibatches) * args.epochs:",
+    "for minibatch in [batch] * args.minibatches * args.epochs:",
+    case="siren",
+)
+@mutant(
+    "advantages of SIREN reversed",
+    "siren.py",
+    "centred = rewards - rewards.mean(dim=1, keepdim=True)",
+    "centred = rewards.mean(dim=1, keepdim=True) - rewards",
+    case="siren",
+)
 @each_algorithm
 def test_rows_are_prompt_major_from_sampler_to_loss(run, words, monkeypatch, script):
     """Catches completions graded against another prompt's problem, groups that mix prompts, and swapped
@@ -806,6 +926,27 @@ def test_rows_are_prompt_major_from_sampler_to_loss(run, words, monkeypatch, scr
     assert [row["advantage"] for row in rows[4:]] == [round(value, 4) for value in calls[3][1]["advantages"][:4, 0].tolist()]
 
 
+@mutant(
+    "step left out of the seed",
+    "grpo.py",
+    "completion_seed(args.seed, step, j, 0, i)",
+    "completion_seed(args.seed, 0, j, 0, i)",
+    case="grpo",
+)
+@mutant(
+    "one seed for a group",
+    "grpo.py",
+    "completion_seed(args.seed, step, j, 0, i)",
+    "completion_seed(args.seed, step, j, 0, 0)",
+    case="grpo",
+)
+@mutant(
+    "round left out of the seed",
+    "papers/dapo.py",
+    "completion_seed(args.seed, step, j, rounds, i)",
+    "completion_seed(args.seed, step, j, 0, i)",
+    case="dapo",
+)
 @each_algorithm
 def test_seeds_and_problems_are_a_function_of_step_prompt_round_and_sample(run, monkeypatch, script):
     """Catches a seed shared by two completions, a refill that samples the same again, and a problem met
@@ -824,6 +965,20 @@ def test_seeds_and_problems_are_a_function_of_step_prompt_round_and_sample(run, 
     assert len(set(indices)) == len(indices) == 2 * len(calls)
 
 
+@mutant(
+    "old log-probs taken for epochs only",
+    "grpo.py",
+    "if args.minibatches * args.epochs > 1:",
+    "if args.epochs > 1:",
+    case="grpo-2-1",
+)
+@mutant(
+    "old log-probs taken for minibatches only",
+    "papers/dapo.py",
+    "if args.minibatches * args.epochs > 1 and kept:",
+    "if args.minibatches > 1 and kept:",
+    case="dapo-1-2",
+)
 @pytest.mark.parametrize("minibatches, epochs", [(2, 1), (1, 2), (2, 2)])
 @each_algorithm
 def test_only_the_first_update_of_a_batch_has_ratio_one(run, monkeypatch, script, minibatches, epochs):
@@ -851,6 +1006,7 @@ def test_one_update_a_batch_is_on_policy(run, monkeypatch, script):
     assert all(gap < 1e-5 for gap in column(folder, "rollout/logprob_gap"))
 
 
+@mutant("KL to the policy itself", "grpo.py", "run.score(batch, reference)", "run.score(batch)")
 def test_kl_to_the_starting_model(run):
     """Catches a reference that moves with the policy, or is not the starting model, and a KL term that is
     not in the loss."""
@@ -882,6 +1038,12 @@ def test_mask_truncated_leaves_out_truncated_completions_only(run, toy_model, wo
     assert equal_weights(folder / "last", toy_model)
 
 
+@mutant(
+    "one seed for all samples of an evaluation",
+    "plainrl/metrics.py",
+    "completion_seed(EVAL_SEED, 0, index, 0, sample)",
+    "completion_seed(EVAL_SEED, 0, index, 0, 0)",
+)
 def test_evaluation_meets_the_same_problems_and_seeds_each_time(words):
     """Catches one seed for several samples, groups cut at the wrong place, wrong averages, scores that
     depend on the batch."""
@@ -922,6 +1084,19 @@ def test_dapo_with_its_switches_off_is_grpo(run, monkeypatch):
     assert strip == records(theirs)
 
 
+@mutant("all wrong counts as mixed", "papers/dapo.py", "0 < count < G", "0 <= count < G")
+@mutant(
+    "dropped tokens not counted",
+    "plainrl/run.py",
+    'self.state["tokens"] += rollout.tokens',
+    'self.state["tokens"] += rollout.tokens if self.sampled is None else 0',
+)
+@mutant(
+    "samples of the last round alone in the log",
+    "plainrl/run.py",
+    "self.sampled = rollout if self.sampled is None else self.sampled + rollout",
+    "self.sampled = rollout",
+)
 def test_dapo_step_without_a_mixed_group_changes_nothing(run, toy_model, monkeypatch):
     """Catches a step that trains on nothing, crashes, or samples tokens that nobody counts."""
     task = HashTask()
@@ -937,6 +1112,30 @@ def test_dapo_step_without_a_mixed_group_changes_nothing(run, toy_model, monkeyp
         assert equal_weights(folder / "last", toy_model) and (folder / "final").exists()
 
 
+@mutant(
+    "overlong is rewarded",
+    "papers/dapo.py",
+    "rewards = rewards + overlong / 2",
+    "rewards = rewards - overlong / 2",
+)
+@mutant(
+    "groups judged with the punishment",
+    "papers/dapo.py",
+    "correct = run.sampled.correct()",
+    "correct = [sum(grade.correct and len(ids) < args.max_new_tokens - args.overlong_buffer + "
+    "4 for grade, ids in zip(run.sampled.grades[i : i + G], run.sampled.completion_ids[i : i + "
+    "G])) for i in range(0, len(run.sampled.grades), G)]",
+)
+@mutant("all right counts as mixed", "papers/dapo.py", "0 < count < G", "0 < count <= G")
+@mutant(
+    "surplus groups trained on", "papers/dapo.py", "run.sampled.select(kept[:B])", "run.sampled.select(kept)"
+)
+@mutant(
+    "prompts counted group by group",
+    "plainrl/rollout.py",
+    ".view(-1, self.group_size)\n",
+    ".view(self.group_size, -1).T\n",
+)
 def test_dapo_filters_on_correctness_and_drops_surplus_groups(run, words, monkeypatch):
     """Catches groups judged by the punished reward, groups kept in the wrong order, and surplus carried to
     the next step."""
@@ -1035,6 +1234,12 @@ def test_naive_bonus_stays_and_the_adaptive_one_moves(run):
         assert len(set(column(run(script, name_of(script), bonus=0.1), "bonus/weight"))) == count
 
 
+@mutant(
+    "one draw for all updates",
+    "papers/clip_cov.py",
+    "completion_seed(args.seed, step, len(run.grad_norms))",
+    "completion_seed(args.seed, step)",
+)
 def test_clip_cov_draws_anew_in_every_update(run, monkeypatch):
     """Catches one seed for all draws, and a share that is logged of the updates and not of the tokens."""
     calls = watch(monkeypatch, clip_cov, "accumulate_gradients")
@@ -1066,6 +1271,7 @@ def test_kl_cov_does_nothing_before_the_first_update(run, monkeypatch):
     assert same == [True, False]
 
 
+@mutant("bonus lost in a skipped update", "papers/adaptive_bonus.py", "if stepped:  # [3]", "if True:  # [3]")
 def test_adaptive_bonus_outlives_a_skipped_update(run, monkeypatch):
     """Catches an update that was not finite and takes the bonus along: max(0, nan) is 0."""
     poison(monkeypatch, adaptive_bonus, {3}, "loss")
@@ -1075,6 +1281,13 @@ def test_adaptive_bonus_outlives_a_skipped_update(run, monkeypatch):
     assert all(abs(value - 0.05) < 0.01 for value in bonus) and len(set(bonus)) == 3
 
 
+@mutant("every bonus adapts", "papers/adaptive_bonus.py", "if stepped:  # [3]", "if False:  # [3]")
+@mutant(
+    "adaptive bonus forgotten on resume",
+    "papers/adaptive_bonus.py",
+    'adapted(run.state["bonus"], ',
+    "adapted(args.bonus, ",
+)
 def test_adaptive_bonus_follows_the_entropy(run):
     """Catches a weight that stays, that is forgotten between steps, or a target that is not that of the
     starting model."""

@@ -4,6 +4,7 @@ import peft
 import pytest
 import torch
 import toys
+from mutants import mutant
 from random_model import random_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
@@ -12,11 +13,25 @@ import grpo
 from plainrl import lora, models
 
 
+@mutant(
+    "adapter without its scaling",
+    "plainrl/lora.py",
+    "plain[layer] + SCALING * update",
+    "plain[layer] + update",
+)
+@mutant(
+    "a base that is trained beside its adapter",
+    "plainrl/lora.py",
+    'weight.requires_grad_("lora_" in parameter)',
+    "weight.requires_grad_(True)",
+)
 def test_merged_weights_are_those_of_the_adapted_model(tmp_path):
-    """Catches another scaling, A and B the wrong way round, and layers that are left out."""
+    """Catches another scaling, A and B the wrong way round, layers left out, and a base that is trained."""
     model = random_model(torch.float64, kind="qwen2")
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     lora.add_adapter(model, 4, "somewhere")
+    trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    assert trained == {name for name, _ in model.named_parameters() if ".lora_" in name}
     for name, weight in model.named_parameters():
         if ".lora_" in name:
             torch.nn.init.normal_(weight, std=0.1)

@@ -10,6 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from mutants import mutant
 from transformers import AutoTokenizer
 
 from tools import make_tiny
@@ -33,6 +34,9 @@ def test_starts_to_reproduce_and_never_overwrites(tmp_path, monkeypatch):
         make_tiny.main(make_tiny.Args(out_dir=tmp_path / "tiny"))
 
 
+@mutant(
+    "no end to learn", "tools/make_tiny.py", "tokenizer.encode(solution + END)", "tokenizer.encode(solution)"
+)
 def test_learns_the_end_and_not_the_prompt(toy_model):
     """Catches a corpus without an end to learn, with two of them, or with completion text in the prompt."""
     tokenizer = AutoTokenizer.from_pretrained(toy_model)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mutants import mutant
 
 import grpo
 from papers import dapo, dr_grpo
@@ -17,6 +18,12 @@ SCRIPTS = pytest.mark.parametrize("script", [grpo, dapo], ids=["grpo", "dapo"]) 
 # --- advantages -----------------------------------------------------------------------------------------------------------
 
 
+@mutant(
+    "std of the population",
+    "grpo.py",
+    "rewards.std(dim=1, keepdim=True) + 1e-6",
+    "rewards.std(dim=1, keepdim=True, correction=0) + 1e-6",
+)
 @SCRIPTS
 @pytest.mark.parametrize(
     "rewards, by_hand",
@@ -37,12 +44,25 @@ def test_advantages_by_hand(script, rewards, by_hand):
     torch.testing.assert_close(advantages, torch.tensor([by_hand], dtype=torch.float64), rtol=1e-5, atol=1e-6)
 
 
+@mutant(
+    "advantage with the wrong sign",
+    "papers/dr_grpo.py",
+    "centred = rewards - rewards.mean(dim=1, keepdim=True)",
+    "centred = rewards.mean(dim=1, keepdim=True) - rewards",
+)
+@mutant(
+    "std that Dr. GRPO does not have",
+    "papers/dr_grpo.py",
+    "return centred.masked_fill(no_signal, 0.0)",
+    "return (centred / (rewards.std(dim=1, keepdim=True) + 1e-6)).masked_fill(no_signal, 0.0)",
+)
 def test_centred_advantages_by_hand():
     """Catches a Dr. GRPO advantage that is still divided by the std, or that uses the mean of the others (RLOO: 1, -1/3, ...)."""
     advantages = dr_grpo.group_advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 2.0, 5.0]]))
     assert advantages.tolist() == [[0.75, -0.25, -0.25, -0.25], [-2.0, -1.0, 0.0, 3.0]]
 
 
+@mutant("another epsilon", "grpo.py", "keepdim=True) + 1e-6)", "keepdim=True) + 1e-4)")
 @SCRIPTS
 def test_advantage_epsilon_is_1e_6_beside_the_std(script):
     """Catches another epsilon, or one under the square root: rewards 0 and 1e-6 have std 0.7071e-6, so A = 0.5 / 1.7071."""
@@ -50,6 +70,12 @@ def test_advantage_epsilon_is_1e_6_beside_the_std(script):
     torch.testing.assert_close(advantages, torch.tensor([[-0.292893, 0.292893]], dtype=torch.float64), rtol=1e-5, atol=0)
 
 
+@mutant(
+    "no guard for groups without differences",
+    "grpo.py",
+    "return centred.masked_fill(no_signal, 0.0)",
+    "return centred",
+)
 @SCRIPTS
 def test_group_without_differences_has_advantage_exactly_zero(script):
     """Catches rounding in the mean divided by the epsilon: a group of equal rewards must not push the policy at all."""
@@ -63,6 +89,12 @@ def test_group_without_differences_has_advantage_exactly_zero(script):
     assert rounded > 5, "no case here rounds, so the test shows nothing"
 
 
+@mutant(
+    "mean of the batch",
+    "papers/dapo.py",
+    "rewards - rewards.mean(dim=1, keepdim=True)",
+    "rewards - rewards.mean()",
+)
 @SCRIPTS
 def test_advantages_of_one_group_ignore_the_others(script):
     """Catches a mean or std over the whole batch, or over the wrong axis."""
@@ -86,6 +118,29 @@ def test_advantages_follow_permutations_of_groups_and_members(script):
 # --- the clipped surrogate ------------------------------------------------------------------------------------------------
 
 
+@mutant("sign of the loss", "grpo.py", "return -torch.min(", "return torch.min(")
+@mutant("max for min", "grpo.py", "return -torch.min(", "return -torch.max(")
+@mutant(
+    "no clip below", "grpo.py", "ratio.clamp(1 - clip_low, 1 + clip_high)", "ratio.clamp(max=1 + clip_high)"
+)
+@mutant(
+    "no clip above",
+    "papers/dapo.py",
+    "ratio.clamp(1 - clip_low, 1 + clip_high)",
+    "ratio.clamp(min=1 - clip_low)",
+)
+@mutant(
+    "clip sides swapped",
+    "papers/dapo.py",
+    "ratio.clamp(1 - clip_low, 1 + clip_high)",
+    "ratio.clamp(1 - clip_high, 1 + clip_low)",
+)
+@mutant(
+    "ratio upside down",
+    "grpo.py",
+    "ratio = torch.exp(logprobs - old_logprobs)",
+    "ratio = torch.exp(old_logprobs - logprobs)",
+)
 @SCRIPTS
 @pytest.mark.parametrize(
     "advantage, ratio, loss, gradient",  # with clip_low .2 and clip_high .28: 0.8 ... 1.28; d(-ratio A)/d logprob = -ratio A
@@ -123,6 +178,13 @@ def test_clipped_surrogate_gives_each_row_its_advantage(script):
     assert loss.tolist() == [[-1.0] * 3, [-2.0] * 3, [3.0] * 3]
 
 
+@mutant("importance weight with gradient", "grpo.py", ".clamp(max=cap).detach()", ".clamp(max=cap)")
+@mutant(
+    "importance weight upside down",
+    "papers/dapo.py",
+    "torch.exp(old_logprobs - rollout_logprobs).clamp",
+    "torch.exp(rollout_logprobs - old_logprobs).clamp",
+)
 @SCRIPTS
 def test_truncated_importance_value_direction_cap_and_no_gradient(script):
     """Catches sampler / policy instead of policy / sampler, a cap below instead of above, a gradient through the weight."""
@@ -134,6 +196,7 @@ def test_truncated_importance_value_direction_cap_and_no_gradient(script):
     assert not weight.requires_grad
 
 
+@mutant("clip-higher left out", "papers/dapo.py", "clip_high: ClipRange = 0.28", "clip_high: ClipRange = 0.2")
 def test_dapos_clip_is_higher_above():
     """Catches clip-higher left out, or switched on in the baselines."""
     ranges = {script: (script.Args().clip_low, script.Args().clip_high) for script in (grpo, dr_grpo, dapo)}
@@ -143,6 +206,12 @@ def test_dapos_clip_is_higher_above():
 # --- DAPO's punishment of long completions --------------------------------------------------------------------------------
 
 
+@mutant(
+    "overlong without its buffer",
+    "papers/dapo.py",
+    "(max_new_tokens - buffer - lengths)",
+    "(max_new_tokens - lengths)",
+)
 def test_soft_overlong_golden_values():
     """Catches a wrong sign, slope or start: limit 20480, buffer 4096 (DAPO, eq. 13)."""
     lengths = torch.tensor([0, 1, 16383, 16384, 16385, 17408, 18432, 19456, 20479, 20480, 30000])
@@ -170,12 +239,24 @@ def exact_kl(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
     return sum(p[x] * (p[x].log() - q[x].log()) for x in range(len(p)))
 
 
+@mutant(
+    "sign inside k3",
+    "grpo.py",
+    "torch.expm1(difference) - difference",
+    "torch.expm1(difference) + difference",
+)
 def test_k3_golden_value():
     """Catches a swapped difference: log pi - log pi_ref = .3 gives exp(-.3) - 1 + .3 = .040818 (swapped: .049859)."""
     ours = grpo.k3(torch.tensor([-1.0], dtype=torch.float64), torch.tensor([-1.3], dtype=torch.float64))
     assert ours.item() == pytest.approx(0.040818, abs=1e-6)
 
 
+@mutant(
+    "KL of the other direction",
+    "grpo.py",
+    "difference = ref_logprobs - logprobs",
+    "difference = logprobs - ref_logprobs",
+)
 def test_k3_is_the_kl_of_the_policy_from_the_reference():
     """Catches k3 in the wrong direction: its expectation, enumerated under the policy, is KL(policy || reference)."""
     expected = (POLICY * grpo.k3(POLICY.log(), REFERENCE.log())).sum()
@@ -217,6 +298,33 @@ FUNCTIONS = {
 }
 
 
+@mutant(
+    "sequence mean over the padded length",
+    "grpo.py",
+    "return mask / lengths.clamp(min=1) /",
+    "return mask / mask.shape[1] /",
+)
+@mutant(
+    "token mean over the padding",
+    "papers/dapo.py",
+    "mask / mask.sum().clamp(min=1)",
+    "mask / mask.numel()",
+    case="token_mean-0.8333333333333334",
+)
+@mutant(
+    "constant of the batch instead of the flag",
+    "papers/dr_grpo.py",
+    "mask / (max_new_tokens * mask.shape[0])",
+    "mask / (mask.shape[1] * mask.shape[0])",
+    case="constant-0.3125",
+)
+@mutant(
+    "each completion divided by its own length",
+    "papers/dr_grpo.py",
+    "mask / (max_new_tokens * mask.shape[0])",
+    "mask / mask.sum(dim=1, keepdim=True).clamp(min=1) / mask.shape[0]",
+    case="constant-0.3125",
+)
 @pytest.mark.parametrize(
     "name, by_hand",
     [
@@ -230,6 +338,9 @@ def test_aggregation_golden_values(name, by_hand):
     assert (FUNCTIONS[name](MASK) * LOSSES).sum().item() == pytest.approx(by_hand, rel=1e-6)
 
 
+@mutant(
+    "sequence mean over all completions", "grpo.py", "/ (lengths > 0).sum().clamp(min=1)", "/ mask.shape[0]"
+)
 @pytest.mark.parametrize("name, by_hand", [("token_mean", 5 / 6), ("sequence_mean", 1.0), ("constant", 5 / 8 / 3)])
 def test_aggregation_with_a_completion_that_has_no_token_left(name, by_hand):
     """Catches masked completions that still count in the mean over completions, or that no longer count in the constant."""

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.stats
+from mutants import mutant
 
 from benchmarks import coverage
 from eval import cell
@@ -25,6 +26,18 @@ ROOT = Path(__file__).resolve().parent.parent
 # --- pass@k -------------------------------------------------------------------------------------------------
 
 
+@mutant(
+    "pass@k with replacement",
+    "plainrl/metrics.py",
+    "range(num_samples - num_correct + 1, num_samples + 1)",
+    "[num_samples] * num_correct",
+)
+@mutant(
+    "pass@k off by one",
+    "plainrl/metrics.py",
+    "if num_samples - num_correct < k:",
+    "if num_samples - num_correct <= k:",
+)
 def test_pass_at_k_equals_enumeration_of_all_subsets():
     """Catches a biased estimator (1 - (1 - c/n)^k) and every off-by-one in the product."""
     for n in range(1, 11):
@@ -69,6 +82,14 @@ def majority_by_counting(voted: list, worth: dict, k: int) -> Fraction:
     return total / len(subsets)
 
 
+@mutant("ties all win", "plainrl/metrics.py", "(by_ties / in_front).sum()", "by_ties.sum()")
+@mutant("silence left out of the draw", "plainrl/metrics.py", "weak = silent + sum(", "weak = sum(")
+@mutant(
+    "rivals that overtake",
+    "plainrl/metrics.py",
+    "for i in range(min(j, room + 1))",
+    "for i in range(min(j + 1, room + 1))",
+)
 def test_maj_at_k_equals_enumeration_of_all_subsets():
     """Catches ties that go to one side, silence that votes, and every error of the counting: all splits of up
     to ten samples into one right answer, two wrong ones and silence, and every k; then random ones with five
@@ -147,6 +168,12 @@ def test_majority_by_hand(parsed, correct, by_hand):
     assert metrics.maj_at_k(metrics.votes(None, grades), correct, len(parsed)) == pytest.approx(by_hand)
 
 
+@mutant(
+    "votes by string",
+    "plainrl/metrics.py",
+    "if same(other, answer)), answer)",
+    "if other == answer), answer)",
+)
 def test_votes_by_equivalence():
     """Catches voting by string: 1/2 wins over 2 only when its spellings vote together. Names and letters are
     not multiplied out."""
@@ -169,6 +196,18 @@ def test_math_verify_is_asked_only_about_representatives(monkeypatch):
 # --- intervals ----------------------------------------------------------------------------------------------
 
 
+@mutant(
+    "interval of 90 percent",
+    "plainrl/metrics.py",
+    "np.quantile(means, [0.025, 0.975], axis=0)",
+    "np.quantile(means, [0.05, 0.95], axis=0)",
+)
+@mutant(
+    "interval not widened",
+    "plainrl/metrics.py",
+    "_student(values, groups) / Z * math.sqrt(smallest / (smallest - 1))",
+    "1.0",
+)
 def test_interval_is_the_percentile_bootstrap_widened():
     """Catches one-sided quantiles, redrawn samples instead of problems, and a factor that is left out or
     upside down: for numbers as regular as the normal distribution's quantiles the answer is Student's
@@ -265,6 +304,12 @@ def test_warning_near_0_and_1(values, narrow):
     assert 0 <= entry["low"] <= entry["value"] <= entry["high"] <= 1
 
 
+@mutant(
+    "differences marked by their sum",
+    "plainrl/metrics.py",
+    "deciding = np.abs(values).sum() ** 2 / max((values**2).sum(), 1e-300)",
+    "deciding = values.sum()",
+)
 def test_warning_of_a_difference():
     """Catches a mark that looks at the sum (nine problems that differ are few though their sum is 9, ten that
     cancel are enough), or that counts problems which differ by next to nothing."""

@@ -10,7 +10,7 @@ import pytest
 import torch
 from toys import column, records
 
-SCRIPTS = ["grpo", "dapo", "siren", "guide", "entropy_baselines", "h1_curriculum"]
+SCRIPTS = ["grpo", "dapo", "siren", "guide", "adaptive_bonus", "h1_curriculum"]
 POINTS = {  # the last checkpoint, the complete lines of metrics.jsonl and the folders that the kill must have left
     "before the first checkpoint": (None, 1, []),
     "in the middle of a log line": (2, 3, ["best", "last"]),
@@ -66,4 +66,4 @@ def test_resume_rehearsal_has_refills_and_state(killed_runs):
     assert max(column(killed_runs / "guide" / "uninterrupted", "guide/frac_guided")) > 0
     assert column(killed_runs / "siren" / "uninterrupted", "siren/anchor")[-1] > 0
     assert column(killed_runs / "h1_curriculum" / "uninterrupted", "h1/stage") == [1, 1, 2, 2, 3]
-    assert len(set(column(killed_runs / "entropy_baselines" / "uninterrupted", "baseline/bonus"))) == 5
+    assert len(set(column(killed_runs / "adaptive_bonus" / "uninterrupted", "bonus/weight"))) == 5

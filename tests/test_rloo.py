@@ -18,6 +18,13 @@ def float64():
         yield
 
 
+@mutant(
+    "mean of all for the mean of the others",
+    "papers/rloo.py",
+    "/ (rewards.shape[1] - 1)",
+    "/ rewards.shape[1]",
+    case="3",
+)
 @pytest.mark.parametrize("size", [2, 3, 8, 16])
 def test_advantages_are_a_multiple_of_dr_grpos(size):
     """Catches a mean over the wrong completions or axis: R_i - mean of others = G / (G-1) (R_i - mean)."""
@@ -45,6 +52,13 @@ def test_group_without_differences_has_advantage_exactly_zero():
     assert rounded > 5, "no case here rounds, so the test shows nothing"
 
 
+@mutant(
+    "RLOO that lowers the reward",
+    "papers/rloo.py",
+    "return -advantages * logprobs",
+    "return advantages * logprobs",
+    case="0.7",
+)
 @mutant(
     "a completion compared with itself",
     "papers/rloo.py",
@@ -90,6 +104,18 @@ def test_expected_gradient_is_that_of_the_expected_reward(temperature):
         assert kit.directional_derivative(model, expected_reward, seed, -ours) == pytest.approx(1.0, abs=1e-5)
 
 
+@mutant(
+    "RLOO with a mean over the tokens",
+    "papers/rloo.py",
+    "return mask / mask.shape[0]",
+    "return mask / mask.sum()",
+)
+@mutant(
+    "RLOO's importance weight that is ignored",
+    "papers/rloo.py",
+    "loss_per_token = loss_per_token * importance",
+    "pass",
+)
 def test_importance_weights_tokens():
     """Catches a weight upside down, without its cap, or with a gradient."""
     batch, args = kit.make_batch(), kit.make_args(rloo, importance_cap=1.2)

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from mutants import mutant
 from random_model import COMPLETIONS, EOS
 
 from plainrl.rollout import (
@@ -20,6 +21,12 @@ from plainrl.rollout import (
 from plainrl.tasks import Grade, Problem
 
 
+@mutant(
+    "sample left out of the key",
+    "plainrl/rollout.py",
+    "np.random.SeedSequence(key)",
+    "np.random.SeedSequence(key[:-1])",
+)
 def test_completion_seed_depends_on_every_part_of_its_key():
     """Catches a part left out (one seed for a group, for a round, for all steps), and seeds that a sampler
     cannot take."""
@@ -49,6 +56,9 @@ def test_encode_prompt_with_and_without_chat_template():
     assert "".join(encode_prompt(bare, "2+3?", "Be brief.")) == "Be brief.\n\n2+3?"
 
 
+@mutant(
+    "mask from token values", "plainrl/rollout.py", "    return ids, mask\n", "    return ids, ids != 0\n"
+)
 def test_mask_comes_from_lengths():
     """Catches a mask made by `ids == pad`: tokens that equal the padding count, and EOS counts exactly
     once."""
@@ -114,6 +124,24 @@ def pair_rollout(count: int = 3, group_size: int = 4, first: int = 0) -> Rollout
     )
 
 
+@mutant(
+    "problems tiled",
+    "plainrl/rollout.py",
+    "[problem for problem in problems[mine] for _ in range(group_size)]",
+    "problems[mine] * group_size",
+)
+@mutant(
+    "prompts tiled",
+    "plainrl/rollout.py",
+    "[ids for ids in prompt_ids for _ in range(group_size)]",
+    "prompt_ids * group_size",
+)
+@mutant(
+    "rewards sample by sample",
+    "plainrl/rollout.py",
+    "scores.view(len(self.problems), self.group_size)",
+    "scores.view(self.group_size, len(self.problems)).T",
+)
 def test_rows_are_prompt_major_from_sampler_to_reward():
     """Catches completions paired with another prompt's problem, or rewards laid out sample by sample."""
     batch = pair_rollout()
@@ -126,6 +154,12 @@ def test_rows_are_prompt_major_from_sampler_to_reward():
     assert batch.truncated == [i == 0 for _ in range(3) for i in range(4)] and batch.tokens == 24
 
 
+@mutant(
+    "groups picked in another order",
+    "plainrl/rollout.py",
+    "rows = [group * self.group_size + i for group in groups",
+    "rows = [group * self.group_size + i for group in sorted(groups)",
+)
 def test_select_and_addition_keep_rows_prompt_major():
     """Catches groups torn apart when dynamic sampling drops some and adds others."""
     batch = pair_rollout()
@@ -168,6 +202,12 @@ def ending(rollout: Rollout, changes: dict[int, tuple[list[int], str]]) -> Rollo
     return replace(rollout, completions=completions)
 
 
+@mutant(
+    "the others masked",
+    "plainrl/rollout.py",
+    "loss_mask[torch.tensor(self.truncated",
+    "loss_mask[~torch.tensor(self.truncated",
+)
 def test_batch_masks_and_values():
     """Catches an EOS outside of the mask, truncated completions that stay in the loss or leave the log, the
     others masked in their place, and log-probabilities at other tokens."""
@@ -202,6 +242,27 @@ def test_batch_takes_advantages_of_groups_and_of_rows():
     assert grouped.squeeze(1).tolist() == [10.0 * j + i for j in range(3) for i in range(4)]
 
 
+@mutant(
+    "groups per step rounded down",
+    "plainrl/rollout.py",
+    "max(1, -(-groups // parts))",
+    "max(1, groups // parts)",
+)
+@mutant(
+    "parts that forget their groups", "plainrl/rollout.py", "            minibatch.rows_per_group = own\n", ""
+)
+@mutant(
+    "prompts of other rows",
+    "plainrl/rollout.py",
+    "Batch(self.prompt_ids[rows],",
+    "Batch(self.prompt_ids[: len(self.completion_ids[rows])],",
+)
+@mutant(
+    "rows_per_group lost in the batch",
+    "plainrl/rollout.py",
+    "rows_per_group=[self.group_size] * len(self.problems),",
+    "",
+)
 @pytest.mark.parametrize(
     "groups, parts, expected",
     [
@@ -229,6 +290,12 @@ def test_split_keeps_whole_groups_in_order(groups, parts, expected):
     assert [ids for part in minibatches for ids in part.prompt_ids] == batch.prompt_ids
 
 
+@mutant(
+    "groups of one size",
+    "plainrl/rollout.py",
+    "start = sum(self.rows_per_group[:first])",
+    "start = first * self.rows_per_group[0]",
+)
 def test_split_knows_groups_of_different_sizes():
     """Catches joined groups (2G rows of one prompt) that are cut where one of G rows would end."""
     rollout = pair_rollout(count=4, group_size=2)
@@ -242,6 +309,12 @@ def test_split_knows_groups_of_different_sizes():
     assert [part.rows_per_group for part in batch.split(2)] == [[4, 2], [2]]
 
 
+@mutant(
+    "parts that are copies",
+    "plainrl/rollout.py",
+    "values[rows, :width] for name",
+    "values[rows, :width].clone() for name",
+)
 def test_parts_are_views_and_have_the_columns_of_the_algorithm():
     """Catches copies, in which what a micro-batch writes would be lost, and columns that are not cut with the
     rest."""
@@ -261,6 +334,9 @@ def test_parts_are_views_and_have_the_columns_of_the_algorithm():
     assert batch["old_logprobs"].tolist() == expected
 
 
+@mutant(
+    "width that is ignored", "plainrl/rollout.py", "values[rows, :width] for name", "values[rows] for name"
+)
 def test_rows_have_a_width():
     """Catches a width that cuts the one column of a number per row, or the ids."""
     rollout = ending(pair_rollout(count=1), {1: ([5, 6, 7, 8], "stop")})

@@ -6,7 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from mutants import mutant
 
+from plainrl.rollout import Rollout
 from plainrl.run import Run
 
 
@@ -28,6 +30,15 @@ def step(run: Run, gradient: list[float], loss: float = 1.0, gap: float = 0.0) -
     return run.optimizer_step(optimizer, Counter(total_loss=loss, gap=10 * gap, tokens=10))
 
 
+@mutant(
+    "gradients add up", "plainrl/run.py", "optimizer.zero_grad()  # no memory", "optimizer.state  # no memory"
+)
+@mutant(
+    "gradients that are not clipped",
+    "plainrl/run.py",
+    "ranks.clip_gradients(self.model, self.args.max_grad_norm)",
+    "ranks.clip_gradients(self.model, math.inf)",
+)
 def test_an_update_is_clipped(run):
     """Catches another limit than the flag's, a norm logged after clipping, and gradients that stay."""
     assert step(run, [3.0, 4.0]) and run.grad_norms == [5.0]
@@ -36,6 +47,20 @@ def test_an_update_is_clipped(run):
     assert run.sums == Counter(total_loss=2.0, tokens=20, gap=0.0, skipped=0)
 
 
+@mutant(
+    "NaN into the weights",
+    "plainrl/run.py",
+    'finite = math.isfinite(self.grad_norms[-1]) and math.isfinite(update["total_loss"])',
+    "finite = True",
+)
+@mutant("skips that are not forgiven", "plainrl/run.py", '            self.state["skips_in_a_row"] = 0\n', "")
+@mutant("skip that nobody counts", "plainrl/run.py", 'self.sums["skipped"] += not finite', "pass")
+@mutant(
+    "update of a loss that is not finite",
+    "plainrl/run.py",
+    ' and math.isfinite(update["total_loss"])\n        if finite',
+    "\n        if finite",
+)
 @pytest.mark.parametrize(
     "gradient, loss", [(math.nan, 1.0), (math.inf, 1.0), (1.0, math.nan), (1.0, -math.inf)]
 )
@@ -48,6 +73,34 @@ def test_an_update_that_is_not_finite_is_skipped(run, gradient, loss):
     assert run.sums["skipped"] == 1 and run.state["skips_in_a_row"] == 0
 
 
+@mutant(
+    "run without end though every update is skipped",
+    "plainrl/run.py",
+    "< MAX_SKIPS_IN_A_ROW:\n            return",
+    "<= MAX_SKIPS_IN_A_ROW:\n            return",
+)
+def test_five_skips_in_a_row_end_the_run(run, tmp_path):
+    """Catches a broken run that goes on for ever, ends at its first nan, or leaves nothing to look at."""
+    run.dir, run.sampled = tmp_path, Rollout([], [], [], [], [])
+    for gradient in (math.nan,) * 4 + (1.0,) + (math.nan,) * 4:
+        assert step(run, [gradient, 0.0]) == math.isfinite(gradient)
+    with pytest.raises(SystemExit, match="not finite in 5 updates in a row; .*failed_batch.json"):
+        step(run, [math.nan, 0.0])
+    assert (tmp_path / "failed_batch.json").exists()
+
+
+@mutant(
+    "update that compares no sampler",
+    "plainrl/run.py",
+    'if math.isfinite(update["total_loss"]):\n',
+    "if False:\n",
+)
+@mutant(
+    "gap of a whole batch for that of a token",
+    "plainrl/run.py",
+    'check_gap(update["gap"] / update["tokens"], ',
+    'check_gap(update["gap"], ',
+)
 def test_a_sampler_that_differs_is_stopped_before_the_update(run):
     """Catches a gap that is only looked at after a push: one that shares the weights has none."""
     assert step(run, [1.0, 0.0], gap=1e-3)

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from mutants import mutant
 from random_model import (
     EOS,
     FEW,
@@ -41,6 +42,7 @@ def test_draw_matches_the_distribution_exactly_on_a_grid():
     torch.testing.assert_close(logprobs.exp(), PROBABILITIES[ids].float(), rtol=FEW * ROUNDING, atol=0)
 
 
+@mutant("boundary on the wrong side", "plainrl/sampler.py", "right=True)", "right=False)")
 def test_draw_at_a_boundary_of_the_distribution():
     """Catches an off-by-one at the boundaries, a token of probability zero, and an index past the end."""
     # A quarter each; the second and the last never.
@@ -50,6 +52,13 @@ def test_draw_at_a_boundary_of_the_distribution():
     assert ids.tolist() == [0, 0, 2, 2, 3, 4, 4]
 
 
+@mutant(
+    "no temperature in the sampler",
+    "plainrl/sampler.py",
+    "logits.float() / temperature, dim=-1)",
+    "logits.float(), dim=-1)",
+    case="0.7",
+)
 @TEMPERATURES
 def test_draw_applies_the_temperature(temperature):
     """Catches a temperature that multiplies, or that the returned log-probability has not seen."""
@@ -69,6 +78,12 @@ def test_draw_frequencies_pass_a_chi_square_test():
     assert ((torch.bincount(ids, minlength=5) - expected) ** 2 / expected).sum() < 18.47
 
 
+@mutant(
+    "top-p off by one",
+    "plainrl/sampler.py",
+    "sorted_probs.cumsum(-1) - sorted_probs >= top_p",
+    "sorted_probs.cumsum(-1) >= top_p",
+)
 @pytest.mark.parametrize(
     "top_p, nucleus",
     [
@@ -106,6 +121,23 @@ def test_greedy_draw_takes_the_most_likely_token():
 # --- completions --------------------------------------------------------------------------------------------
 
 
+@mutant("no temperature in the scorer", case="llama-0.7")
+@mutant("no temperature in the sampler", case="llama-0.7")
+@mutant(
+    "positions of the wrong rows",
+    "plainrl/sampler.py",
+    "SampledRows(*(values[rows] for values in vars(self).values()))",
+    'SampledRows(*(values[: len(rows)] if name == "start" else values[rows] for name, values '
+    "in vars(self).items()))",
+    case="llama-0.7",
+)
+@mutant(
+    "completions tiled",
+    "plainrl/sampler.py",
+    "prompts = [prompt for prompt in prompt_ids[first:last] for _ in range(n)]",
+    "prompts = [prompt for _ in range(n) for prompt in prompt_ids[first:last]]",
+    case="llama-0.7",
+)
 @TEMPERATURES
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])
 def test_sampled_logprobs_equal_the_scorers(kind, temperature):
@@ -139,6 +171,12 @@ def test_same_seeds_give_the_same_completions_in_any_batch():
     assert [c.ids for c in shuffled] == [completions[4 * j + i].ids for j in order for i in (3, 2, 1, 0)]
 
 
+@mutant(
+    "random numbers that depend on the limit",
+    "plainrl/sampler.py",
+    "np.random.Philox(seed)).random(count)",
+    "np.random.Philox(seed + count)).random(count)",
+)
 def test_a_shorter_limit_gives_the_beginning_of_the_same_completions():
     """Catches random numbers that depend on --max-new-tokens."""
     model = random_model()
@@ -181,6 +219,21 @@ def test_every_difference_between_float32_batches_is_a_draw_at_a_boundary():
 LONG_BEGINNING = [list(range(2, 50)) + rest for rest in ([7, 8, 9], [5], [60, 7], [7, 8, 9])]
 
 
+@mutant(
+    "random numbers of the wrong rows",
+    "plainrl/sampler.py",
+    "SampledRows(*(values[rows] for values in vars(self).values()))",
+    'SampledRows(*(values[: len(rows)] if name == "uniforms" else values[rows] for name, '
+    "values in vars(self).items()))",
+    case="llama-0.7-short",
+)
+@mutant(
+    "a row sees the one that had its place before",
+    "plainrl/shared_prompts.py",
+    "< self.first_column[:, None])",
+    "< 0 * self.first_column[:, None])",
+    case="llama-0.7-short",
+)
 @pytest.mark.parametrize("prompts", [PROMPTS, LONG_BEGINNING], ids=["short", "common"])
 @pytest.mark.parametrize("temperature", [0, 0.7, 1.0])
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])
@@ -197,6 +250,36 @@ def test_the_fast_sampler_equals_the_plain_one(kind, temperature, prompts):
     assert sum(len(completion.ids) for completion in ours) > 60
 
 
+@mutant(
+    "plain sampler that goes on behind the end",
+    "plainrl/sampler.py",
+    "        if ids[-1] in eos_ids:\n            break\n",
+    "",
+)
+@mutant(
+    "plain sampler without temperature",
+    "plainrl/sampler.py",
+    "draw(logits, temperature, torch.tensor([uniform]",
+    "draw(logits, 1.0, torch.tensor([uniform]",
+)
+@mutant(
+    "plain sampler one position behind",
+    "plainrl/sampler.py",
+    "use_cache=False).logits[:, -1]",
+    "use_cache=False).logits[:, -2]",
+)
+@mutant(
+    "plain sampler with one random number",
+    "plainrl/sampler.py",
+    "torch.tensor([uniform], device",
+    "torch.tensor(uniform_numbers(seed, 1), device",
+)
+@mutant(
+    "plain sampler that never says stop",
+    "plainrl/sampler.py",
+    '"stop" if ids[-1] in eos_ids else "length")\n\n\n# --- the fast',
+    '"length")\n\n\n# --- the fast',
+)
 def test_the_plain_sampler_draws_from_the_models_distribution():
     """Catches an oracle that is wrong itself: log-probabilities, ends and the uniform numbers that draw the
     tokens."""
@@ -273,6 +356,13 @@ def test_top_p_samples_from_the_nucleus_with_renormalised_logprobs():
             assert logprob == pytest.approx(row[token].item() - np.log(nucleus), abs=1e-5)
 
 
+@mutant(
+    "EOS dropped from the completion",
+    "plainrl/sampler.py",
+    "torch.where(ended, t + 1, rows.length)",
+    "torch.where(ended, t.clamp(min=1), rows.length)",
+)
+@mutant("finished rows end again", "plainrl/sampler.py", "live = rows.length == 0", "live = rows.length >= 0")
 def test_completions_end_with_eos_exactly_once_or_at_the_limit():
     """Catches EOS dropped or doubled, tokens after the end, and a wrong finish reason, also for an EOS at the
     very last place."""
@@ -388,6 +478,12 @@ def test_sampling_leaves_the_models_mode_and_gradients_alone():
     assert not model.training
 
 
+@mutant(
+    "ids that are no token",
+    "plainrl/models.py",
+    "if model.get_input_embeddings().num_embeddings > tokens:",
+    "if False:",
+)
 def test_ids_that_are_no_token_are_never_sampled(toy_model, tmp_path):
     """Catches rows that only fill a vocabulary up to a round number, as Qwen's do, taken for tokens."""
     model, tokenizer = models.load_model(toy_model)
@@ -437,6 +533,7 @@ def test_prompts_of_one_token():
         assert len(sample(model, prompts)) == 4 * len(prompts)
 
 
+@mutant("gap not compared")
 def test_probe_stops_a_run_whose_sampler_has_other_weights():
     """Catches a probe that compares nothing: equal weights pass, stale ones stop the run, and so does another
     temperature."""

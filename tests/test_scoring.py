@@ -5,6 +5,7 @@ from itertools import groupby
 import numpy as np
 import pytest
 import torch
+from mutants import mutant
 from random_model import (
     COMPLETIONS,
     EOS,
@@ -58,6 +59,56 @@ def gradients_of(model, **options) -> torch.Tensor:
 # --- per-token numbers --------------------------------------------------------------------------------------
 
 
+@mutant("mask from token values", case="llama-shared-0.7")
+@mutant(
+    "shift by one in the scorer",
+    "plainrl/scoring.py",
+    "[[prompt[-1], *completion[:-1]] for prompt",
+    "[[*completion] for prompt",
+    case="llama-shared-0.7",
+)
+@mutant(
+    "no temperature in the scorer",
+    "plainrl/scoring.py",
+    "head(hidden_block).to(dtype) / temperature",
+    "head(hidden_block).to(dtype)",
+    case="llama-plain-1.3",
+)
+@mutant(
+    "positions without the prompt",
+    "plainrl/shared_prompts.py",
+    "positions = start[:, None] + torch.arange(tokens",
+    "positions = 0 * start[:, None] + torch.arange(tokens",
+    case="llama-shared-0.7",
+)
+@mutant(
+    "padding of shorter prompts is seen",
+    "plainrl/shared_prompts.py",
+    "self.padding = None if filled.all() else ~filled",
+    "self.padding = None",
+    case="llama-shared-0.7",
+)
+@mutant(
+    "later tokens are seen",
+    "plainrl/shared_prompts.py",
+    ".triu(S - T + 1)",
+    ".triu(S - T + 2)",
+    case="llama-shared-0.7",
+)
+@mutant(
+    "no scaling of the scores",
+    "plainrl/shared_prompts.py",
+    "query = (query * scaling)",
+    "query = (query * 1)",
+    case="llama-shared-0.7",
+)
+@mutant(
+    "values of the wrong prompts",
+    "plainrl/shared_prompts.py",
+    "by_prefix(part, followers) @ values, followers)",
+    "by_prefix(part, followers) @ values.flip(0), followers)",
+    case="llama-shared-0.7",
+)
 @TEMPERATURES
 @pytest.mark.parametrize("share_prompts", [True, False], ids=["shared", "plain"])
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])
@@ -81,6 +132,18 @@ def test_score_in_float32_is_within_its_rounding(temperature):
     assert roundings(logprobs, expected) <= FEW
 
 
+@mutant(
+    "a window of one token more",
+    "plainrl/shared_prompts.py",
+    "- keys[:, None, :] >= window",
+    "- keys[:, None, :] > window",
+)
+@mutant(
+    "a window from where the batch began",
+    "plainrl/shared_prompts.py",
+    "begin = self.start if self.first_column is None else self.start - self.first_column",
+    "begin = self.start",
+)
 def test_score_with_a_sliding_window_equals_one_token_at_a_time():
     """Catches padding between a prompt and its completion, which a sliding window would count as tokens."""
     torch.manual_seed(0)
@@ -148,6 +211,21 @@ LONG = (
 )
 
 
+@mutant("later tokens are seen", case="long-llama")
+@mutant(
+    "keys of the wrong prompts",
+    "plainrl/shared_prompts.py",
+    "part[followers.rows] for part, _, followers",
+    "part[followers.rows.flip(0)] for part, _, followers",
+    case="long-llama",
+)
+@mutant(
+    "what is common is left out",
+    "plainrl/shared_prompts.py",
+    "prefixes.append((cache, rows))",
+    "prefixes = [(cache, rows)]",
+    case="common-llama",
+)
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])
 @pytest.mark.parametrize(
     "prompts, completions",
@@ -344,6 +422,12 @@ def test_vocabulary_larger_than_a_block_still_works(monkeypatch):
     assert distance(score(model, PROMPTS, COMPLETIONS, 1.3)[0].detach(), expected) <= 1e-10
 
 
+@mutant(
+    "entropy of the sample",
+    "plainrl/scoring.py",
+    "entropy = -(logprobs.exp() * logprobs).sum(-1)",
+    "entropy = -logprobs.gather(-1, targets[:, None]).squeeze(1)",
+)
 def test_entropy_is_that_of_the_full_vocabulary_and_carries_no_gradient():
     """Catches the surprise of the sampled tokens (-logprob) in place of the entropy, a log in base 2, and a
     gradient."""
@@ -404,6 +488,12 @@ def test_score_all_equals_score():
         assert distance(ours[0], expected[0]) <= 1e-10 and distance(ours[1], expected[1]) <= 1e-10
 
 
+@mutant(
+    "a group that is cut though it fits",
+    "plainrl/scoring.py",
+    "if fits and ranks.WORLD_SIZE == 1:",
+    "if False:",
+)
 def test_micro_batches_cover_every_row_once_within_the_budget():
     """Catches rows lost or doubled at a boundary, a budget that forgets the prompt, counts it for every row
     or forgets the padding, a group that is cut though it fits, a batch that ends too early, and an endless

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from mutants import mutant
 from random_model import EOS, random_model
 from safetensors.torch import load_file
 
@@ -111,6 +112,7 @@ def world(tmp_path, monkeypatch):
     server.stop()
 
 
+@mutant("a group with one seed", "plainrl/vllm_sampler.py", '"seed": seeds[row]}', '"seed": seeds[row // n]}')
 def test_completions_are_prompt_major_with_their_seeds(world, monkeypatch):
     """Catches seeds that go to other rows, a lost EOS or log-probability, and limits that are not passed
     on."""
@@ -144,6 +146,12 @@ def test_completions_are_prompt_major_with_their_seeds(world, monkeypatch):
     )
 
 
+@mutant(
+    "a head that vLLM takes for tied",
+    "plainrl/vllm_sampler.py",
+    "config.tie_word_embeddings = False",
+    "config.tie_word_embeddings = True",
+)
 def test_weights_are_written_before_the_server_reads_them(world):
     """Catches a server that is told to reload what is not there yet, a cache of prompts that is kept, and a
     head that stays tied."""
@@ -242,6 +250,12 @@ def test_weights_from_gpu_to_gpu(world, nccl):
     assert not any(path == "/collective_rpc" for path, _ in server.requests)
 
 
+@mutant(
+    "ranks that do not know which weights were sent",
+    "plainrl/vllm_sampler.py",
+    "self.sent = name\n",
+    "self.sent = name if ranks.MAIN else None\n",
+)
 def test_a_restart_that_loses_sent_weights_ends_the_run(world, nccl, monkeypatch):
     """Catches completions of a policy that is older than the one that is trained."""
     server, model, _ = world
@@ -262,6 +276,12 @@ def test_a_restart_that_loses_sent_weights_ends_the_run(world, nccl, monkeypatch
         other.generate([[5]], 1, 9, 1.0, [1])
 
 
+@mutant(
+    "a completion that was broken off",
+    "plainrl/vllm_sampler.py",
+    'if reason not in ("stop", "length"):',
+    'if reason not in ("stop", "length", "abort"):',
+)
 def test_requests_wait_for_a_server_that_restarts(world):
     """Catches a run that ends, or a completion that is lost, when connections are cut and refused for a
     while; parts of an answer or of a completion that are taken for the whole."""
@@ -282,6 +302,12 @@ def test_requests_wait_for_a_server_that_restarts(world):
     assert [c.ids for c in sampler.generate([[5]], 2, 9, 1.0, [3, 4])] == [[5, 3], [5, 4, EOS]]
 
 
+@mutant(
+    "patience that is used up for ever",
+    "plainrl/vllm_sampler.py",
+    "self.silent_since = None\n                return",
+    "return",
+)
 def test_patience_begins_when_the_server_goes(world, monkeypatch, capfd):
     """Catches a run that ends because a long completion was lost, and one that waits without saying so."""
     server, model, _ = world
@@ -355,6 +381,12 @@ def test_other_models_are_refused(world, name, value, message):
         ServerSampler(server.url, model, [EOS])
 
 
+@mutant(
+    "a model of the user's that is overwritten",
+    "plainrl/vllm_sampler.py",
+    "not (self.folder / MARKER).exists() or not os.access(",
+    "not os.access(",
+)
 def test_a_folder_of_somebody_else_is_never_written_to(world, tmp_path, capsys):
     """Catches a user's own model, which a server was started on, or which is named as the folder, that
     training overwrites."""
@@ -376,6 +408,12 @@ def test_a_folder_of_somebody_else_is_never_written_to(world, tmp_path, capsys):
     assert f"--model {tmp_path / 'new'} --host 127.0.0.1 --port 8000" in capsys.readouterr().out
 
 
+@mutant(
+    "two runs whose weights one server has",
+    "plainrl/vllm_sampler.py",
+    "self.lock = lock(self.folder, in_use) if ranks.MAIN else None",
+    "pass",
+)
 def test_a_server_has_the_weights_of_one_run(world):
     """Catches two runs that push into one folder, each of which then samples from the other's policy."""
     server, model, folder = world
@@ -487,6 +525,12 @@ def test_memory_is_handed_back_while_the_model_trains(engine):
     assert engine == ["generate"]
 
 
+@mutant(
+    "completions that vLLM cuts",
+    "plainrl/vllm_sampler.py",
+    "if longest > room:",
+    "if max(max_new_tokens, len(prompt_ids[0])) > room:",
+)
 @pytest.mark.parametrize("kind", ["engine", "server"])
 def test_completions_that_vllm_would_cut_are_refused(engine, world, kind):
     """Catches completions that end at vLLM's length instead of at --max-new-tokens, without a word."""

@@ -18,6 +18,7 @@ from kit import (
     reordered,
     widened,
 )
+from mutants import mutant
 from random_model import EOS, GRADIENT, as_batch, distance, distributions, gradient, random_model
 from toys import HashTask, quick_flags
 
@@ -76,6 +77,32 @@ GOLDEN = [  # probabilities; entropy by the rule that leaves the crossing token 
 ]
 
 
+@mutant(
+    "crossing token left out",
+    "siren.py",
+    'kept = (mass - probs if rule == "standard" else mass) < top_p',
+    "kept = mass < top_p",
+)
+@mutant(
+    "crossing token kept",
+    "siren.py",
+    'kept = (mass - probs if rule == "standard" else mass) < top_p',
+    "kept = mass - probs < top_p",
+)
+@mutant(
+    "nucleus of the least likely",
+    "siren.py",
+    "logits.shape[-1]), dim=-1)",
+    "logits.shape[-1]), dim=-1, largest=False)",
+)
+@mutant(
+    "nucleus not renormalised",
+    "siren.py",
+    "torch.log_softmax(\n        logits.gather(-1, ids).masked_fill(~kept, -torch.inf), dim=-1\n    )",
+    "torch.log_softmax(logits, dim=-1).gather(-1, ids)",
+)
+@mutant("nucleus of the first tokens", "siren.py", "logits.gather(-1, ids)", "logits[..., : ids.shape[-1]]")
+@mutant("sign of the entropy", "siren.py", "entropy = -(logprobs.exp()", "entropy = (logprobs.exp()")
 @pytest.mark.parametrize("probabilities, official, standard, full", GOLDEN)
 def test_nucleus_entropy_golden_values(probabilities, official, standard, full):
     """Catches the crossing token on the wrong side, a nucleus that is not renormalised, bits for nats. By hand for (.5, .4, .1): .5
@@ -113,6 +140,7 @@ def entropy_by_loops(logprobs: np.ndarray, p: float, rule: str) -> float:
     return -sum(q / mass * math.log(q / mass) for q in kept)
 
 
+@mutant("p of 1 cuts the tail", "siren.py", "if top_p >= 1:", "if top_p > 1:", case="1.0-official")
 @RULES
 @pytest.mark.parametrize("p", [0.5, 0.8, 0.95, 1.0])
 def test_nucleus_entropy_equals_loops_and_finite_differences(rule, p):
@@ -136,6 +164,12 @@ def test_nucleus_entropy_equals_loops_and_finite_differences(rule, p):
     assert logits.grad.sum(-1).abs().max() < 1e-12  # nothing moves between nucleus and tail
 
 
+@mutant(
+    "empty nucleus",
+    "siren.py",
+    "        kept[..., 0] = True  # one token and none are both entropy 0, and this one has no log 0\n",
+    "",
+)
 def test_nucleus_of_one_token_or_none_is_no_entropy_and_no_gradient():
     """Catches log 0 and 0/0: a certain token, a token above p, infinite logits below."""
     logits = torch.tensor([[50.0, 0.0, 0.0], [3.0, 0.0, 0.0], [0.0, 900.0, 0.0]], requires_grad=True)
@@ -152,6 +186,7 @@ def test_nucleus_of_equally_likely_tokens():
     assert siren.nucleus_entropy(torch.zeros(8), 0.51, "official").item() == pytest.approx(math.log(4))
 
 
+@mutant("nucleus cut short", "siren.py", "if largest < logits.shape[-1] and too_few.any():", "if False:")
 @RULES
 def test_nucleus_larger_than_the_first_look(rule):
     """Catches a nucleus that ends with the tokens that were looked at first (32, then 256), in a row that needs more or beside one."""
@@ -164,6 +199,12 @@ def test_nucleus_larger_than_the_first_look(rule):
     assert ours[1].item() == pytest.approx(alone.item(), rel=1e-12)
 
 
+@mutant(
+    "search for the nucleus without end",
+    "siren.py",
+    "if largest < logits.shape[-1] and too_few.any():",
+    "if too_few.any():",
+)
 def test_nucleus_that_rounding_never_fills():
     """Catches a search without end: for p a hair below 1 the probabilities may add up to less."""
     logits = torch.randn(50, 700, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
@@ -190,6 +231,23 @@ def test_defaults_are_those_of_the_code():
 # --- which tokens ---------------------------------------------------------------------------------------------------------
 
 
+@mutant(
+    "peaks at the quantile",
+    "siren.py",
+    "(entropies > threshold) & completion_mask",
+    "(entropies >= threshold) & completion_mask",
+)
+@mutant("padding selected", "siren.py", "(entropies > threshold) & completion_mask", "entropies > threshold")
+@mutant(
+    "quantile over padding",
+    "siren.py",
+    "in_completion.nanquantile(quantile, dim=1, keepdim=True)",
+    "entropies.detach().quantile(quantile, dim=1, keepdim=True)",
+)
+@mutant(
+    "quantile of the batch", "siren.py", "nanquantile(quantile, dim=1, keepdim=True)", "nanquantile(quantile)"
+)
+@mutant("peaks of the others", "siren.py", "(entropies > threshold)", "(entropies < threshold)")
 def test_peak_mask_by_hand():
     """Catches >= for >, a quantile over padding or over the batch, and selected padding."""
     entropies = torch.tensor([
@@ -219,6 +277,7 @@ def test_peak_mask_equals_numpy(quantile):
         assert ours[:length].tolist() == expected.tolist() and not ours[length:].any()
 
 
+@mutant("square left out", "siren.py", "beta * (entropy - anchor) ** 2", "beta * (entropy - anchor)")
 def test_regulariser_golden_value():
     """Catches a weight or a square that is missing: H 1.1, anchor .7, beta .005 -> .005 * .16; and its slope 2 beta (H - anchor)."""
     entropies, mask = torch.tensor([[0.0, 0.1, 0.2, 0.9, 1.1]], requires_grad=True), torch.ones(1, 5, dtype=torch.bool)
@@ -230,6 +289,18 @@ def test_regulariser_golden_value():
     assert siren.regulariser(0.5, 0.7, 0.005) == pytest.approx(0.0002) and siren.regulariser(0.5, None, 0.005) == -0.0025
 
 
+@mutant(
+    "mean over completions that have peaks",
+    "siren.py",
+    "clamp(min=1) / selected.shape[0]",
+    "clamp(min=1) / (selected.sum(dim=1) > 0).sum().clamp(min=1)",
+)
+@mutant(
+    "mean over all selected tokens",
+    "siren.py",
+    "selected / selected.sum(dim=1, keepdim=True).clamp(min=1) / selected.shape[0]",
+    "selected / selected.sum().clamp(min=1)",
+)
 def test_completion_without_a_selected_token_counts_as_zero():
     """Catches a mean over those completions alone that have selected tokens, and a mean over all tokens of the batch."""
     selected = torch.tensor([[True, True, False], [False, False, False], [True, False, False]])
@@ -289,6 +360,13 @@ def test_loss_equals_loops(setting, anchor):
         assert args.tau == 0 or 0.05 < sums["selected"] / sums["tokens"] < 0.3
 
 
+@mutant(
+    "entropy without gradient",
+    "siren.py",
+    "            logits, args.nucleus_p, args.nucleus_rule",
+    "            logits.detach(), args.nucleus_p, args.nucleus_rule",
+    case="on_policy-siren",
+)
 @SETTING
 @pytest.mark.parametrize("old", [False, True], ids=["on_policy", "old_logprobs"])
 def test_gradient_equals_finite_differences_of_the_loops(setting, old):
@@ -309,6 +387,13 @@ def without_policy(**options) -> dict:
     return batch
 
 
+@mutant("square left out")
+@mutant(
+    "away from the anchor",
+    "siren.py",
+    "else beta * (entropy - anchor) ** 2",
+    "else -beta * (entropy - anchor) ** 2",
+)
 def test_gradient_changes_its_sign_at_the_anchor():
     """Catches a one-sided regulariser and a swapped sign: as far below the anchor as above it is the opposite gradient, at the
     anchor there is none, and a step against the gradient brings H closer from both sides."""
@@ -325,6 +410,13 @@ def test_gradient_changes_its_sign_at_the_anchor():
         torch.nn.utils.vector_to_parameters(start, model.parameters())
 
 
+@mutant(
+    "bonus with the wrong sign",
+    "siren.py",
+    "return -beta * entropy if anchor is None",
+    "return beta * entropy if anchor is None",
+)
+@mutant("anchor that cannot be left out", "siren.py", "anchor if args.anchor else None", "anchor")
 def test_bonus_without_anchor_pushes_one_way():
     """Catches an anchor that is read although it is off, and a bonus that lowers the entropy."""
     model, batch, args = random_model(), without_policy(), make_args(anchor=False)
@@ -352,6 +444,12 @@ def test_gradient_vanishes_outside_the_mask(monkeypatch):
     assert torch.equal(touched, batch["selected"][batch["completion_mask"]]) and 0 < touched.sum() < len(touched)
 
 
+@mutant(
+    "tau of 0 leaves the lowest out",
+    "siren.py",
+    "    if quantile == 0:\n        return completion_mask.clone()\n",
+    "",
+)
 def test_whole_vocabulary_and_every_token_are_the_plain_mean_entropy():
     """Catches masks that are not off at p = 1 and tau = 0: H is the mean over completions of their mean entropy."""
     model, batch, args = random_model(), siren_batch(), make_args(nucleus_p=1.0, tau=0.0)
@@ -368,6 +466,13 @@ def test_whole_vocabulary_and_every_token_are_the_plain_mean_entropy():
 # --- what must change nothing ---------------------------------------------------------------------------------------------
 
 
+@mutant(
+    "peak weights of the micro-batch",
+    "siren.py",
+    '(nucleus * part["peak_weights"])',
+    '(nucleus * peak_mean(part["selected"]))',
+    case="siren",
+)
 @SETTING
 def test_micro_batches_change_nothing(setting):
     """Catches a square of each micro-batch (which also punishes the differences between them), and any denominator of a part."""
@@ -505,6 +610,20 @@ def whole_batch(first, second) -> dict:
     return both | columns
 
 
+@mutant("anchor measured at every step", "siren.py", 'if run.state["anchor"] is None:', "if True:")
+@mutant(
+    "anchor of one group",
+    "siren.py",
+    "regularised_entropy(run.model, batch, args)[1]",
+    "regularised_entropy(run.model, batch.rows(slice(0, G)), args)[1]",
+)
+@mutant("H logged of all updates", "siren.py", 'sums["regularised"] / updates', 'sums["regularised"]')
+@mutant(
+    "the others marked",
+    "siren.py",
+    'completion_ids[:G], batch["selected"])',
+    'completion_ids[:G], ~batch["selected"])',
+)
 def test_anchor_is_that_of_the_first_batch_under_the_starting_model(toy_model, tmp_path, monkeypatch):
     """Catches an anchor of one mini-batch, one measured after an update, one that moves, and one that is lost in the checkpoint."""
     torch.set_default_dtype(torch.float32)

@@ -8,6 +8,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+from mutants import mutant
 from test_grading import box, message
 
 from plainrl import grading
@@ -460,6 +461,12 @@ def questions(tmp_path):
     return tmp_path / "sums.jsonl"
 
 
+@mutant(
+    "steps of the other splits",
+    "plainrl/sources.py",
+    "            members = self.members(split)\n            first",
+    '            members = self.pool.members("all")\n            first',
+)
 def test_composed_list(questions, capsys):
     """Catches steps from another split, a first step that comes twice, a problem that is no pure function,
     and a silent loss."""

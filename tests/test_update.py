@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from kit import BUDGETS, GROUP, as_float32, assert_same, directional_derivative, make_batch, reordered
+from mutants import mutant
 from random_model import GRADIENT, as_batch, distance, distributions, gradient, random_model
 
 import grpo
@@ -106,6 +107,35 @@ VARIANT = pytest.mark.parametrize("variant", VARIANTS)
 EACH_AGGREGATION = pytest.mark.parametrize("variant", ["grpo_with_everything", "dr_grpo", "dapo"])
 
 
+@mutant(
+    "clip flags swapped",
+    "grpo.py",
+    "clipped_surrogate(logprobs, old_logprobs, advantages, args.clip_low, args.clip_high)",
+    "clipped_surrogate(logprobs, old_logprobs, advantages, args.clip_high, args.clip_low)",
+    case="old_logprobs-scored-grpo_with_everything",
+)
+@mutant(
+    "clip fraction counts the others",
+    "grpo.py",
+    "clipped = loss_per_token > -torch",
+    "clipped = loss_per_token <= -torch",
+    case="old_logprobs-scored-grpo",
+)
+@mutant(
+    "truncated completions in the loss after all",
+    "grpo.py",
+    'sequence_mean(batch["loss_mask"])',
+    'sequence_mean(batch["completion_mask"])',
+    case="on_policy-masked-grpo",
+)
+@mutant("each completion divided by its own length", case="old_logprobs-scored-dr_grpo")
+@mutant(
+    "masked completions in Dr. GRPO's loss",
+    "papers/dr_grpo.py",
+    'constant(batch["loss_mask"],',
+    'constant(batch["completion_mask"],',
+    case="on_policy-masked-dr_grpo",
+)
 @VARIANT
 @pytest.mark.parametrize("truncated", [False, True], ids=["scored", "masked"])
 @pytest.mark.parametrize("old", [False, True], ids=["on_policy", "old_logprobs"])
@@ -123,6 +153,13 @@ def test_loss_equals_loops_written_from_the_papers(variant, old, truncated):
         assert not old or sums["clipped"] > 5, "nothing is clipped, so the test shows little"
 
 
+@mutant(
+    "old log-probs with gradient",
+    "grpo.py",
+    'part.get("old_logprobs", logprobs.detach())',
+    'part.get("old_logprobs", logprobs)',
+    case="on_policy-grpo",
+)
 @VARIANT
 @pytest.mark.parametrize("old", [False, True], ids=["on_policy", "old_logprobs"])
 def test_gradient_equals_finite_differences_of_the_papers_loss(variant, old):
@@ -136,6 +173,13 @@ def test_gradient_equals_finite_differences_of_the_papers_loss(variant, old):
         assert directional_derivative(model, loss, seed, ours) == pytest.approx(1.0, abs=1e-5)
 
 
+@mutant(
+    "no temperature in the update",
+    "papers/dr_grpo.py",
+    "part.completion_ids, args.temperature)",
+    "part.completion_ids, 1.0)",
+    case="0.7",
+)
 @pytest.mark.parametrize("temperature", [0.7, 1.3])
 def test_expected_gradient_is_that_of_the_expected_reward(temperature):
     """Catches a gradient that points anywhere else, temperature included.
@@ -173,6 +217,13 @@ def test_expected_gradient_is_that_of_the_expected_reward(temperature):
 # --- what must change nothing ---------------------------------------------------------------------------------------------
 
 
+@mutant(
+    "denominator of the micro-batch",
+    "papers/dapo.py",
+    '(loss_per_token * part["weights"])',
+    '(loss_per_token * token_mean(part["loss_mask"]))',
+    case="old_logprobs-dapo",
+)
 @EACH_AGGREGATION
 @pytest.mark.parametrize("old", [False, True], ids=["on_policy", "old_logprobs"])
 def test_micro_batches_change_nothing(variant, old):
@@ -205,6 +256,7 @@ def test_order_of_groups_changes_nothing(variant):
     assert_same(update(model, reordered(batch, (3, 0, 2, 1)), args, script), update(model, batch, args, script))
 
 
+@mutant("sequence mean over the padded length", case="grpo_with_everything")
 @EACH_AGGREGATION
 def test_padding_changes_nothing(variant):
     """Catches padding in a mean: columns are added that hold absurd log-probs but no token."""
@@ -301,6 +353,7 @@ def test_advantages_of_zero_give_no_gradient(script):
     assert ours.count_nonzero() == 0 and sums["policy_loss"] == 0.0 and sums["clipped"] == 0
 
 
+@mutant("sign of the KL term", "grpo.py", "policy_loss + args.kl_coef", "policy_loss - args.kl_coef")
 def test_kl_at_the_reference_is_zero_and_pulls_back_from_elsewhere():
     """Catches a KL term that is not there, or that drives away: descending it brings the policy closer to the reference."""
     model, batch, args = random_model(), make_batch(), make_args(kl_coef=1.0)
@@ -317,6 +370,7 @@ def test_kl_at_the_reference_is_zero_and_pulls_back_from_elsewhere():
     assert update(model, batch, args)[0]["total_loss"] < far["total_loss"]
 
 
+@mutant("sign of the loss")
 @SCRIPTS
 def test_one_step_raises_good_and_lowers_bad_completions(script):
     """Catches a sign: after one small step completions with positive advantage are likelier, the others less likely."""
@@ -373,6 +427,7 @@ def test_rollout_logprobs_are_read_only_where_asked_for():
 # --- which problems a step takes --------------------------------------------------------------------------------------------
 
 
+@mutant("problems off by one", "grpo.py", "first = (step - 1) *", "first = step *")
 def test_each_step_takes_the_next_problems():
     """Catches a problem trained on twice or never, and a finite training set that is not gone round."""
     args = make_args(prompts_per_step=4)
@@ -381,6 +436,7 @@ def test_each_step_takes_the_next_problems():
     assert [grpo.problem_indices(args, step) for step in (1, 2, 3)] == [[0, 1, 2, 3], [4, 5, 0, 1], [2, 3, 4, 5]]
 
 
+@mutant("refill of the same problems", "papers/dapo.py", "+ round * far", "")
 def test_rounds_of_refilling_share_no_problem():
     """Catches a refill that samples the same problems again, or those of the next step, first rounds that are not grpo.py's, and
     a finite set of which the first rounds of all steps see the same part."""

@@ -2,6 +2,7 @@
 
 import kit
 import pytest
+from mutants import mutant
 
 from papers import dr_grpo, rloo
 
@@ -18,6 +19,7 @@ def loss(now, start, batch, args) -> float:
     return total / len(batch["completion_ids"])
 
 
+@mutant("mean of all for the mean of the others")
 def test_by_hand():
     """Catches a completion compared with itself: of 1, 0, 2, 5 the others' means are 7/3, 8/3, 2 and 1."""
     kit.check_by_hand(rloo.group_advantages, [[1.0, 0.0, 0.0, 0.0]], [[1.0, -1 / 3, -1 / 3, -1 / 3]])
