@@ -80,9 +80,8 @@ def ours(work: dict):
     if work.get("keep_memory", True):
         models.keep_freed_memory()
     switch_off(work.get("off"))
-    model = AutoModelForCausalLM.from_pretrained(
-        work["model"], dtype=torch.float32
-    ).train()  # with the whole of its vocabulary
+    # Not `load_model`: the others have the whole of its vocabulary too.
+    model = AutoModelForCausalLM.from_pretrained(work["model"], dtype=torch.float32).train()
     tokenizer = AutoTokenizer.from_pretrained(work["model"])
     ids = [tokenizer.encode(prompt) for prompt in work["prompts"]]
     eos_ids = [-1] if work["forced"] else models.eos_ids(model, tokenizer)

@@ -113,6 +113,7 @@ class Run:
         check_flags(args)
         self.own_sampler = sampler is not None
         self.sampler = sampler or make_sampler(args, self.model, eos_ids(self.model, self.tokenizer))
+        ranks.release_weights(self.model)  # so that the optimizer gets this rank's part of them
         self.state = {"step": 0, "tokens": 0, "best": -1.0, "skips_in_a_row": 0, "test_before": {}} | (
             state or {}
         )

@@ -1,13 +1,15 @@
 """Every training script in float64, in several processes.
 
     torchrun --nproc-per-node N distributed_driver.py TOY_MODEL OUT [RUN [STEPS [die | die first | fail | float32]]]
-    python distributed_driver.py TOY_MODEL OUT fork 1 2 4       in 1, 2 and 4 ranks that are forked: torch is imported once
+    python distributed_driver.py TOY_MODEL fork PLAN    many such jobs, their ranks forked: torch is imported once
 
-Leaves OUT/<run>/, the output folder of each run, or OUT/<ranks>/<run>/; one that is there goes on. "die": the last rank is killed
+Leaves OUT/<run>/, the output folder of each run; one that is there goes on. "die": the last rank is killed
 in the third step ("die first": the main one); "fail": it stops with a message. "float32": in single precision.
 """
 
+import json
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -16,9 +18,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import peft  # noqa: E402, F401
+import torch.distributed.checkpoint.state_dict  # noqa: E402, F401
+import torch.distributed.fsdp  # noqa: E402, F401  (here, so that no rank has to import it after the fork)
 import toys  # noqa: E402
 import transformers  # noqa: E402
 from random_model import Float64  # noqa: E402
+from transformers import AutoTokenizer, LlamaForCausalLM  # noqa: E402, F401
 
 import grpo  # noqa: E402
 import guide  # noqa: E402
@@ -100,18 +106,25 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
-def fork(toy_model: str, out: str, *counts: str) -> int:
-    """Each number of ranks in turn; returns the worst exit status."""
+def fork(toy_model: str, plan: list[dict]) -> int:
+    """One job after the other, its ranks forked; returns the worst exit status.
+
+    A job is {"ranks", "out", "only", "steps", "how", "after"}: the arguments of `main`, and a folder that `out`
+    begins as a copy of.
+    """
     worst = 0
-    for count in map(int, counts):
+    for job in plan:
+        if job.get("after"):
+            shutil.copytree(job["after"], job["out"])
+        arguments = [toy_model, job["out"], job.get("only"), job.get("steps", "5"), job.get("how")]
         port, children = free_port(), []
-        for rank in range(count):
+        for rank in range(job["ranks"]):
             children.append(os.fork())
             if children[-1] == 0:
                 status = 1
                 try:
-                    as_rank(rank, count, port)
-                    main(toy_model, f"{out}/{count}")
+                    as_rank(rank, job["ranks"], port)
+                    main(*arguments)
                     status = 0
                 except BaseException:
                     traceback.print_exc()
@@ -122,6 +135,6 @@ def fork(toy_model: str, out: str, *counts: str) -> int:
 
 
 if __name__ == "__main__":
-    if sys.argv[3:4] == ["fork"]:
-        sys.exit(fork(*sys.argv[1:3], *sys.argv[4:]))
+    if sys.argv[2] == "fork":
+        sys.exit(fork(sys.argv[1], json.loads(Path(sys.argv[3]).read_text())))
     main(*sys.argv[1:])

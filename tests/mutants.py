@@ -5,8 +5,8 @@
 
 `old` stands in `file` once, and `new` takes its place. A mutant that several tests must catch stands on each
 of them: in full on one of them, with its name alone on the others. A test with parameters is red when one of
-its cases is; `case` is the id of the one to run, where all would take long. A mutant has `seconds` to end; one
-that has not is killed, and it alone counts as not caught.
+its cases is; `case` is the id of the one to run, where all would take long. A mutant has `seconds` to end. If
+it takes longer it is killed, and it alone counts as not caught.
 
 tests/test_mutations.py finds these lines in the text of the test files, so what stands in them are literals.
 """

@@ -10,7 +10,6 @@ from types import SimpleNamespace
 import matplotlib.pyplot as plt
 import pytest
 import torch
-import transformers
 from random_model import FEW, Float64, roundings
 
 from benchmarks import compare, contenders
@@ -102,7 +101,7 @@ def answers():
             for (module, attribute), value in zip(SWITCHED, before):
                 patch.setattr(module, attribute, value)  # put back afterwards
             if name in ("agreement_ours", "step_ours", *contenders.OFF):
-                patch.setattr(transformers, "AutoModelForCausalLM", Float64)
+                patch.setattr("transformers.AutoModelForCausalLM", Float64)
             patch.setattr(contenders, "serve", lambda do: found.update({name: [do(), do()]}))  # noqa: B023
             worker = "step_ours" if name in contenders.OFF else name
             getattr(contenders, worker)(description | ({"off": name} if name in contenders.OFF else {}))
@@ -187,7 +186,7 @@ def test_what_is_switched_off_changes_no_result_of_uneven_rows(monkeypatch):
         "model": str(compare.ROOT / work.model),
         "keep_memory": False,
     }
-    monkeypatch.setattr(transformers, "AutoModelForCausalLM", Float64)
+    monkeypatch.setattr("transformers.AutoModelForCausalLM", Float64)
     norms = [contenders.make_step(description)()["gradient_norm"]]
     for module in scoring, shared_prompts:
         monkeypatch.setattr(module, "run_rows", module.run_rows)  # put back afterwards
@@ -213,7 +212,7 @@ def test_what_is_made_for_other_works_is_switched_off_there(
         "model": str(compare.ROOT / work.model),
         "keep_memory": False,
     }
-    monkeypatch.setattr(transformers, "AutoModelForCausalLM", Float64)
+    monkeypatch.setattr("transformers.AutoModelForCausalLM", Float64)
     for module, attribute in (HFSampler, "generate"), (shared_prompts, "LONG_ROW"):
         monkeypatch.setattr(module, attribute, getattr(module, attribute))  # put back afterwards
     function, calls, norms = getattr(owner, name), [], []

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,18 +13,19 @@ import pytest
 import torch
 import toys
 from distributed_driver import RUNS, free_port
+from mutants import mutant
 from random_model import GRADIENT
 from safetensors.torch import load_file
 
-import distributed
 import eval as evaluation
-import sft
+from plainrl import ranks as ranks_module
+from tools import make_tiny
 
 TESTS = Path(__file__).resolve().parent
 
 
 def launch(ranks: int, *arguments, meeting: list = ("--standalone",)) -> subprocess.Popen:
-    """`torchrun --nproc-per-node ranks distributed_driver.py arguments`"""
+    """`torchrun --nproc-per-node ranks distributed_driver.py arguments`; with 0 ranks without torchrun."""
     torchrun = ["-m", "torch.distributed.run", *meeting, "--nproc-per-node", ranks] if ranks else []
     command = [sys.executable, *torchrun, TESTS / "distributed_driver.py", *arguments]
     environment = os.environ | {"PYTHONPATH": f"{TESTS.parent}:{TESTS}", "OMP_NUM_THREADS": "1"}
@@ -39,11 +39,22 @@ def finished(process: subprocess.Popen, seconds: float = 180) -> str:
 
 
 @pytest.fixture(scope="module")
-def runs(toy_model, tmp_path_factory):
-    """Five steps of every script with 1, 2 and 4 ranks."""
-    folder = tmp_path_factory.mktemp("ranks")
-    finished(launch(0, toy_model, folder, "fork", 1, 2, 4), 600)  # minutes on a busy machine
-    return folder
+def runs(toy_model, tmp_path_factory) -> Path:
+    """Five steps of every script with 1, 2 and 4 ranks, and runs that go on: one process imports torch and forks all ranks."""
+    out = tmp_path_factory.mktemp("ranks")
+    plan = [{"ranks": ranks, "out": out / str(ranks)} for ranks in (1, 2, 4)]
+    for name, others in GOES_ON.items():  # three of five steps with 2 ranks, then the rest with others
+        plan.append({"ranks": 2, "out": out / name / "begun", "only": name, "steps": 3})
+        plan += [{"ranks": n, "out": out / name / str(n), "only": name, "after": out / name / "begun"} for n in others]
+    edge = {"ranks": 2, "out": out / "edge", "only": "h1_curriculum"}
+    plan += [edge | {"steps": 2}, edge]  # a stage has two steps
+    plan += [{"ranks": n, "out": out / f"float32 {n}", "only": "grpo", "steps": 1, "how": "float32"} for n in (1, 2)]
+    (out / "plan.json").write_text(json.dumps(plan, default=str))
+    finished(launch(0, toy_model, "fork", out / "plan.json"), 900)  # minutes on a busy machine
+    return out
+
+
+GOES_ON = {"grpo": (1, 4), "lora": (1,)}
 
 
 def distance(one: Path, other: Path) -> float:
@@ -72,14 +83,10 @@ def test_ranks_change_nothing(runs, run, ranks, toy_model):
     assert (one / "samples.jsonl").read_text() == (several / "samples.jsonl").read_text()
 
 
-@pytest.mark.parametrize("run, others", [("grpo", (1, 4)), ("lora", (1,))])
-def test_a_run_goes_on_with_another_number_of_ranks(runs, toy_model, tmp_path, run, others):
+@pytest.mark.parametrize("run, ranks", [(run, ranks) for run, others in GOES_ON.items() for ranks in others])
+def test_a_run_goes_on_with_another_number_of_ranks(runs, run, ranks):
     """Catches a checkpoint that holds one rank's part, or that only as many ranks can read."""
-    finished(launch(2, toy_model, tmp_path / "1", run, 3))  # of five steps
-    shutil.copytree(tmp_path / "1", tmp_path / "4")
-    for ranks in others:
-        finished(launch(ranks, toy_model, tmp_path / str(ranks), run, 5))
-        assert distance(runs / "1" / run / "last", tmp_path / str(ranks) / run / "last") < 1e-10
+    assert distance(runs / "1" / run / "last", runs / run / str(ranks) / run / "last") < 1e-10
 
 
 def test_two_machines(runs, toy_model, tmp_path):
@@ -103,18 +110,14 @@ def test_ctrl_c_saves_what_all_ranks_have_done(toy_model, tmp_path):
     assert "finishing this step, then saving" in output and "--resume" in output
 
 
-def test_the_curriculum_goes_on_at_the_edge_of_a_stage(runs, toy_model, tmp_path):
+def test_the_curriculum_goes_on_at_the_edge_of_a_stage(runs):
     """Catches a fresh optimizer that comes back as one that has made a step."""
-    finished(launch(2, toy_model, tmp_path, "h1_curriculum", 2))  # steps of a stage
-    finished(launch(2, toy_model, tmp_path, "h1_curriculum", 5))
-    assert distance(runs / "1/h1_curriculum/last", tmp_path / "h1_curriculum/last") < 1e-10
+    assert distance(runs / "1/h1_curriculum/last", runs / "edge/h1_curriculum/last") < 1e-10
 
 
-def test_single_precision(toy_model, tmp_path):
+def test_single_precision(runs):
     """Catches what float64 does not meet: sums of gradients that gloo or NCCL make in another way, a gradient that is lost there."""
-    for ranks in (0, 2):
-        finished(launch(ranks, toy_model, tmp_path / str(ranks), "grpo", 1, "float32"))
-    one, two = (toys.records(tmp_path / ranks / "grpo")[1] for ranks in "02")
+    one, two = (toys.records(runs / f"float32 {ranks}" / "grpo")[1] for ranks in (1, 2))
     assert two["optim/grad_norm"] == pytest.approx(one["optim/grad_norm"], rel=GRADIENT) and one["optim/grad_norm"] > 1e-3
 
 
@@ -126,7 +129,8 @@ def test_a_rank_that_ends_ends_the_job(runs, toy_model, tmp_path, how):
     output, _ = process.communicate(timeout=120)
     assert process.returncode != 0 and time.time() - started < 60 and ("error: this rank alone" in output) == (how == "fail"), output
     assert json.loads((tmp_path / "grpo/last/state.json").read_text())["step"] == 2
-    finished(launch(2, toy_model, tmp_path, "grpo", 5))
+    (tmp_path / "plan.json").write_text(json.dumps([{"ranks": 2, "out": str(tmp_path), "only": "grpo"}]))
+    finished(launch(0, toy_model, "fork", tmp_path / "plan.json"))
     assert distance(runs / "1/grpo/last", tmp_path / "grpo/last") < 1e-10
 
 
@@ -137,26 +141,33 @@ def test_messages_come_once(toy_model, tmp_path):
     assert process.returncode != 0 and output.count("error: --model") == 1, output
 
 
+@mutant(
+    "prompts that both ranks sample",
+    "plainrl/ranks.py",
+    "slice(count * RANK // WORLD_SIZE, count * (RANK + 1) // WORLD_SIZE)",
+    "slice(0, count * (RANK + 1) // WORLD_SIZE)",
+)
 @pytest.mark.parametrize("ranks, count", [(1, 5), (3, 0), (3, 2), (4, 10)])
 def test_ranks_share_everything_once(ranks, count, monkeypatch):
     """Catches prompts that no rank samples, or two, and a rank with most of the work."""
-    monkeypatch.setattr(distributed, "WORLD_SIZE", ranks)
+    monkeypatch.setattr(ranks_module, "WORLD_SIZE", ranks)
     parts = []
     for rank in range(ranks):
-        monkeypatch.setattr(distributed, "RANK", rank)
-        parts.append(list(range(count))[distributed.share(count)])
+        monkeypatch.setattr(ranks_module, "RANK", rank)
+        parts.append(list(range(count))[ranks_module.share(count)])
     assert sum(parts, []) == list(range(count)) and max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
+@mutant("statistics of one rank", "plainrl/ranks.py", "for each in gather([sums]):", "for each in [sums]:")
 def test_sums_of_all_ranks(monkeypatch):
     """Catches statistics of one rank, and keys that only another rank has."""
-    monkeypatch.setattr(distributed, "gather", lambda things: [*things, Counter(tokens=2, gap=0.5)])
-    assert distributed.total(Counter(tokens=1, kl=3.0)) == Counter(tokens=3, gap=0.5, kl=3.0)
+    monkeypatch.setattr(ranks_module, "gather", lambda things: [*things, Counter(tokens=2, gap=0.5)])
+    assert ranks_module.total(Counter(tokens=1, kl=3.0)) == Counter(tokens=3, gap=0.5, kl=3.0)
 
 
-@pytest.mark.parametrize("module, flags", [(evaluation, {"model": "models/tiny"}), (sft, {})])
+@pytest.mark.parametrize("module, flags", [(evaluation, {"model": "models/tiny"}), (make_tiny, {})])
 def test_scripts_of_one_process_refuse_others(module, flags, monkeypatch):
     """Catches ranks that all write the same folder."""
-    monkeypatch.setattr(distributed, "WORLD_SIZE", 2)
-    with pytest.raises(SystemExit, match=rf"{module.__name__}.py runs in one process; start it without torchrun"):
+    monkeypatch.setattr(ranks_module, "WORLD_SIZE", 2)
+    with pytest.raises(SystemExit, match=rf"{module.__name__.split('.')[-1]}.py runs in one process; .* without torchrun"):
         module.main(module.Args(**flags))

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import transformers
 import tyro
 from mutants import mutant
 from random_model import Float64
@@ -349,7 +348,7 @@ def test_two_processes_do_not_share_a_folder(toy_model, tmp_path):
 
 def test_samples_do_not_depend_on_the_batch(toy_model, tmp_path, monkeypatch):
     """Catches a seed that depends on the place in the batch."""
-    monkeypatch.setattr(transformers, "AutoModelForCausalLM", Float64)
+    monkeypatch.setattr("transformers.AutoModelForCausalLM", Float64)
     flags = QUICK | {"model": toy_model}
     texts = []
     for i, rows in enumerate((8, 1000, 1)):
