@@ -1,4 +1,5 @@
-"""Shared by all tests: the repository's modules are importable, nothing looks for a network, one very small model on disk."""
+"""Shared by all tests: the repository's modules are importable, nothing looks for a network, one very small
+model on disk."""
 
 import os
 import signal
@@ -7,7 +8,9 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before the first import of transformers
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-os.environ["OMP_NUM_THREADS"] = "1"  # before that of torch: several processes with several threads each slow one another down
+os.environ["OMP_NUM_THREADS"] = (
+    "1"  # before that of torch: several processes with several threads each slow one another down
+)
 if "PLAINRL_TEST_ON_GPU" not in os.environ:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # equalities are tested to the last bit, on the CPU
 ROOT = Path(__file__).resolve().parent.parent

@@ -1,10 +1,13 @@
 """Every training script in float64, in several processes.
 
-    torchrun --nproc-per-node N distributed_driver.py TOY_MODEL OUT [RUN [STEPS [die | die first | fail | float32]]]
-    python distributed_driver.py TOY_MODEL fork PLAN    many such jobs, their ranks forked: torch is imported once
+    torchrun --nproc-per-node N distributed_driver.py TOY_MODEL OUT [RUN [STEPS [die | die first | fail |
+    float32]]]
+    python distributed_driver.py TOY_MODEL fork PLAN    many such jobs, their ranks forked: torch is imported
+    once
 
 Leaves OUT/<run>/, the output folder of each run; one that is there goes on. "die": the last rank is killed
-in the third step ("die first": the main one); "fail": it stops with a message. "float32": in single precision.
+in the third step ("die first": the main one); "fail": it stops with a message. "float32": in single
+precision.
 """
 
 import json
@@ -42,7 +45,10 @@ RUNS = {  # name: script and flags
     "siren": (siren, {"beta": 1.0}),
     "guide": (guide, {"max_refills": 2}),
     "clip_cov": (clip_cov, {"cov_low": -1.0, "cov_high": 1.0, "cov_fraction": 0.2}),
-    "few_rows": (grpo, {"prompts_per_step": 2, "group_size": 2, "activation_checkpointing": True}),  # two in an update: ranks without any
+    "few_rows": (
+        grpo,
+        {"prompts_per_step": 2, "group_size": 2, "activation_checkpointing": True},
+    ),  # two in an update: ranks without any
     "pushed": (grpo, {}),
     "pushed lora": (grpo, {"lora_rank": 4, "lr": 1e-2}),
     "h1_curriculum": (h1_curriculum, {"max_horizon": 3, "steps_per_stage": 2, "eval_problems": 3}),
@@ -85,18 +91,36 @@ def main(toy_model: str, out: str, only: str | None = None, steps: str = "5", ho
     for name, (script, extra) in RUNS.items():
         if only in (None, name):
             folder = Path(out) / name
-            # A float32 run draws in float64 too: ranks sample other batches, whose rounding could turn a token.
+            # A float32 run draws in float64 too: ranks sample other batches, whose rounding could turn a
+            # token.
             pushed = name.startswith("pushed") or how == "float32"
             sampler.HFSampler = FolderSampler if pushed else HFSampler
             FolderSampler.folder = Path(out) / f"{name} weights"
-            flags = toys.quick_flags(toy_model, folder, prompts_per_step=4, minibatches=2, max_new_tokens=6, micro_batch_tokens=60, seed=10,
-                                     steps=int(steps), resume=folder.exists()) | extra  # fmt: skip
+            flags = (
+                toys.quick_flags(
+                    toy_model,
+                    folder,
+                    prompts_per_step=4,
+                    minibatches=2,
+                    max_new_tokens=6,
+                    micro_batch_tokens=60,
+                    seed=10,
+                    steps=int(steps),
+                    resume=folder.exists(),
+                )
+                | extra
+            )
             script.main(script.Args(**flags), task=toys.HashTask())
 
 
 def as_rank(rank: int, count: int, port: int) -> None:
     """What torchrun tells a process before it imports anything."""
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    os.environ |= {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(count),
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": str(port),
+    }
     ranks.RANK, ranks.WORLD_SIZE, ranks.MAIN = rank, count, rank == 0
 
 
@@ -109,8 +133,8 @@ def free_port() -> int:
 def fork(toy_model: str, plan: list[dict]) -> int:
     """One job after the other, its ranks forked; returns the worst exit status.
 
-    A job is {"ranks", "out", "only", "steps", "how", "after"}: the arguments of `main`, and a folder that `out`
-    begins as a copy of.
+    A job is {"ranks", "out", "only", "steps", "how", "after"}: the arguments of `main`, and a folder that
+    `out` begins as a copy of.
     """
     worst = 0
     for job in plan:

@@ -1,8 +1,9 @@
-"""Kills runs of the training scripts with SIGKILL at chosen points and resumes them. `python resume_driver.py TOY_MODEL OUT`
+"""Kills runs of the training scripts with SIGKILL at chosen points and resumes them. `python
+resume_driver.py TOY_MODEL OUT`
 
-One process imports torch once and forks each life of each run (it never computes itself, so nothing but memory is inherited).
-Leaves OUT/<script>/<point>/, OUT/<script>/uninterrupted/ and OUT/<script>/report.json: the exit status of each life and what lay
-on the disk between them.
+One process imports torch once and forks each life of each run (it never computes itself, so nothing but
+memory is inherited). Leaves OUT/<script>/<point>/, OUT/<script>/uninterrupted/ and OUT/<script>/report.json:
+the exit status of each life and what lay on the disk between them.
 """
 
 import json
@@ -34,7 +35,8 @@ def die():
 
 
 def kill_on_call(owner, name: str, number: int, after: bool = False, when=lambda *args: True) -> None:
-    """Replace owner.name by itself with a SIGKILL before (or after) its `number`-th call for which `when` holds."""
+    """Replace owner.name by itself with a SIGKILL before (or after) its `number`-th call for which `when`
+    holds."""
     original, calls = getattr(owner, name), 0
 
     def function(*args, **kwargs):
@@ -66,22 +68,30 @@ def first_round_of_step_3(sampler, tokenizer, task, problems, prompts, seeds) ->
 
 original_log = run.Run.log
 
-# Checkpoints are due after steps 2, 4 and 5, scores on dev too. A step makes two updates, of dapo.py at most two.
+# Checkpoints are due after steps 2, 4 and 5, scores on dev too. A step makes two updates, of dapo.py at most
+# two.
 POINTS = {
     "before the first checkpoint": lambda script: kill_on_call(script, "accumulate_gradients", 2, after=True),
     "in the middle of a log line": lambda script: setattr(run.Run, "log", write_half_a_line),
     "during a step": lambda script: kill_on_call(run.Run, "optimizer_step", 5, after=True),
-    "while sampling": lambda script: kill_on_call(run, "sample_rollout", 1, after=True, when=first_round_of_step_3),
+    "while sampling": lambda script: kill_on_call(
+        run, "sample_rollout", 1, after=True, when=first_round_of_step_3
+    ),
     "while a checkpoint is written": lambda script: kill_on_call(torch, "save", 2),
-    "between the renames": lambda script: kill_on_call(Path, "rename", 1, True, lambda old, new: new.name == "last.old"),
+    "between the renames": lambda script: kill_on_call(
+        Path, "rename", 1, True, lambda old, new: new.name == "last.old"
+    ),
     "after best, before last": lambda script: kill_on_call(run, "save_checkpoint", 2),
 }
 
 
 def score_that_rises(sampler, tokenizer, task, *rest) -> tuple[dict, list]:
-    """In place of metrics.evaluate: the distance from the first weights, so that every score writes best/ anew."""
+    """In place of metrics.evaluate: the distance from the first weights, so that every score writes best/ "
+    "anew."""
     first = load_file(Path(sys.argv[1]) / "model.safetensors")
-    distance = sum((weight - first[name]).abs().sum().item() for name, weight in sampler.model.named_parameters())
+    distance = sum(
+        (weight - first[name]).abs().sum().item() for name, weight in sampler.model.named_parameters()
+    )
     return {"avg@2": distance}, []
 
 
@@ -118,7 +128,9 @@ def on_disk(folder: Path) -> dict:
 
 def rehearse(script, extra: dict, toy_model: str, out: Path) -> None:
     """The uninterrupted run of one script, and a killed and resumed one for each point."""
-    flags = toys.quick_flags(toy_model, out, minibatches=2, max_new_tokens=6, micro_batch_tokens=200, seed=SEED, **extra)
+    flags = toys.quick_flags(
+        toy_model, out, minibatches=2, max_new_tokens=6, micro_batch_tokens=200, seed=SEED, **extra
+    )
     report = {"uninterrupted": live(script, flags | {"out_dir": out / "uninterrupted"}, None)}
     for point in POINTS:
         folder = out / point

@@ -64,10 +64,22 @@ def test_run_program():
     assert run_program("0.1*x+0.2", 1) == Fraction(3, 10)  # floats would say 0.30000000000000004
 
 
-@pytest.mark.parametrize("program", [
-    "__import__('os').getpid()", "abs(x)", "y+1", "x**2", "x//2", "x%2", "x if x else 1", "[x]", "'1'",
-    "x.real", "x<2",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "program",
+    [
+        "__import__('os').getpid()",
+        "abs(x)",
+        "y+1",
+        "x**2",
+        "x//2",
+        "x%2",
+        "x if x else 1",
+        "[x]",
+        "'1'",
+        "x.real",
+        "x<2",
+    ],
+)
 def test_run_program_rejects(program):
     """Catches a program that calls, names or grows without bound: only numbers, x, + - * / and brackets are
     run."""
@@ -137,8 +149,10 @@ def test_compose_hand_written_problems():
     pool = [BOAT, EGGS, NILE, DEBT, PAIR, TRIO, CAKE]
     for seed in range(30):
         problem = compose(pool, 4, random.Random(seed), style="h1", limit=None)
-        used = sorted((p for p in pool if p.template.split("{x}")[1] in problem.prompt),
-                      key=lambda p: problem.prompt.index(p.template.split("{x}")[1]))  # fmt: skip
+        used = sorted(
+            (p for p in pool if p.template.split("{x}")[1] in problem.prompt),
+            key=lambda p: problem.prompt.index(p.template.split("{x}")[1]),
+        )
         value = float(used[0].answer)
         for step, letter in zip(used[1:], "UVW"):
             value = eval(step.program, {"x": value})
@@ -334,43 +348,93 @@ def test_templates():
 @mutant("number twice in a note", "plainrl/chains.py", "if operands.count(start) > 1:", "if False:")
 @mutant("answer without x", "plainrl/chains.py", 'if "x" not in programs[last]:', "if False:")
 @mutant("steps after the last note", "plainrl/chains.py", "if number(answer) != results[-1]:", "if False:")
-@pytest.mark.parametrize("prompt, worked, answer, expected", [
-    ("46 cups, half as many more.", "<<46/2=23>> <<46+23=69>>", "69",
-     ("{x} cups, half as many more.", "x+(x/2)", ("x/2",))),
-    ("$150 less 30%, twice.", "<<150*30%=45>> <<150-45=105>> <<105*2=210>>", "210",
-     ("${x} less 30%, twice.", "(x-(x*(30/100)))*2", ("x*(30/100)", "x-(x*(30/100))"))),
-    ("$1,500 in 6 parts.", "<<1500/6=$250>>", "250", ("${x} in 6 parts.", "x/6", ())),
-    ("9 and 9 and 14.", "<<9+9=18>> <<18+14=32>>", "32", ("9 and 9 and {x}.", "(9+9)+x", ("9+9",))),
-    ("5 boxes of 40 pens, 3/5 of them blue.", "<<5*40=200>> <<200*3/5=120>>", "120",
-     ("5 boxes of {x} pens, 3/5 of them blue.", "(5*x)*3/5", ("5*x",))),  # not the 5: it is in 3/5 too
-    ("Six friends buy 6 sodas at $9.", "<<6*6=36>> <<36*9=324>>", "324",
-     ("Six friends buy 6 sodas at ${x}.", "(6*6)*x", ("6*6",))),
-    ("Six friends share 6 sodas at $9 each.", "<<6*9=54>>", "54",
-     ("Six friends share 6 sodas at ${x} each.", "6*x", ())),  # not the 6: it is there in words too
-    ("11 friends have 40 pens in 6 boxes.", "<<40*6=240>>", "240",
-     ("11 friends have {x} pens in 6 boxes.", "x*6", ())),
-    ("8 rows of as many chairs.", "<<8*8=64>>", "64", None),  # which 8 is the prompt's?
-    ("48 eggs, 6 a tray, a tray is $15.", "<<48/6=8>> <<8*15=120>>", "120",
-     ("{x} eggs, 6 a tray, a tray is $15.", "(x/6)*15", ("x/6",))),
-    ("$150 less 20%, twice.", "<<150*20%=30>> <<150-30=120>> <<120*2=240>>", "240", None),  # a month's 30?
-    ("9 rows of 8, 72 times 11 more.", "<<9*8=72>> <<72*11=792>>", "792", None),  # is 72 given or computed?
-    ("56 less 20, and 108 by 3.", "<<56-20=36>> <<108/3=36>> <<36+36=72>>", "72", None),  # which 36?
-    ("46 cups, half as many more.", "Half is 23. <<46+23=69>>", "69", None),  # a step without a note
-    ("40 pages, 25% more the next day.", "50 pages. <<40+50=90>>", "90", None),
-    ("130 go by bus, 50 in each, for $200.", "<<130/50=2.6>>, so 3. <<3*200=600>>", "600", None),  # 2.6?
-    ("35 in 8 rows.", "<<35/8=4.4>> <<4.4*10=44>>", "44", None),  # rounded
-    ("5 hours every weekday.", "<<5*5=25>>", "25", None),  # numbers of everyday life
-    ("7 hours a day.", "<<7*5=35>>", "35", None),
-    ("6 hours a day in 11 days, 6am.", "<<6*11=66>>", "66", ("6 hours a day in {x} days, 6am.", "6*x", ())),
-    ("8 run 8km with 9 cups per km.", "<<8*8=64>> <<64*9=576>>", "576",
-     ("8 run 8km with {x} cups per km.", "(8*8)*x", ("8*8",))),
-    ("Each of 8 cups holds 8 and 8.", "<<8*8=64>>", "64", None),
-    ("An $80 coat is 35% off.", "<<80*.65=52>>", "52", ("An ${x} coat is 35% off.", "x*.65", ())),
-    ("11 a day, 5 days.", "<<11*5=55>>", "56", None),  # does not give the answer
-    ("11 or so.", "<<round(11.2)=11>>", "11", None),
-    ("11 or so.", "eleven", "11", None),
-    ("11 or so.", "<<11>>", "11", None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "prompt, worked, answer, expected",
+    [
+        (
+            "46 cups, half as many more.",
+            "<<46/2=23>> <<46+23=69>>",
+            "69",
+            ("{x} cups, half as many more.", "x+(x/2)", ("x/2",)),
+        ),
+        (
+            "$150 less 30%, twice.",
+            "<<150*30%=45>> <<150-45=105>> <<105*2=210>>",
+            "210",
+            ("${x} less 30%, twice.", "(x-(x*(30/100)))*2", ("x*(30/100)", "x-(x*(30/100))")),
+        ),
+        ("$1,500 in 6 parts.", "<<1500/6=$250>>", "250", ("${x} in 6 parts.", "x/6", ())),
+        ("9 and 9 and 14.", "<<9+9=18>> <<18+14=32>>", "32", ("9 and 9 and {x}.", "(9+9)+x", ("9+9",))),
+        (
+            "5 boxes of 40 pens, 3/5 of them blue.",
+            "<<5*40=200>> <<200*3/5=120>>",
+            "120",
+            ("5 boxes of {x} pens, 3/5 of them blue.", "(5*x)*3/5", ("5*x",)),
+        ),  # not the 5: it is in 3/5 too
+        (
+            "Six friends buy 6 sodas at $9.",
+            "<<6*6=36>> <<36*9=324>>",
+            "324",
+            ("Six friends buy 6 sodas at ${x}.", "(6*6)*x", ("6*6",)),
+        ),
+        (
+            "Six friends share 6 sodas at $9 each.",
+            "<<6*9=54>>",
+            "54",
+            ("Six friends share 6 sodas at ${x} each.", "6*x", ()),
+        ),  # not the 6: it is there in words too
+        (
+            "11 friends have 40 pens in 6 boxes.",
+            "<<40*6=240>>",
+            "240",
+            ("11 friends have {x} pens in 6 boxes.", "x*6", ()),
+        ),
+        ("8 rows of as many chairs.", "<<8*8=64>>", "64", None),  # which 8 is the prompt's?
+        (
+            "48 eggs, 6 a tray, a tray is $15.",
+            "<<48/6=8>> <<8*15=120>>",
+            "120",
+            ("{x} eggs, 6 a tray, a tray is $15.", "(x/6)*15", ("x/6",)),
+        ),
+        (
+            "$150 less 20%, twice.",
+            "<<150*20%=30>> <<150-30=120>> <<120*2=240>>",
+            "240",
+            None,
+        ),  # a month's 30?
+        (
+            "9 rows of 8, 72 times 11 more.",
+            "<<9*8=72>> <<72*11=792>>",
+            "792",
+            None,
+        ),  # is 72 given or computed?
+        ("56 less 20, and 108 by 3.", "<<56-20=36>> <<108/3=36>> <<36+36=72>>", "72", None),  # which 36?
+        ("46 cups, half as many more.", "Half is 23. <<46+23=69>>", "69", None),  # a step without a note
+        ("40 pages, 25% more the next day.", "50 pages. <<40+50=90>>", "90", None),
+        ("130 go by bus, 50 in each, for $200.", "<<130/50=2.6>>, so 3. <<3*200=600>>", "600", None),  # 2.6?
+        ("35 in 8 rows.", "<<35/8=4.4>> <<4.4*10=44>>", "44", None),  # rounded
+        ("5 hours every weekday.", "<<5*5=25>>", "25", None),  # numbers of everyday life
+        ("7 hours a day.", "<<7*5=35>>", "35", None),
+        (
+            "6 hours a day in 11 days, 6am.",
+            "<<6*11=66>>",
+            "66",
+            ("6 hours a day in {x} days, 6am.", "6*x", ()),
+        ),
+        (
+            "8 run 8km with 9 cups per km.",
+            "<<8*8=64>> <<64*9=576>>",
+            "576",
+            ("8 run 8km with {x} cups per km.", "(8*8)*x", ("8*8",)),
+        ),
+        ("Each of 8 cups holds 8 and 8.", "<<8*8=64>>", "64", None),
+        ("An $80 coat is 35% off.", "<<80*.65=52>>", "52", ("An ${x} coat is 35% off.", "x*.65", ())),
+        ("11 a day, 5 days.", "<<11*5=55>>", "56", None),  # does not give the answer
+        ("11 or so.", "<<round(11.2)=11>>", "11", None),
+        ("11 or so.", "eleven", "11", None),
+        ("11 or so.", "<<11>>", "11", None),
+    ],
+)
 def test_calculator_program(prompt, worked, answer, expected):
     """Catches a program that is not the solution's, and one that would be wrong for another number."""
     assert calculator_program(prompt, worked, answer) == expected

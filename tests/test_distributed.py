@@ -1,4 +1,5 @@
-"""Several processes on one model: the same numbers as one process, whatever the number of ranks, and no run that hangs."""
+"""Several processes on one model: the same numbers as one process, whatever the number of ranks, and no run
+that hangs."""
 
 import json
 import os
@@ -29,7 +30,9 @@ def launch(ranks: int, *arguments, meeting: list = ("--standalone",)) -> subproc
     torchrun = ["-m", "torch.distributed.run", *meeting, "--nproc-per-node", ranks] if ranks else []
     command = [sys.executable, *torchrun, TESTS / "distributed_driver.py", *arguments]
     environment = os.environ | {"PYTHONPATH": f"{TESTS.parent}:{TESTS}", "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(list(map(str, command)), env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    return subprocess.Popen(
+        list(map(str, command)), env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
 
 
 def finished(process: subprocess.Popen, seconds: float = 180) -> str:
@@ -40,15 +43,22 @@ def finished(process: subprocess.Popen, seconds: float = 180) -> str:
 
 @pytest.fixture(scope="module")
 def runs(toy_model, tmp_path_factory) -> Path:
-    """Five steps of every script with 1, 2 and 4 ranks, and runs that go on: one process imports torch and forks all ranks."""
+    """Five steps of every script with 1, 2 and 4 ranks, and runs that go on: one process imports torch and
+    forks all ranks."""
     out = tmp_path_factory.mktemp("ranks")
     plan = [{"ranks": ranks, "out": out / str(ranks)} for ranks in (1, 2, 4)]
     for name, others in GOES_ON.items():  # three of five steps with 2 ranks, then the rest with others
         plan.append({"ranks": 2, "out": out / name / "begun", "only": name, "steps": 3})
-        plan += [{"ranks": n, "out": out / name / str(n), "only": name, "after": out / name / "begun"} for n in others]
+        plan += [
+            {"ranks": n, "out": out / name / str(n), "only": name, "after": out / name / "begun"}
+            for n in others
+        ]
     edge = {"ranks": 2, "out": out / "edge", "only": "h1_curriculum"}
     plan += [edge | {"steps": 2}, edge]  # a stage has two steps
-    plan += [{"ranks": n, "out": out / f"float32 {n}", "only": "grpo", "steps": 1, "how": "float32"} for n in (1, 2)]
+    plan += [
+        {"ranks": n, "out": out / f"float32 {n}", "only": "grpo", "steps": 1, "how": "float32"}
+        for n in (1, 2)
+    ]
     (out / "plan.json").write_text(json.dumps(plan, default=str))
     finished(launch(0, toy_model, "fork", out / "plan.json"), 900)  # minutes on a busy machine
     return out
@@ -67,9 +77,13 @@ def distance(one: Path, other: Path) -> float:
 @pytest.mark.parametrize("ranks", [2, 4])
 @pytest.mark.parametrize("run", RUNS)
 def test_ranks_change_nothing(runs, run, ranks, toy_model):
-    """Catches denominators, statistics or gradients of one rank's part, prompts sampled twice, and a rank's own random numbers."""
+    """Catches denominators, statistics or gradients of one rank's part, prompts sampled twice, and a rank's
+    own random numbers."""
     one, several = runs / "1" / run, runs / str(ranks) / run
-    assert distance(one / "final", several / "final") < 1e-10 and distance(one / "last", several / "last") < 1e-10
+    assert (
+        distance(one / "final", several / "final") < 1e-10
+        and distance(one / "last", several / "last") < 1e-10
+    )
     first, trained = (load_file(folder / "model.safetensors") for folder in (Path(toy_model), one / "final"))
     assert any((trained[name] - weight).norm() > 1e-3 * weight.norm() for name, weight in first.items())
     ours, theirs = toys.records(one), toys.records(several)
@@ -77,9 +91,14 @@ def test_ranks_change_nothing(runs, run, ranks, toy_model):
     for left, right in zip(ours, theirs):
         assert left.keys() == right.keys()
         for name, value in left.items():
-            exact = name.startswith(("loss/", "optim/"))  # the sampler's log-probabilities are kept in float32
+            exact = name.startswith(
+                ("loss/", "optim/")
+            )  # the sampler's log-probabilities are kept in float32
             close = dict(rel=1e-10, abs=1e-12) if exact else dict(rel=1e-6, abs=1e-9)
-            assert right[name] == (pytest.approx(value, **close) if isinstance(value, float) else value), (left["step"], name)
+            assert right[name] == (pytest.approx(value, **close) if isinstance(value, float) else value), (
+                left["step"],
+                name,
+            )
     assert (one / "samples.jsonl").read_text() == (several / "samples.jsonl").read_text()
 
 
@@ -90,8 +109,18 @@ def test_a_run_goes_on_with_another_number_of_ranks(runs, run, ranks):
 
 
 def test_two_machines(runs, toy_model, tmp_path):
-    """Catches ranks that are told apart by their number on one machine. (Two torchruns that meet, on this one.)"""
-    meeting = ["--nnodes", 2, "--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{free_port()}", "--rdzv-id", "a test"]
+    """Catches ranks that are told apart by their number on one machine. (Two torchruns that meet, on this
+    one.)"""
+    meeting = [
+        "--nnodes",
+        2,
+        "--rdzv-backend",
+        "c10d",
+        "--rdzv-endpoint",
+        f"localhost:{free_port()}",
+        "--rdzv-id",
+        "a test",
+    ]
     machines = [launch(1, toy_model, tmp_path, "grpo", 5, meeting=meeting) for _ in range(2)]
     for machine in machines:
         finished(machine)
@@ -99,7 +128,8 @@ def test_two_machines(runs, toy_model, tmp_path):
 
 
 def test_ctrl_c_saves_what_all_ranks_have_done(toy_model, tmp_path):
-    """Catches ranks that stop after different steps, or without a checkpoint of the last one. (torchrun hands the signal on.)"""
+    """Catches ranks that stop after different steps, or without a checkpoint of the last one. (torchrun
+    hands the signal on.)"""
     process, log = launch(2, toy_model, tmp_path, "grpo", 100_000), tmp_path / "grpo/metrics.jsonl"
     while process.poll() is None and (not log.exists() or log.read_text().count("\n") < 4):
         time.sleep(0.05)
@@ -116,18 +146,27 @@ def test_the_curriculum_goes_on_at_the_edge_of_a_stage(runs):
 
 
 def test_single_precision(runs):
-    """Catches what float64 does not meet: sums of gradients that gloo or NCCL make in another way, a gradient that is lost there."""
+    """Catches what float64 does not meet: sums of gradients that gloo or NCCL make in another way, a
+    gradient that is lost there."""
     one, two = (toys.records(runs / f"float32 {ranks}" / "grpo")[1] for ranks in (1, 2))
-    assert two["optim/grad_norm"] == pytest.approx(one["optim/grad_norm"], rel=GRADIENT) and one["optim/grad_norm"] > 1e-3
+    assert (
+        two["optim/grad_norm"] == pytest.approx(one["optim/grad_norm"], rel=GRADIENT)
+        and one["optim/grad_norm"] > 1e-3
+    )
 
 
 @pytest.mark.parametrize("how", ["die", "die first", "fail"])
 def test_a_rank_that_ends_ends_the_job(runs, toy_model, tmp_path, how):
-    """Catches ranks that wait for one that was killed or has stopped, and a checkpoint that this has spoiled."""
+    """Catches ranks that wait for one that was killed or has stopped, and a checkpoint that this has
+    spoiled."""
     started = time.time()
     process = launch(2, toy_model, tmp_path, "grpo", 5, how)
     output, _ = process.communicate(timeout=120)
-    assert process.returncode != 0 and time.time() - started < 60 and ("error: this rank alone" in output) == (how == "fail"), output
+    assert (
+        process.returncode != 0
+        and time.time() - started < 60
+        and ("error: this rank alone" in output) == (how == "fail")
+    ), output
     assert json.loads((tmp_path / "grpo/last/state.json").read_text())["step"] == 2
     (tmp_path / "plan.json").write_text(json.dumps([{"ranks": 2, "out": str(tmp_path), "only": "grpo"}]))
     finished(launch(0, toy_model, "fork", tmp_path / "plan.json"))
@@ -169,5 +208,7 @@ def test_sums_of_all_ranks(monkeypatch):
 def test_scripts_of_one_process_refuse_others(module, flags, monkeypatch):
     """Catches ranks that all write the same folder."""
     monkeypatch.setattr(ranks_module, "WORLD_SIZE", 2)
-    with pytest.raises(SystemExit, match=rf"{module.__name__.split('.')[-1]}.py runs in one process; .* without torchrun"):
+    with pytest.raises(
+        SystemExit, match=rf"{module.__name__.split('.')[-1]}.py runs in one process; .* without torchrun"
+    ):
         module.main(module.Args(**flags))

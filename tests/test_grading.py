@@ -250,7 +250,13 @@ def test_number():
     """Catches a unit or a formula taken for a number, and a decimal that is rounded."""
     assert number("1,234.50") == Fraction(2469, 2) and number("12,34") is None
     assert [number(text) for text in ("12", "-3", "1,000", "0.1", "-1/3", " $2.50 ")] == [
-        12, -3, 1000, Fraction(1, 10), Fraction(-1, 3), Fraction(5, 2)]  # fmt: skip
+        12,
+        -3,
+        1000,
+        Fraction(1, 10),
+        Fraction(-1, 3),
+        Fraction(5, 2),
+    ]
     assert [number(text) for text in ("", "x", "1e3", "1/0", "2 eggs", "1.2.3", "\\frac12", "٣")] == [
         None
     ] * 8
@@ -295,8 +301,13 @@ def test_workers_need_plainrl_alone(tmp_path):
     shutil.copytree(
         Path(grading.__file__).parent, copy / "plainrl", ignore=shutil.ignore_patterns("tiny", "__pycache__")
     )
-    for place in (copy / "tasks/__init__.py", elsewhere / "tasks/__init__.py", elsewhere / "queue.py",
-                  elsewhere / "math_verify.py", elsewhere / "plainrl/__init__.py"):  # fmt: skip
+    for place in (
+        copy / "tasks/__init__.py",
+        elsewhere / "tasks/__init__.py",
+        elsewhere / "queue.py",
+        elsewhere / "math_verify.py",
+        elsewhere / "plainrl/__init__.py",
+    ):
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_text("raise ImportError('a foreign module')\n")
     (copy / "fork.py").write_text(

@@ -337,15 +337,24 @@ def test_a_mixed_batch_has_the_longest_budget_of_its_horizons(run, monkeypatch):
 @mutant(
     "trailing text is praised", "h1_curriculum.py", "0.5 - 0.001 * len(after)", "0.5 + 0.001 * len(after)"
 )
-@pytest.mark.parametrize("text, parsed, expected", [
-    ("1+1=2\n\\boxed{2}", "2", 2.0), ("1+1=2\n\\boxed{2}\n", "2", 2.0), ("so \\boxed{1/2}", "1/2", 2.0),
-    ("\\boxed{2}", "2", 1.5),  # no work
-    ("1+1=2\n\\boxed{two}", "two", 1.5),  # no number
-    ("\\boxed{1} \\boxed{2}", "2", 1.5),  # two boxes
-    # 0.5 less 0.001 for each character, never below 0
-    ("so \\boxed{2}.", "2", 1.499), ("so \\boxed{2}" + "!" * 600, "2", 1.0),
-    ("so 2", None, 0.0), ("so 2", "2", 0.0), ("so \\boxed{}", "", 0.0), ("1+1=2\n\\boxed{ 2 }", "2", 2.0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, parsed, expected",
+    [
+        ("1+1=2\n\\boxed{2}", "2", 2.0),
+        ("1+1=2\n\\boxed{2}\n", "2", 2.0),
+        ("so \\boxed{1/2}", "1/2", 2.0),
+        ("\\boxed{2}", "2", 1.5),  # no work
+        ("1+1=2\n\\boxed{two}", "two", 1.5),  # no number
+        ("\\boxed{1} \\boxed{2}", "2", 1.5),  # two boxes
+        # 0.5 less 0.001 for each character, never below 0
+        ("so \\boxed{2}.", "2", 1.499),
+        ("so \\boxed{2}" + "!" * 600, "2", 1.0),
+        ("so 2", None, 0.0),
+        ("so 2", "2", 0.0),
+        ("so \\boxed{}", "", 0.0),
+        ("1+1=2\n\\boxed{ 2 }", "2", 2.0),
+    ],
+)
 def test_format_terms(text, parsed, expected):
     """Catches a term that is lost, and a punishment of trailing text without end."""
     assert h1.format_terms(text, parsed) == pytest.approx(expected)
@@ -410,20 +419,29 @@ def test_scores_are_of_all_horizons_in_equal_parts():
     assert not hasattr(task, "same_answer")
 
 
-@pytest.mark.parametrize("flags, said", [
-    (dict(max_horizon=0), "--max-horizon 0: must be at least 1"),
-    (dict(steps_per_stage=0), "--steps-per-stage 0: must be at least 1"),
-    (dict(advance_at=0.0), "--advance-at 0.0: must be above 0 and at most 1"),
-    (dict(advance_at=1.5), "--advance-at 1.5: must be above 0 and at most 1"),
-    (dict(completion_budgets=(4, 9)), "--completion-budgets 9: must be within 1 to --max-new-tokens 8"),
-    (dict(completion_budgets=(0,)), "--completion-budgets 0: must be within 1"),
-    (dict(completion_budgets=(4, 4, 4)), "--completion-budgets: 3 numbers for --max-horizon 2"),
-    (dict(max_horizon=3), "--eval-problems 2: must be at least --max-horizon 3"),
-    (dict(schedule="only_long", advance_at=0.5), ".*--advance-at: --schedule only_long has no stages"),
-    (dict(schedule="uniform_mix", steps_per_stage=5), "--steps-per-stage, .*: --schedule uniform_mix has no"),
-    (dict(schedule="adarft"), "--schedule adarft: is not one of .*; AdaRFT and E2H are papers/adarft.py and"),
-    (dict(schedule="e2h_cosine"), "--schedule e2h_cosine: is not one of .* papers/e2h.py"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (dict(max_horizon=0), "--max-horizon 0: must be at least 1"),
+        (dict(steps_per_stage=0), "--steps-per-stage 0: must be at least 1"),
+        (dict(advance_at=0.0), "--advance-at 0.0: must be above 0 and at most 1"),
+        (dict(advance_at=1.5), "--advance-at 1.5: must be above 0 and at most 1"),
+        (dict(completion_budgets=(4, 9)), "--completion-budgets 9: must be within 1 to --max-new-tokens 8"),
+        (dict(completion_budgets=(0,)), "--completion-budgets 0: must be within 1"),
+        (dict(completion_budgets=(4, 4, 4)), "--completion-budgets: 3 numbers for --max-horizon 2"),
+        (dict(max_horizon=3), "--eval-problems 2: must be at least --max-horizon 3"),
+        (dict(schedule="only_long", advance_at=0.5), ".*--advance-at: --schedule only_long has no stages"),
+        (
+            dict(schedule="uniform_mix", steps_per_stage=5),
+            "--steps-per-stage, .*: --schedule uniform_mix has no",
+        ),
+        (
+            dict(schedule="adarft"),
+            "--schedule adarft: is not one of .*; AdaRFT and E2H are papers/adarft.py and",
+        ),
+        (dict(schedule="e2h_cosine"), "--schedule e2h_cosine: is not one of .* papers/e2h.py"),
+    ],
+)
 def test_refused_flags(run, tmp_path, flags, said):
     """Catches a flag that fails late, or with a traceback."""
     with pytest.raises(SystemExit, match="error: " + said):
@@ -476,7 +494,8 @@ def test_a_file_that_compose_wrote_trains(toy_model, tmp_path, capsys):
     }
     assert all(row["hint"] and row["solution"] for row in rows)
     assert [row["prompt"] for row in rows if row["split"] == "dev" and row["horizon"] == 2] == [
-        ChainTask(horizon="2", style="h1").problem("dev", index, 0).prompt for index in range(5)]  # fmt: skip
+        ChainTask(horizon="2", style="h1").problem("dev", index, 0).prompt for index in range(5)
+    ]
     h1.main(h1.Args(**quick_flags(toy_model, tmp_path / "run", task=f"jsonl:{out}", max_horizon=2, steps=2)))
     assert column(tmp_path / "run", "h1/horizon") == [1, 2]
     assert f"--task jsonl:{out}" in capsys.readouterr().out
@@ -501,12 +520,17 @@ def test_a_file_that_compose_wrote_trains(toy_model, tmp_path, capsys):
 
 def test_the_command_to_evaluate_has_all_horizons():
     """Catches a command that measures one horizon where the run measured all."""
-    shown = {"chain": "chain?horizon=1-5", "chain?family=mixed": "chain?horizon=1-5&family=mixed",
-             "jsonl:horizon=1.jsonl": "jsonl:horizon=1.jsonl",
-             "gym:leg_counting?min_animals=2&horizon=1": "gym:leg_counting?horizon=1-5&min_animals=2",
-             "chain?horizon=3&family=mixed": "chain?horizon=1-5&family=mixed",
-             "jsonl:a.jsonl": "jsonl:a.jsonl", "jsonl:a?.jsonl?horizon=1": "jsonl:a?.jsonl?horizon=1-5",
-             "gsm8k?horizon=1": "gsm8k?horizon=1-5", None: None}  # fmt: skip
+    shown = {
+        "chain": "chain?horizon=1-5",
+        "chain?family=mixed": "chain?horizon=1-5&family=mixed",
+        "jsonl:horizon=1.jsonl": "jsonl:horizon=1.jsonl",
+        "gym:leg_counting?min_animals=2&horizon=1": "gym:leg_counting?horizon=1-5&min_animals=2",
+        "chain?horizon=3&family=mixed": "chain?horizon=1-5&family=mixed",
+        "jsonl:a.jsonl": "jsonl:a.jsonl",
+        "jsonl:a?.jsonl?horizon=1": "jsonl:a?.jsonl?horizon=1-5",
+        "gsm8k?horizon=1": "gsm8k?horizon=1-5",
+        None: None,
+    }
     assert {task: horizons.all_horizons(task, 5) for task in shown} == shown
 
 

@@ -78,7 +78,9 @@ def name_of(script) -> str:
 
 
 each_script = pytest.mark.parametrize("script", SCRIPTS, ids=name_of)
-each_flagship = pytest.mark.parametrize("script", [*FLAGSHIPS, dapo, adaptive_bonus, adarft], ids=name_of)  # with a state of their own
+each_flagship = pytest.mark.parametrize(
+    "script", [*FLAGSHIPS, dapo, adaptive_bonus, adarft], ids=name_of
+)  # with a state of their own
 each_algorithm = pytest.mark.parametrize("script", ALGORITHMS, ids=name_of)
 each_loop = pytest.mark.parametrize("script", [*FLAGSHIPS, dapo], ids=name_of)
 pytestmark = pytest.mark.usefixtures("quick")
@@ -156,7 +158,9 @@ def test_ctrl_c_finishes_the_step_and_resumes(run, script, capsys):
 
     class Interrupting(HashTask):
         def problem(self, split, index, seed):
-            listening = signal.getsignal(signal.SIGINT) is not signal.default_int_handler  # guide.py looks for hints before
+            listening = (
+                signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+            )  # guide.py looks for hints before
             if (split, index) == ("train", 1) and listening:  # in the first step
                 os.kill(os.getpid(), signal.SIGINT)
             return super().problem(split, index, seed)
@@ -199,11 +203,28 @@ def test_run_that_broke_before_its_first_checkpoint_starts_again(run):
 # --- the output folder --------------------------------------------------------------------------------------
 
 STEP_KEYS = {
-    "step", "reward/mean", "reward/frac_zero_std", "reward/errors", "rollout/len_mean", "rollout/frac_truncated",
-    "rollout/frac_unparsed", "rollout/logprob_gap", "rollout/tokens_total", "policy/entropy", "policy/clip_frac", "loss/policy",
-    "loss/total", "optim/grad_norm", "optim/lr", "optim/skipped", "time/rollout", "time/train", "time/sync", "perf/tokens_per_s",
+    "step",
+    "reward/mean",
+    "reward/frac_zero_std",
+    "reward/errors",
+    "rollout/len_mean",
+    "rollout/frac_truncated",
+    "rollout/frac_unparsed",
+    "rollout/logprob_gap",
+    "rollout/tokens_total",
+    "policy/entropy",
+    "policy/clip_frac",
+    "loss/policy",
+    "loss/total",
+    "optim/grad_norm",
+    "optim/lr",
+    "optim/skipped",
+    "time/rollout",
+    "time/train",
+    "time/sync",
+    "perf/tokens_per_s",
     "perf/peak_gb",
-}  # fmt: skip
+}
 SCORES = {"avg@2", "pass@2", "maj@2", "frac_unparsed", "frac_truncated", "len_mean"}
 DAPO_KEYS = {"dapo/rounds", "dapo/frac_kept"}
 SIREN_KEYS = {"siren/entropy", "siren/anchor", "siren/nucleus_entropy", "siren/frac_selected"}
@@ -214,7 +235,13 @@ GUIDE_KEYS = {
     ).split()
 }
 H1_KEYS = {f"h1/{name}" for name in ("horizon", "stage", "stage_tokens", "reward_1", "reward_2")}
-OWN_KEYS = {dapo: DAPO_KEYS, siren: SIREN_KEYS, guide: GUIDE_KEYS, guide_ablations: GUIDE_KEYS, h1_curriculum: H1_KEYS}
+OWN_KEYS = {
+    dapo: DAPO_KEYS,
+    siren: SIREN_KEYS,
+    guide: GUIDE_KEYS,
+    guide_ablations: GUIDE_KEYS,
+    h1_curriculum: H1_KEYS,
+}
 BY_HORIZON = (h1_curriculum, adarft, e2h)  # scripts that score every horizon
 
 
@@ -236,17 +263,38 @@ def test_output_folder(run, script, monkeypatch, capsys):
     assert script is not grpo or (folder / "curves.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
     config = json.loads((folder / "config.json").read_text())
-    assert config.keys() == {"script", "flags", "parameters", "model_hash", "git_commit", "device", "versions"}
+    assert config.keys() == {
+        "script",
+        "flags",
+        "parameters",
+        "model_hash",
+        "git_commit",
+        "device",
+        "versions",
+    }
     assert config["flags"].keys() == {field.name for field in fields(script.Args)}
-    may_be_none = {"task", "system_prompt", "token_budget", "importance_cap", "train_size", "vllm_server", "lora_rank"}
+    may_be_none = {
+        "task",
+        "system_prompt",
+        "token_budget",
+        "importance_cap",
+        "train_size",
+        "vllm_server",
+        "lora_rank",
+    }
     may_be_none |= {"hints", "advance_at"} & {field.name for field in fields(script.Args)}
-    assert {name for name, value in config["flags"].items() if value is None} == may_be_none  # all others are resolved
+    assert {
+        name for name, value in config["flags"].items() if value is None
+    } == may_be_none  # all others are resolved
     assert config["script"] == name_of(script) and config["versions"]["torch"] == torch.__version__
 
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     dev, test = ({f"{prefix}/hash/{score}" for score in SCORES} for prefix in ("eval", "test"))
     if script in BY_HORIZON:
-        dev, test = (keys | {f"{prefix}/hash-h{h}/avg@2" for h in (1, 2)} for prefix, keys in (("eval", dev), ("test", test)))
+        dev, test = (
+            keys | {f"{prefix}/hash-h{h}/avg@2" for h in (1, 2)}
+            for prefix, keys in (("eval", dev), ("test", test))
+        )
     own = OWN_KEYS.get(script) or {key for key in lines[1] if key.startswith(own_prefix(script))}
     expected = [STEP_KEYS | own | (dev if step in (2, 4, 5) else set()) for step in range(1, 6)]
     assert [line.keys() for line in lines] == [{"step"} | dev | test, *expected, {"step"} | test]
@@ -257,10 +305,16 @@ def test_output_folder(run, script, monkeypatch, capsys):
     samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
     assert [row["step"] for row in samples] == [step for step in range(1, 6) for _ in range(4)]
     own = {siren: {"selected"}, guide: {"guided"}, guide_ablations: {"guided"}}.get(script, set())
-    assert all(row.keys() == {"step", "prompt", "completion", "gold", "parsed", "reward", "why", "advantage"} | own for row in samples)
+    assert all(
+        row.keys() == {"step", "prompt", "completion", "gold", "parsed", "reward", "why", "advantage"} | own
+        for row in samples
+    )
 
     for name in ("final", "best", "last"):
-        model, tokenizer = AutoModelForCausalLM.from_pretrained(folder / name), AutoTokenizer.from_pretrained(folder / name)
+        model, tokenizer = (
+            AutoModelForCausalLM.from_pretrained(folder / name),
+            AutoTokenizer.from_pretrained(folder / name),
+        )
         assert model.dtype == torch.float32 and tokenizer.chat_template
     assert equal_weights(folder / "final", folder / "best")
     assert {"optimizer.pt", "state.json"} <= {path.name for path in (folder / "last").iterdir()}
@@ -277,7 +331,9 @@ def test_output_folder(run, script, monkeypatch, capsys):
 def test_learning_rate_warms_up_and_stays():
     """Catches a warm-up that starts at zero, ends early or late, or divides by zero."""
     args = grpo.Args(lr=0.6, warmup_steps=3)
-    assert [grpo.learning_rate(args, step) for step in range(1, 6)] == pytest.approx([0.2, 0.4, 0.6, 0.6, 0.6])
+    assert [grpo.learning_rate(args, step) for step in range(1, 6)] == pytest.approx(
+        [0.2, 0.4, 0.6, 0.6, 0.6]
+    )
     assert grpo.learning_rate(grpo.Args(lr=0.6, warmup_steps=0), 1) == 0.6
 
 
@@ -406,7 +462,9 @@ def test_token_budget_stops_the_run(run):
     folder = run(grpo, token_budget=tokens[2], eval_every=100, save_every=100)
     assert column(folder, "rollout/tokens_total") == tokens[:3]
     assert "eval/hash/avg@2" in records(folder)[3] and "test/hash/avg@2" in records(folder)[4]
-    assert (folder / "final").exists() and json.loads((folder / "last" / "state.json").read_text())["step"] == 3
+    assert (folder / "final").exists() and json.loads((folder / "last" / "state.json").read_text())[
+        "step"
+    ] == 3
 
 
 @each_algorithm
@@ -422,32 +480,35 @@ def test_train_size_cycles(run, script):
 # --- flags --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("changes, said", [
-    (dict(group_size=1), "--group-size 1"),
-    (dict(prompts_per_step=4, minibatches=3), "--minibatches 3: does not divide --prompts-per-step 4"),
-    (dict(temperature=0.0), "--temperature 0"),
-    (dict(temperature=-1.0), "--temperature -1"),
-    (dict(seed=-1), "--seed -1"),
-    (dict(seed=2**31), "--seed 2147483648"),
-    (dict(steps=-1), "--steps -1"),
-    (dict(steps=0), "--steps 0"),
-    (dict(prompts_per_step=0), "--prompts-per-step 0"),
-    (dict(max_new_tokens=0), "--max-new-tokens 0"),
-    (dict(minibatches=0), "--minibatches 0"),
-    (dict(eval_every=0), "--eval-every 0"),
-    (dict(save_every=0), "--save-every 0"),
-    (dict(train_size=0), "--train-size 0"),
-    (dict(model="/nowhere/model"), "--model /nowhere/model: no such folder or file"),
-    (dict(model="nobody/nothing"), "--model nobody/nothing: cannot be loaded"),
-    (dict(engine="vllm"), "--engine vllm"),
-    (dict(lr=-1e-3), "--lr -0.001: must be at least 0"),
-    (dict(weight_decay=-1.0), "--weight-decay -1.0"),
-    (dict(clip_low=-0.1), "--clip-low -0.1"),
-    (dict(warmup_steps=-1), "--warmup-steps -1"),
-    (dict(max_grad_norm=0.0), "--max-grad-norm 0.0: must be above 0"),
-    (dict(importance_cap=0.0), "--importance-cap 0"),
-    (dict(lr=math.nan), "--lr nan: must be at least 0"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        (dict(group_size=1), "--group-size 1"),
+        (dict(prompts_per_step=4, minibatches=3), "--minibatches 3: does not divide --prompts-per-step 4"),
+        (dict(temperature=0.0), "--temperature 0"),
+        (dict(temperature=-1.0), "--temperature -1"),
+        (dict(seed=-1), "--seed -1"),
+        (dict(seed=2**31), "--seed 2147483648"),
+        (dict(steps=-1), "--steps -1"),
+        (dict(steps=0), "--steps 0"),
+        (dict(prompts_per_step=0), "--prompts-per-step 0"),
+        (dict(max_new_tokens=0), "--max-new-tokens 0"),
+        (dict(minibatches=0), "--minibatches 0"),
+        (dict(eval_every=0), "--eval-every 0"),
+        (dict(save_every=0), "--save-every 0"),
+        (dict(train_size=0), "--train-size 0"),
+        (dict(model="/nowhere/model"), "--model /nowhere/model: no such folder or file"),
+        (dict(model="nobody/nothing"), "--model nobody/nothing: cannot be loaded"),
+        (dict(engine="vllm"), "--engine vllm"),
+        (dict(lr=-1e-3), "--lr -0.001: must be at least 0"),
+        (dict(weight_decay=-1.0), "--weight-decay -1.0"),
+        (dict(clip_low=-0.1), "--clip-low -0.1"),
+        (dict(warmup_steps=-1), "--warmup-steps -1"),
+        (dict(max_grad_norm=0.0), "--max-grad-norm 0.0: must be above 0"),
+        (dict(importance_cap=0.0), "--importance-cap 0"),
+        (dict(lr=math.nan), "--lr nan: must be at least 0"),
+    ],
+)
 def test_bad_flag(run, tmp_path, changes, said):
     """Catches a flag that cannot work and is taken, a traceback for one line, and a folder left by a run
     that never was."""
@@ -466,26 +527,33 @@ def test_bad_flag_of_dapo(run, tmp_path, changes):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("script, changes, said", [
-    (siren, dict(beta=-1.0), "--beta -1.0: must be at least 0"),
-    (siren, dict(nucleus_p=0.0), "--nucleus-p 0.0: must be above 0 and at most 1"),
-    (siren, dict(nucleus_p=1.5), "--nucleus-p 1.5"),
-    (siren, dict(tau=1.0), "--tau 1.0: must be at least 0 and below 1"),
-    (siren, dict(tau=-0.1), "--tau -0.1"),
-    (guide, dict(gamma_quantile=1.5), "--gamma-quantile 1.5: must be at least 0 and at most 1"),
-    (guide_ablations, dict(trigger_accuracy=-0.5), "--trigger-accuracy -0.5: must be at least 0 and at most 1"),
-    (guide, dict(max_refills=-1), "--max-refills -1: must be at least 0"),
-    (naive_bonus, dict(bonus=-0.1), "--bonus -0.1"),
-    (entropy_advantage, dict(shape_kappa=0.0), "--shape-kappa 0.0: must be above 0"),
-    (high_entropy_tokens, dict(token_fraction=0.0), "--token-fraction 0"),
-    (adaptive_bonus, dict(bonus_rate=-0.1), "--bonus-rate -0.1"),
-    (adaptive_bonus, dict(target_share=-0.1), "--target-share -0.1"),
-    (entropy_advantage, dict(shape_alpha=-0.1), "--shape-alpha -0.1"),
-    (clip_cov, dict(cov_fraction=1.1), "--cov-fraction 1.1"),
-    (kl_cov, dict(epochs=1), "--minibatches 1: with one update per batch KL-Cov does nothing"),
-    (clip_cov, dict(cov_low=5.0), "--cov-low 5"),
-    (siren, dict(beta=math.inf), "--beta inf: must be at least 0"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "script, changes, said",
+    [
+        (siren, dict(beta=-1.0), "--beta -1.0: must be at least 0"),
+        (siren, dict(nucleus_p=0.0), "--nucleus-p 0.0: must be above 0 and at most 1"),
+        (siren, dict(nucleus_p=1.5), "--nucleus-p 1.5"),
+        (siren, dict(tau=1.0), "--tau 1.0: must be at least 0 and below 1"),
+        (siren, dict(tau=-0.1), "--tau -0.1"),
+        (guide, dict(gamma_quantile=1.5), "--gamma-quantile 1.5: must be at least 0 and at most 1"),
+        (
+            guide_ablations,
+            dict(trigger_accuracy=-0.5),
+            "--trigger-accuracy -0.5: must be at least 0 and at most 1",
+        ),
+        (guide, dict(max_refills=-1), "--max-refills -1: must be at least 0"),
+        (naive_bonus, dict(bonus=-0.1), "--bonus -0.1"),
+        (entropy_advantage, dict(shape_kappa=0.0), "--shape-kappa 0.0: must be above 0"),
+        (high_entropy_tokens, dict(token_fraction=0.0), "--token-fraction 0"),
+        (adaptive_bonus, dict(bonus_rate=-0.1), "--bonus-rate -0.1"),
+        (adaptive_bonus, dict(target_share=-0.1), "--target-share -0.1"),
+        (entropy_advantage, dict(shape_alpha=-0.1), "--shape-alpha -0.1"),
+        (clip_cov, dict(cov_fraction=1.1), "--cov-fraction 1.1"),
+        (kl_cov, dict(epochs=1), "--minibatches 1: with one update per batch KL-Cov does nothing"),
+        (clip_cov, dict(cov_low=5.0), "--cov-low 5"),
+        (siren, dict(beta=math.inf), "--beta inf: must be at least 0"),
+    ],
+)
 def test_bad_flag_of_the_entropy_methods(run, tmp_path, script, changes, said):
     """Catches a mask that selects nothing, a bonus that is a punishment, and a method that would silently do
     nothing."""
@@ -497,7 +565,11 @@ def test_bad_flag_of_the_entropy_methods(run, tmp_path, script, changes, said):
 def test_resume_with_another_architecture_is_one_line(run, toy_model, tmp_path):
     """Catches a pile of missing keys where the flag could be named."""
     run(grpo, steps=1)
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=288, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1))
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=288, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1
+        )
+    )
     models.save_model(tmp_path / "other", model, AutoTokenizer.from_pretrained(toy_model))
     with pytest.raises(SystemExit, match="^error: --resume: --model was "):
         run(grpo, steps=2, resume=True, model=str(tmp_path / "other"))
@@ -522,7 +594,9 @@ def test_reward_may_be_a_whole_number(run):
     """Catches a mean of integers, which torch refuses: the first thing a reward function of one's own
     returns is True or 1."""
     task = HashTask()
-    task.grade = lambda completion, problem: Grade(len(completion) % 2 == 0, len(completion) % 2 == 0, completion, "")
+    task.grade = lambda completion, problem: Grade(
+        len(completion) % 2 == 0, len(completion) % 2 == 0, completion, ""
+    )
     run(grpo, task=task, steps=1)
 
 
@@ -531,12 +605,19 @@ def test_command_at_the_end_measures_what_was_measured(run, capsys, toy_model, m
     task it cannot load."""
     run(grpo, "a", steps=1, task=load_task("chain?horizon=1"), system_prompt="Be brief.", temperature=0.7)
     assert "evaluate it" not in capsys.readouterr().out  # a task object was passed in
-    flags = quick_flags(toy_model, tmp_path / "b", steps=1, task="chain?horizon=1", system_prompt="Be brief.", temperature=0.7)
+    flags = quick_flags(
+        toy_model, tmp_path / "b", steps=1, task="chain?horizon=1", system_prompt="Be brief.", temperature=0.7
+    )
     grpo.main(grpo.Args(**flags))
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("evaluate it: "))
     script, *words = shlex.split(line.removeprefix("evaluate it: "))[1:]
     args = tyro.cli(evaluation.Args, args=words)
-    assert (script, args.task, args.system_prompt, args.temperature) == ("eval.py", "chain?horizon=1", "Be brief.", 0.7)
+    assert (script, args.task, args.system_prompt, args.temperature) == (
+        "eval.py",
+        "chain?horizon=1",
+        "Be brief.",
+        0.7,
+    )
     assert args.max_new_tokens == flags["max_new_tokens"] and Path(args.model) == tmp_path / "b/final"
 
 
@@ -546,10 +627,20 @@ def test_nothing_is_dropped_out(toy_model, tmp_path, kind):
     _, tokenizer = models.load_model(toy_model)
     vocab = dict(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id)
     if kind == "gpt2":
-        model = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=1, n_head=2, n_positions=64, **vocab))  # dropout 0.1 by default
+        model = GPT2LMHeadModel(
+            GPT2Config(n_embd=32, n_layer=1, n_head=2, n_positions=64, **vocab)
+        )  # dropout 0.1 by default
     else:
-        model = LlamaForCausalLM(LlamaConfig(hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-                                             attention_dropout=0.5, **vocab))  # fmt: skip
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                hidden_size=32,
+                intermediate_size=32,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                attention_dropout=0.5,
+                **vocab,
+            )
+        )
     models.save_model(tmp_path / "model", model, tokenizer)
     model, _ = models.load_model(str(tmp_path / "model"))
     assert model.training
@@ -594,7 +685,9 @@ def test_wandb_gets_every_record(run, monkeypatch):
 
     class wandb:
         init = staticmethod(lambda **settings: calls.append(settings["id"]))
-        log = staticmethod(lambda metrics, step: calls.append((step, metrics["optim/lr"] if "optim/lr" in metrics else None)))
+        log = staticmethod(
+            lambda metrics, step: calls.append((step, metrics["optim/lr"] if "optim/lr" in metrics else None))
+        )
 
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     run(grpo, track="wandb", steps=2)
@@ -603,8 +696,11 @@ def test_wandb_gets_every_record(run, monkeypatch):
     assert calls[5] == calls[0] and calls[6:] == [(3, 0.001), (3, None)]
 
 
-COMMON_FLAGS = """model task steps token_budget prompts_per_step group_size minibatches epochs micro_batch_tokens max_new_tokens
-    temperature lr seed train_size engine eval_every eval_samples save_every out_dir resume track system_prompt""".split()
+COMMON_FLAGS = """
+    model task steps token_budget prompts_per_step group_size minibatches epochs micro_batch_tokens
+    max_new_tokens temperature lr seed train_size engine eval_every eval_samples save_every out_dir resume
+    track system_prompt
+""".split()
 
 
 @each_script
@@ -635,10 +731,13 @@ def sizes_of(script, flag: str) -> dict:
     'hint = f"did you mean {close[0]}?" if close else',
     "hint =",
 )
-@pytest.mark.parametrize("word, said", [
-    ("--beat", "--beat: there is no such flag; did you mean --beta?"),
-    ("--qqqqq", "--qqqqq: there is no such flag; --help lists all flags"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "word, said",
+    [
+        ("--beat", "--beat: there is no such flag; did you mean --beta?"),
+        ("--qqqqq", "--qqqqq: there is no such flag; --help lists all flags"),
+    ],
+)
 def test_mistyped_flag_gets_a_suggestion(monkeypatch, word, said):
     """Catches a page of usage where one line helps."""
     monkeypatch.setattr(sys, "argv", ["siren.py", word, "1"])
@@ -653,7 +752,9 @@ def test_mistyped_flag_gets_a_suggestion(monkeypatch, word, said):
     "if False:",
     case="grpo---advantage",
 )
-@pytest.mark.parametrize("script, flag", [(grpo, "--advantage"), (grpo, "--aggregation"), (guide, "--correction")])
+@pytest.mark.parametrize(
+    "script, flag", [(grpo, "--advantage"), (grpo, "--aggregation"), (guide, "--correction")]
+)
 def test_flag_that_has_moved_names_the_file(monkeypatch, script, flag):
     """Catches a command of an earlier version that ends without a way out."""
     monkeypatch.setattr(sys, "argv", ["x.py", flag, "any"])
@@ -661,19 +762,35 @@ def test_flag_that_has_moved_names_the_file(monkeypatch, script, flag):
         parse(script.Args, moved=script.MOVED)
 
 
-def test_a_real_model_says_how_long_a_step_takes_and_changes_nothing(toy_model, tmp_path, capsys, monkeypatch):
-    """Catches a user who waits an hour to learn what a step costs, and a timing that leaves gradients or random numbers behind."""
+def test_a_real_model_says_how_long_a_step_takes_and_changes_nothing(
+    toy_model, tmp_path, capsys, monkeypatch
+):
+    """Catches a user who waits an hour to learn what a step costs, and a timing that leaves gradients or
+    random numbers behind."""
     tokenizer = AutoTokenizer.from_pretrained(toy_model)
     shape = dict(hidden_size=448, intermediate_size=1600, num_hidden_layers=4, num_attention_heads=4)
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, **shape))
+    model = LlamaForCausalLM(
+        LlamaConfig(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, **shape)
+    )
     assert model.num_parameters() > 10_000_000
     models.save_model(tmp_path / "real", model, tokenizer)
-    flags = dict(model=str(tmp_path / "real"), task="chain?horizon=1", steps=1, prompts_per_step=2, group_size=2, max_new_tokens=4,
-                 eval_problems=1, test_problems=1, eval_samples=1)  # fmt: skip
+    flags = dict(
+        model=str(tmp_path / "real"),
+        task="chain?horizon=1",
+        steps=1,
+        prompts_per_step=2,
+        group_size=2,
+        max_new_tokens=4,
+        eval_problems=1,
+        test_problems=1,
+        eval_samples=1,
+    )
     grpo.main(grpo.Args(**flags, out_dir=tmp_path / "said"))
     said = capsys.readouterr().out
     assert re.search(r"a step takes \d:\d\d:\d\d \(sampling \d:\d\d:\d\d, training \d:\d\d:\d\d\)", said)
-    assert all(flag in said for flag in ("--max-new-tokens", "--group-size", "--prompts-per-step", "--eval-problems"))
+    assert all(
+        flag in said for flag in ("--max-new-tokens", "--group-size", "--prompts-per-step", "--eval-problems")
+    )
     monkeypatch.setattr(run_module.Run, "say_how_long", lambda self: None)
     grpo.main(grpo.Args(**flags, out_dir=tmp_path / "silent"))
     assert "a step takes" not in capsys.readouterr().out
@@ -683,10 +800,20 @@ def test_a_real_model_says_how_long_a_step_takes_and_changes_nothing(toy_model, 
 
 def test_defaults_follow_the_size_of_the_model():
     """Catches a row of defaults that is never reached, or one for models that it was not measured on."""
-    for parameters, lr in ((1_100_000, 3e-4), (135_000_000, 1e-5), (1_000_000_000, 1e-5), (7_600_000_000, 1e-6)):
+    for parameters, lr in (
+        (1_100_000, 3e-4),
+        (135_000_000, 1e-5),
+        (1_000_000_000, 1e-5),
+        (7_600_000_000, 1e-6),
+    ):
         args = grpo.Args()
         resolve_defaults(args, parameters)
-        assert args.lr == lr and None not in (args.steps, args.prompts_per_step, args.max_new_tokens, args.eval_every)
+        assert args.lr == lr and None not in (
+            args.steps,
+            args.prompts_per_step,
+            args.max_new_tokens,
+            args.eval_every,
+        )
     kept = grpo.Args(lr=0.5)
     resolve_defaults(kept, 1_100_000)
     assert kept.lr == 0.5
@@ -720,11 +847,18 @@ def poison(monkeypatch, script, updates, where: str) -> None:
 
     def load_model(*args):
         model, tokenizer = original_load(*args)
-        nan_if_due = lambda value: value * math.nan if now[0] in updates and torch.is_grad_enabled() else value  # noqa: E731
+
+        def nan_if_due(value):
+            return value * math.nan if now[0] in updates and torch.is_grad_enabled() else value
+
         if where == "gradient":
-            model.model.norm.weight.register_hook(lambda gradient: gradient * math.nan if now[0] in updates else gradient)
+            model.model.norm.weight.register_hook(
+                lambda gradient: gradient * math.nan if now[0] in updates else gradient
+            )
         else:
-            model.get_output_embeddings().register_forward_hook(lambda module, inputs, logits: nan_if_due(logits))
+            model.get_output_embeddings().register_forward_hook(
+                lambda module, inputs, logits: nan_if_due(logits)
+            )
         return model, tokenizer
 
     def accumulate_gradients(*args):
@@ -745,11 +879,15 @@ def test_non_finite_update_is_skipped_and_the_next_made(run, monkeypatch, around
     flags = {"max_refills": 0, "dynamic_sampling": False} if script is dapo else {}
     flags |= {"max_refills": 0} if script is guide else {}
     flags |= {"steps_per_stage": 5} if script is h1_curriculum else {}  # one optimizer to the end
-    folder = run(script, minibatches=2, steps=4, task=FunctionTask(lambda text, problem: len(text) % 2), **flags)
+    folder = run(
+        script, minibatches=2, steps=4, task=FunctionTask(lambda text, problem: len(text) % 2), **flags
+    )
     changed = [any(not torch.equal(before, after) for before, after in zip(*pair)) for pair in around_updates]
     assert changed == [True, True, False, True, True, True, True, True]
     assert column(folder, "optim/skipped") == [0, 1, 0, 0]
-    assert not {"NaN", "Infinity"} & set(re.findall(r"\w+", (folder / "metrics.jsonl").read_text()))  # neither is JSON
+    assert not {"NaN", "Infinity"} & set(
+        re.findall(r"\w+", (folder / "metrics.jsonl").read_text())
+    )  # neither is JSON
     assert all(weight.isfinite().all() for weight in weights(folder / "last").values())
     state = torch.load(folder / "last" / "optimizer.pt")["state"]
     assert {int(entry["step"]) for entry in state.values()} == {7}
@@ -760,9 +898,14 @@ def test_non_finite_update_is_skipped_and_the_next_made(run, monkeypatch, around
 def test_five_skips_in_a_row_stop_the_run(run, monkeypatch, around_updates, where, tmp_path):
     """Catches a broken run that goes on for ever, stops at the first NaN, or leaves nothing to look at."""
     poison(monkeypatch, grpo, {1, 2, 3, 4, 6, 7, 8, 9, 10}, where)
-    with pytest.raises(SystemExit, match=r"^error: loss or gradient was not finite in 5 updates in a row; .*failed_batch\.json"):
+    with pytest.raises(
+        SystemExit,
+        match=r"^error: loss or gradient was not finite in 5 updates in a row; .*failed_batch\.json",
+    ):
         run(grpo, steps=20, micro_batch_tokens=10_000)
-    assert len(around_updates) == 9 and len(records(tmp_path / "run")) == 1 + 9  # the fifth after the good one stops
+    assert (
+        len(around_updates) == 9 and len(records(tmp_path / "run")) == 1 + 9
+    )  # the fifth after the good one stops
     batch = json.loads((tmp_path / "run" / "failed_batch.json").read_text())
     assert batch.keys() == {"prompt_ids", "completion_ids", "logprobs", "scores"}
     assert {len(rows) for rows in batch.values()} == {8}
@@ -787,7 +930,9 @@ class OwnWeights(sampler.HFSampler):
         self.pushes -= 1
 
     def generate(self, prompt_ids, n, max_new_tokens, temperature, seeds, top_p=1.0):
-        return super().generate(prompt_ids, n, max_new_tokens, temperature * self.temperature_factor, seeds, top_p)
+        return super().generate(
+            prompt_ids, n, max_new_tokens, temperature * self.temperature_factor, seeds, top_p
+        )
 
 
 @mutant(
@@ -819,12 +964,21 @@ def test_sampler_with_weights_of_its_own(run, toy_model, script):
     "",
     case="fault4-6",
 )
-@pytest.mark.parametrize("fault, steps_logged", [(dict(temperature_factor=1.1), 0), (dict(pushes=0), 0), (dict(pushes=1), 1),
-                                                 (dict(pushes=3), 3), (dict(pushes=6), 6)])  # fmt: skip
+@pytest.mark.parametrize(
+    "fault, steps_logged",
+    [
+        (dict(temperature_factor=1.1), 0),
+        (dict(pushes=0), 0),
+        (dict(pushes=1), 1),
+        (dict(pushes=3), 3),
+        (dict(pushes=6), 6),
+    ],
+)
 def test_sampler_that_differs_from_the_trainer_is_stopped(run, toy_model, tmp_path, fault, steps_logged):
     """Catches training on samples of another temperature or of stale weights, at the start and after any
     push; the last is that of the best weights, before they are measured."""
-    message = r"^error: sampler and trainer .* differ by .*--max-logprob-gap 0\.0001.*stale weights.*--importance-cap"
+    limit = r"--max-logprob-gap 0\.0001"
+    message = rf"^error: sampler and trainer .* differ by .*{limit}.*stale weights.*--importance-cap"
     with pytest.raises(SystemExit, match=message):
         run(grpo, sampler=OwnWeights(toy_model, **fault), lr=1e-2, warmup_steps=1)
     log = tmp_path / "run" / "metrics.jsonl"
@@ -834,7 +988,10 @@ def test_sampler_that_differs_from_the_trainer_is_stopped(run, toy_model, tmp_pa
 def test_logprob_gap_limit_can_be_raised(run, toy_model):
     """Catches a limit that cannot be lifted for a sampler that is known to differ, and a gap that is not
     logged."""
-    gaps = column(run(grpo, sampler=OwnWeights(toy_model, 1.1), max_logprob_gap=1.0, importance_cap=2.0), "rollout/logprob_gap")
+    gaps = column(
+        run(grpo, sampler=OwnWeights(toy_model, 1.1), max_logprob_gap=1.0, importance_cap=2.0),
+        "rollout/logprob_gap",
+    )
     assert all(0.001 < gap < 0.5 for gap in gaps)
     assert all(gap < 1e-5 for gap in column(run(grpo, "right"), "rollout/logprob_gap"))
 
@@ -903,8 +1060,16 @@ def test_rows_are_prompt_major_from_sampler_to_loss(run, words, monkeypatch, scr
 
     calls = watch(monkeypatch, script, "accumulate_gradients")
     flags = dict(dynamic_sampling=False, max_refills=0, overlong_buffer=0) if script is dapo else {}
-    folder = run(script, task=FunctionTask(score), sampler=numbered(words), steps=2, prompts_per_step=3, minibatches=3,
-                 max_logprob_gap=1e9, **flags)  # fmt: skip
+    folder = run(
+        script,
+        task=FunctionTask(score),
+        sampler=numbered(words),
+        steps=2,
+        prompts_per_step=3,
+        minibatches=3,
+        max_logprob_gap=1e9,
+        **flags,
+    )
     assert column(folder, "reward/errors") == [0, 0]
     tokenizer, _ = words
     assert len(calls) == 6
@@ -914,16 +1079,24 @@ def test_rows_are_prompt_major_from_sampler_to_loss(run, words, monkeypatch, scr
         for row in range(4):
             sample = row
             assert f"train {index} of" in tokenizer.decode(batch.prompt_ids[row])
-            assert tokenizer.decode(batch.completion_ids[row], skip_special_tokens=True) == f"{index}.{sample}"
+            assert (
+                tokenizer.decode(batch.completion_ids[row], skip_special_tokens=True) == f"{index}.{sample}"
+            )
             assert batch.completion_ids[row].count(tokenizer.eos_token_id) == 1
             assert batch["completion_mask"][row].sum() == len(batch.completion_ids[row])  # the end token too
             rewards = [(5 * index + 3 * i * i) % 7 / 8 for i in range(4)]
             mean = sum(rewards) / 4
-            std = math.sqrt(sum((reward - mean) ** 2 for reward in rewards) / 3) + 1e-6 if script in (grpo, dapo) else 1.0
+            std = (
+                math.sqrt(sum((reward - mean) ** 2 for reward in rewards) / 3) + 1e-6
+                if script in (grpo, dapo)
+                else 1.0
+            )
             assert batch["advantages"][row].item() == pytest.approx((rewards[sample] - mean) / std, abs=1e-5)
     rows = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
     assert [row["completion"] for row in rows] == ["0.0", "0.1", "0.2", "0.3", "3.0", "3.1", "3.2", "3.3"]
-    assert [row["advantage"] for row in rows[4:]] == [round(value, 4) for value in calls[3][1]["advantages"][:4, 0].tolist()]
+    assert [row["advantage"] for row in rows[4:]] == [
+        round(value, 4) for value in calls[3][1]["advantages"][:4, 0].tolist()
+    ]
 
 
 @mutant(
@@ -956,8 +1129,11 @@ def test_seeds_and_problems_are_a_function_of_step_prompt_round_and_sample(run, 
     rounds = column(folder, "dapo/rounds") if script is dapo else [1] * 5
     if script is dapo:
         assert max(rounds) > 1 and sum(rounds) == len(calls)
-    expected = [[completion_seed(7, step, j, round, i) for j in range(2) for i in range(4)]
-                for step, count in enumerate(rounds, start=1) for round in range(count)]  # fmt: skip
+    expected = [
+        [completion_seed(7, step, j, round, i) for j in range(2) for i in range(4)]
+        for step, count in enumerate(rounds, start=1)
+        for round in range(count)
+    ]
     assert [call[5] for call in calls] == expected
     flat = [seed for seeds in expected for seed in seeds]
     assert len(set(flat)) == len(flat) and all(0 <= seed < 2**63 for seed in flat)
@@ -985,13 +1161,27 @@ def test_only_the_first_update_of_a_batch_has_ratio_one(run, monkeypatch, script
     """Catches old log-probabilities taken anew before each update: the ratio would be 1 for ever and
     clipping never act."""
     calls = watch(monkeypatch, script, "clipped_surrogate")
-    task = FunctionTask(lambda text, problem: zlib.crc32(text.encode()) / 2**32)  # no group without differences
+    task = FunctionTask(
+        lambda text, problem: zlib.crc32(text.encode()) / 2**32
+    )  # no group without differences
     flags = {"dynamic_sampling": False} if script is dapo else {}
-    folder = run(script, task=task, steps=2, minibatches=minibatches, epochs=epochs, micro_batch_tokens=10_000, lr=2e-2,
-                 warmup_steps=1, **flags)  # fmt: skip
+    folder = run(
+        script,
+        task=task,
+        steps=2,
+        minibatches=minibatches,
+        epochs=epochs,
+        micro_batch_tokens=10_000,
+        lr=2e-2,
+        warmup_steps=1,
+        **flags,
+    )
     distances = [(logprobs - old_logprobs).abs().max().item() for logprobs, old_logprobs, *_ in calls]
     assert len(distances) == 2 * minibatches * epochs
-    assert all((distance < 1e-5) == (update % (minibatches * epochs) == 0) for update, distance in enumerate(distances))
+    assert all(
+        (distance < 1e-5) == (update % (minibatches * epochs) == 0)
+        for update, distance in enumerate(distances)
+    )
     assert all(gap < 1e-5 for gap in column(folder, "rollout/logprob_gap"))
 
 
@@ -1013,9 +1203,13 @@ def test_kl_to_the_starting_model(run):
     folder = run(grpo, kl_coef=0.5, lr=1e-2, warmup_steps=1)
     kl, total, policy = (column(folder, name) for name in ("policy/kl_ref", "loss/total", "loss/policy"))
     assert kl[0] == pytest.approx(0, abs=1e-9) and all(value > 1e-4 for value in kl[1:])
-    assert total[0] == pytest.approx(policy[0], abs=1e-9) and all(t > p for t, p in zip(total[1:], policy[1:]))
+    assert total[0] == pytest.approx(policy[0], abs=1e-9) and all(
+        t > p for t, p in zip(total[1:], policy[1:])
+    )
     free = run(grpo, "free", lr=1e-2, warmup_steps=1)
-    assert "policy/kl_ref" not in records(free)[1] and column(free, "loss/total") == column(free, "loss/policy")
+    assert "policy/kl_ref" not in records(free)[1] and column(free, "loss/total") == column(
+        free, "loss/policy"
+    )
     assert not equal_weights(free / "last", folder / "last")
 
 
@@ -1024,7 +1218,9 @@ def test_mask_truncated_leaves_out_truncated_completions_only(run, toy_model, wo
     """Catches a mask that is inverted, that counts masked tokens in the denominator, or that gives NaN with
     nothing left."""
     tokenizer, encode = words
-    sampler = FakeSampler(lambda prompt, sample, seed: (encode("abcdef")[: 3 + sample], "length" if sample % 2 else "stop"))
+    sampler = FakeSampler(
+        lambda prompt, sample, seed: (encode("abcdef")[: 3 + sample], "length" if sample % 2 else "stop")
+    )
     task = FunctionTask(lambda text, problem: float(len(text) % 2))
     calls = watch(monkeypatch, script, "accumulate_gradients")
     run(script, "some", task=task, sampler=sampler, mask_truncated=True, max_logprob_gap=1e9, steps=1)
@@ -1034,7 +1230,12 @@ def test_mask_truncated_leaves_out_truncated_completions_only(run, toy_model, wo
     sampler = FakeSampler(lambda prompt, sample, seed: (encode("abcdef")[: 3 + sample], "length"))
     off = {"beta": 0.0} if script is siren else {}  # H is of all that was sampled
     folder = run(script, "all", task=task, sampler=sampler, mask_truncated=True, max_logprob_gap=1e9, **off)
-    assert column(folder, "loss/total") == column(folder, "optim/grad_norm") == column(folder, "optim/skipped") == [0] * 5
+    assert (
+        column(folder, "loss/total")
+        == column(folder, "optim/grad_norm")
+        == column(folder, "optim/skipped")
+        == [0] * 5
+    )
     assert equal_weights(folder / "last", toy_model)
 
 
@@ -1048,16 +1249,30 @@ def test_evaluation_meets_the_same_problems_and_seeds_each_time(words):
     """Catches one seed for several samples, groups cut at the wrong place, wrong averages, scores that
     depend on the batch."""
     tokenizer, _ = words
-    task = FunctionTask(lambda text, problem: text == {"0": "0.0", "3": "3.1"}.get(problem.prompt.split()[1], text))
+    task = FunctionTask(
+        lambda text, problem: text == {"0": "0.0", "3": "3.1"}.get(problem.prompt.split()[1], text)
+    )
     runs = []
     for at_once in (64, 2):
         sampler = numbered(words)
-        runs.append((evaluate(sampler, tokenizer, task, "dev", 5, 4, 8, at_once=at_once), sum(sampler.calls, [])))
+        runs.append(
+            (evaluate(sampler, tokenizer, task, "dev", 5, 4, 8, at_once=at_once), sum(sampler.calls, []))
+        )
     assert runs[0] == runs[1]
     (metrics, rows), seeds = runs[0]
-    assert [row["correct"] for row in rows] == [1, 4, 4, 1, 4] and [row["index"] for row in rows] == [0, 1, 2, 3, 4]
-    assert metrics["avg@4"] == 14 / 20 and metrics["pass@4"] == 1 and metrics["maj@4"] == (3 * 1 + 2 * 1 / 4) / 5
-    assert metrics["frac_unparsed"] == metrics["frac_truncated"] == 0 and metrics["len_mean"] == 4  # "0.0" and the end
+    assert [row["correct"] for row in rows] == [1, 4, 4, 1, 4] and [row["index"] for row in rows] == [
+        0,
+        1,
+        2,
+        3,
+        4,
+    ]
+    assert (
+        metrics["avg@4"] == 14 / 20 and metrics["pass@4"] == 1 and metrics["maj@4"] == (3 * 1 + 2 * 1 / 4) / 5
+    )
+    assert (
+        metrics["frac_unparsed"] == metrics["frac_truncated"] == 0 and metrics["len_mean"] == 4
+    )  # "0.0" and the end
     assert seeds == [completion_seed(2**31, 0, i, 0, sample) for i in range(5) for sample in range(4)]
     assert len(set(seeds)) == 20
 
@@ -1080,7 +1295,9 @@ def test_dapo_with_its_switches_off_is_grpo(run, monkeypatch):
     common = dict(minibatches=2, epochs=2, lr=1e-2)
     ours, theirs = run(dapo, "dapo", **off, **common), run(grpo, "grpo", **common)
     assert equal_weights(ours / "last", theirs / "last")
-    strip = [{name: value for name, value in record.items() if name not in DAPO_KEYS} for record in records(ours)]
+    strip = [
+        {name: value for name, value in record.items() if name not in DAPO_KEYS} for record in records(ours)
+    ]
     assert strip == records(theirs)
 
 
@@ -1104,11 +1321,18 @@ def test_dapo_step_without_a_mixed_group_changes_nothing(run, toy_model, monkeyp
     for name, flags in (("plain", {}), ("masked", {"mask_truncated": True, "minibatches": 2})):
         calls = watch(monkeypatch, run_module, "sample_rollout")
         folder = run(dapo, name, task=task, max_refills=2, steps=2, **flags)
-        assert column(folder, "dapo/rounds") == [3, 3] and column(folder, "dapo/frac_kept") == [0, 0] and len(calls) == 6
+        assert (
+            column(folder, "dapo/rounds") == [3, 3]
+            and column(folder, "dapo/frac_kept") == [0, 0]
+            and len(calls) == 6
+        )
         assert column(folder, "loss/total") == column(folder, "optim/grad_norm") == [None, None]
         steps = [record for record in records(folder) if "reward/mean" in record]
         tokens = [record["rollout/tokens_total"] for record in steps]
-        assert tokens == [round(24 * steps[0]["rollout/len_mean"]), round(24 * sum(step["rollout/len_mean"] for step in steps))]
+        assert tokens == [
+            round(24 * steps[0]["rollout/len_mean"]),
+            round(24 * sum(step["rollout/len_mean"] for step in steps)),
+        ]
         assert equal_weights(folder / "last", toy_model) and (folder / "final").exists()
 
 
@@ -1155,18 +1379,29 @@ def test_dapo_filters_on_correctness_and_drops_surplus_groups(run, words, monkey
 
     sampler.answer = of_different_lengths
     calls = watch(monkeypatch, dapo, "accumulate_gradients")
-    folder = run(dapo, task=FunctionTask(lambda text, problem: score(text.strip(), problem)), sampler=sampler, steps=2,
-                 overlong_buffer=7, max_refills=10, max_logprob_gap=1e9)  # fmt: skip
+    folder = run(
+        dapo,
+        task=FunctionTask(lambda text, problem: score(text.strip(), problem)),
+        sampler=sampler,
+        steps=2,
+        overlong_buffer=7,
+        max_refills=10,
+        max_logprob_gap=1e9,
+    )
     assert column(folder, "dapo/rounds") == [2, 11] and column(folder, "dapo/frac_kept") == [3 / 4, 1 / 22]
     number = lambda ids: tokenizer.decode(ids, skip_special_tokens=True).split(".")[0]  # noqa: E731
     trained = [list(map(number, batch.completion_ids)) for _, batch, *_ in calls]
     assert trained == [["1"] * 4 + [str(refill[0])] * 4, ["2"] * 4]
     lengths = [len(ids) for ids in calls[0][1].completion_ids[:4]]
-    shaped = [2 * (sample == 0) - 1 + max(-1, min(0, (1 - length) / 7)) for sample, length in enumerate(lengths)]  # eq. 13
+    shaped = [
+        2 * (sample == 0) - 1 + max(-1, min(0, (1 - length) / 7)) for sample, length in enumerate(lengths)
+    ]  # eq. 13
     assert len(set(shaped)) == 4
     mean = sum(shaped) / 4
     std = math.sqrt(sum((reward - mean) ** 2 for reward in shaped) / 3) + 1e-6
-    assert calls[0][1]["advantages"][:4, 0].tolist() == pytest.approx([(reward - mean) / std for reward in shaped], abs=1e-5)
+    assert calls[0][1]["advantages"][:4, 0].tolist() == pytest.approx(
+        [(reward - mean) / std for reward in shaped], abs=1e-5
+    )
 
 
 # --- SIREN and what it is compared with ---------------------------------------------------------------------
@@ -1179,7 +1414,9 @@ def test_siren_with_its_switch_off_is_dr_grpo(run, toy_model, common):
     ours = run(siren, "siren", beta=0.0, lr=1e-2, **common)
     theirs = run(dr_grpo, "dr_grpo", lr=1e-2, **common)
     assert equal_weights(ours / "last", theirs / "last") and not equal_weights(ours / "last", toy_model)
-    assert [{name: value for name, value in record.items() if name not in SIREN_KEYS} for record in records(ours)] == records(theirs)
+    assert [
+        {name: value for name, value in record.items() if name not in SIREN_KEYS} for record in records(ours)
+    ] == records(theirs)
 
 
 def test_siren_holds_the_entropy_that_grpo_loses(run, toy_model):
@@ -1223,7 +1460,10 @@ def test_entropy_method_with_its_switch_off_is_dr_grpo(run, script):
     ours = run(script, "ours", **common | OFF[script])
     assert equal_weights(ours / "last", theirs / "last")
     own = own_prefix(script)
-    stripped = [{name: value for name, value in record.items() if not name.startswith(own)} for record in records(ours)]
+    stripped = [
+        {name: value for name, value in record.items() if not name.startswith(own)}
+        for record in records(ours)
+    ]
     assert stripped == records(theirs)
     assert not equal_weights(run(script, "on", **common | ON[script]) / "last", theirs / "last")
 
@@ -1294,10 +1534,14 @@ def test_adaptive_bonus_follows_the_entropy(run):
     for share, rises in ((3.0, True), (0.1, False)):
         folder = run(adaptive_bonus, f"target {share}", bonus=0.05, bonus_rate=0.001, target_share=share)
         bonus, state = column(folder, "bonus/weight"), json.loads((folder / "last/state.json").read_text())
-        assert bonus == sorted(bonus, reverse=not rises) and len(set(bonus)) == 5 and state["bonus"] == bonus[-1]
+        assert (
+            bonus == sorted(bonus, reverse=not rises) and len(set(bonus)) == 5 and state["bonus"] == bonus[-1]
+        )
         entropy, start = column(folder, "bonus/entropy"), state["entropy_at_start"]
         assert entropy[0] == pytest.approx(start, rel=1e-5)
-        assert bonus[-1] == pytest.approx(0.05 + 0.001 * sum(share * start - value for value in entropy), rel=1e-5)
+        assert bonus[-1] == pytest.approx(
+            0.05 + 0.001 * sum(share * start - value for value in entropy), rel=1e-5
+        )
 
 
 # --- learning -----------------------------------------------------------------------------------------------
@@ -1309,13 +1553,30 @@ def first_and_last(folder: Path) -> tuple[float, float]:
     return sum(rewards[:5]) / 5, sum(rewards[-5:]) / 5
 
 
-LEARNING = dict(task=None, steps=40, prompts_per_step=4, group_size=8, max_new_tokens=3, lr=1e-2, micro_batch_tokens=4096,
-                eval_every=100, save_every=100)  # fmt: skip
+LEARNING = dict(
+    task=None,
+    steps=40,
+    prompts_per_step=4,
+    group_size=8,
+    max_new_tokens=3,
+    lr=1e-2,
+    micro_batch_tokens=4096,
+    eval_every=100,
+    save_every=100,
+)
 
 
-@pytest.mark.parametrize("script, flags", [
-    (grpo, {}), (dr_grpo, {}), (dapo, dict(max_refills=2)), (siren, dict(beta=0.01)), (rloo, {}),
-], ids=["GRPO", "Dr. GRPO", "DAPO", "SIREN", "RLOO"])  # fmt: skip
+@pytest.mark.parametrize(
+    "script, flags",
+    [
+        (grpo, {}),
+        (dr_grpo, {}),
+        (dapo, dict(max_refills=2)),
+        (siren, dict(beta=0.01)),
+        (rloo, {}),
+    ],
+    ids=["GRPO", "Dr. GRPO", "DAPO", "SIREN", "RLOO"],
+)
 def test_learns_a_toy_task(run, script, flags):
     """Catches a loop whose gradient does not raise the reward: wrong sign, rows or mask anywhere on the
     way."""
@@ -1328,7 +1589,9 @@ def shuffle_advantages(monkeypatch) -> None:
 
     def group_advantages(*args):
         advantages = original(*args)
-        return advantages.flatten()[torch.randperm(advantages.numel(), generator=generator)].view_as(advantages)
+        return advantages.flatten()[torch.randperm(advantages.numel(), generator=generator)].view_as(
+            advantages
+        )
 
     monkeypatch.setattr(grpo, "group_advantages", group_advantages)
 
@@ -1341,13 +1604,27 @@ def test_does_not_learn_a_toy_task_from_shuffled_advantages(run, monkeypatch):
     assert last < first + 0.25
 
 
-@pytest.mark.skipif(not TINY.exists(), reason="models/tiny is not there; `python tools/make_tiny.py --out-dir models/tiny` makes it")
+@pytest.mark.skipif(
+    not TINY.exists(),
+    reason="models/tiny is not there; `python tools/make_tiny.py --out-dir models/tiny` makes it",
+)
 def test_embedded_model_learns_but_not_from_shuffled_advantages(run, monkeypatch):
     """Catches a loop that learns toys only, and one whose score rises whatever the advantages say (same
     problems and seeds)."""
-    flags = dict(model=str(TINY), task=load_task("chain?horizon=1"), steps=7, prompts_per_step=8, group_size=12, lr=5e-4,
-                 max_new_tokens=32, micro_batch_tokens=32768, eval_every=100, eval_problems=32, eval_samples=8,
-                 test_problems=1)  # fmt: skip
+    flags = dict(
+        model=str(TINY),
+        task=load_task("chain?horizon=1"),
+        steps=7,
+        prompts_per_step=8,
+        group_size=12,
+        lr=5e-4,
+        max_new_tokens=32,
+        micro_batch_tokens=32768,
+        eval_every=100,
+        eval_problems=32,
+        eval_samples=8,
+        test_problems=1,
+    )
     learned = run(grpo, "learned", **flags)
     shuffle_advantages(monkeypatch)
     shuffled = run(grpo, "shuffled", **flags)
@@ -1378,8 +1655,17 @@ BASES = {  # a script, and the one that it is read as a diff of
     "papers/rloo.py": "papers/dr_grpo.py",
     "papers/guide_ablations.py": "guide.py",
 }
-REPEATED = {"clipped_surrogate", "truncated_importance", "learning_rate", "problem_indices"}  # the same in all but a few
-OWN_VERSION = {("papers/dapo.py", "problem_indices"), ("guide.py", "problem_indices"), ("papers/entropy_advantage.py", "clipped_surrogate")}
+REPEATED = {
+    "clipped_surrogate",
+    "truncated_importance",
+    "learning_rate",
+    "problem_indices",
+}  # the same in all but a few
+OWN_VERSION = {
+    ("papers/dapo.py", "problem_indices"),
+    ("guide.py", "problem_indices"),
+    ("papers/entropy_advantage.py", "clipped_surrogate"),
+}
 
 
 def top_level(path: str) -> dict[str, str]:
@@ -1411,7 +1697,11 @@ def test_repeated_blocks_are_identical(script):
 def test_scripts_stay_readable(script):
     """Catches a function that no longer fits a screen, and a loop that nobody reads to its end."""
     tree = ast.parse((ROOT / script).read_text())
-    lengths = {node.name: node.end_lineno - node.lineno + 1 for node in tree.body if isinstance(node, ast.FunctionDef)}
+    lengths = {
+        node.name: node.end_lineno - node.lineno + 1
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef)
+    }
     main = lengths.pop("main")
     assert max(lengths.values()) <= 50 and main <= (40 if script in ("grpo.py", "papers/dr_grpo.py") else 80)
 
@@ -1424,6 +1714,12 @@ def test_grpo_is_short_enough_to_teach():
 # --- a fork -------------------------------------------------------------------------------------------------
 
 
+SMALL = (
+    "--prompts-per-step 2 --group-size 4 --eval-problems 2 --test-problems 2 --eval-samples 2 "
+    "--max-new-tokens 40"
+)
+
+
 def test_a_copied_script_and_plainrl_are_the_whole_fork(tmp_path):
     """Catches a module that is forgotten in the copy, or that a folder called tasks, runtime or models of
     the fork replaces."""
@@ -1431,7 +1727,7 @@ def test_a_copied_script_and_plainrl_are_the_whole_fork(tmp_path):
     for name in ("tasks", "runtime", "distributed", "models", "rollout"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text("raise ImportError('this is the package of the fork')\n")
-    flags = "--steps 2 --prompts-per-step 2 --group-size 4 --eval-problems 2 --test-problems 2 --eval-samples 2 --max-new-tokens 40"
+    flags = f"--steps 2 {SMALL}"
     for script in ("siren.py", "papers/clip_cov.py"):
         copy = tmp_path / Path(script).name
         shutil.copy(ROOT / script, copy)
@@ -1439,12 +1735,14 @@ def test_a_copied_script_and_plainrl_are_the_whole_fork(tmp_path):
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=bare_environment())
         assert done.returncode == 0, done.stderr[-2000:]
         final = tmp_path / "runs" / copy.stem / "chain-seed0" / "final"
-        assert (final / "model.safetensors").exists() and "evaluate it" not in done.stdout  # eval.py was not copied
+        assert (
+            final / "model.safetensors"
+        ).exists() and "evaluate it" not in done.stdout  # eval.py was not copied
 
 
 def test_a_paper_runs_from_another_folder(tmp_path):
     """Catches imports and the embedded model that are only found from the clone itself."""
-    flags = "--steps 1 --prompts-per-step 2 --group-size 4 --eval-problems 2 --test-problems 2 --eval-samples 2 --max-new-tokens 40"
+    flags = f"--steps 1 {SMALL}"
     command = [sys.executable, str(ROOT / "papers/dr_grpo.py"), *flags.split(), "--task", "chain?horizon=1"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=bare_environment())
     assert done.returncode == 0, done.stderr[-2000:]
@@ -1461,5 +1759,7 @@ def test_help_imports_nothing_slow(module):
     need is imported."""
     slow = "transformers matplotlib math_verify sympy peft datasets reasoning_gym vllm tokenizers".split()
     code = f"import sys, {module}; print(sorted(set({slow}) & sys.modules.keys()))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=bare_environment())
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=bare_environment()
+    )
     assert done.stdout.strip() == "[]", done.stdout + done.stderr[-2000:]

@@ -23,13 +23,22 @@ def test_starts_to_reproduce_and_never_overwrites(tmp_path, monkeypatch):
     five of its steps, with the default flags, give the losses that were recorded. Catches a warm-up that
     overwrites."""
     batches = make_tiny.batches
-    monkeypatch.setattr(make_tiny, "batches", lambda *args: itertools.islice(batches(*args), 5))  # so the command ends here
+    monkeypatch.setattr(
+        make_tiny, "batches", lambda *args: itertools.islice(batches(*args), 5)
+    )  # so the command ends here
     make_tiny.main(make_tiny.Args(out_dir=tmp_path / "tiny"))
-    settings, made_with = (json.loads((folder / "sft.json").read_text()) for folder in (tmp_path / "tiny", TINY))
-    assert settings["first_losses"] == pytest.approx(made_with["first_losses"], rel=1e-4) and len(settings["first_losses"]) == 5
+    settings, made_with = (
+        json.loads((folder / "sft.json").read_text()) for folder in (tmp_path / "tiny", TINY)
+    )
+    assert (
+        settings["first_losses"] == pytest.approx(made_with["first_losses"], rel=1e-4)
+        and len(settings["first_losses"]) == 5
+    )
     assert settings["last_loss"] == settings["first_losses"][-1] < settings["first_losses"][0]
     assert (TINY / "tokenizer.json").read_bytes() == (tmp_path / "tiny" / "tokenizer.json").read_bytes()
-    assert all(made_with[field.name] == field.default for field in fields(make_tiny.Args) if field.name != "out_dir")
+    assert all(
+        made_with[field.name] == field.default for field in fields(make_tiny.Args) if field.name != "out_dir"
+    )
     with pytest.raises(SystemExit, match="--out-dir .*tiny exists"):
         make_tiny.main(make_tiny.Args(out_dir=tmp_path / "tiny"))
 
@@ -47,7 +56,9 @@ def test_learns_the_end_and_not_the_prompt(toy_model):
         for prompt, completion in zip(prompt_ids, completion_ids):
             assert completion.count(end) == 1 and completion[-1] == end
             assert end not in prompt and prompt[-1] == assistant and prompt.count(assistant) == 1
-            assert assistant not in completion and tokenizer.decode(completion[:-1]).splitlines()[-1].startswith("\\boxed{")
+            assert assistant not in completion and tokenizer.decode(completion[:-1]).splitlines()[
+                -1
+            ].startswith("\\boxed{")
 
 
 def test_corpus_is_of_its_own_split(monkeypatch):
@@ -58,7 +69,9 @@ def test_corpus_is_of_its_own_split(monkeypatch):
     pairs = list(itertools.islice(make_tiny.corpus(0, make_tiny.Args(steps=10, prompts_per_step=30)), 300))
     assert {split for _, split, *_ in calls} == {"sft"} and len({index for _, _, index, _ in calls}) == 300
     horizons = [int(task.horizon) for task, *_ in calls]
-    assert horizons[:12] == [1] * 12 and max(horizons[:50]) <= 4 and set(horizons) == set(range(1, 11))  # they grow
+    assert (
+        horizons[:12] == [1] * 12 and max(horizons[:50]) <= 4 and set(horizons) == set(range(1, 11))
+    )  # they grow
     assert 75 < sum("Hint:" in prompt for prompt, _ in pairs) < 135
     assert 45 < sum(task.family == "reversed" for task, *_ in calls) < 105
 
@@ -79,14 +92,20 @@ def test_student_follows_the_hint_and_turns_sloppy():
             values = [int(line.rsplit("=", 1)[1]) for line in lines]
             assert all(1 <= value <= 999 for value in values)
             for i in range(1, horizon):  # a step goes on from the value before, right or wrong
-                assert hint is wrong_hint and i < known or lines[i].split("=")[1].startswith(str(values[i - 1]))
+                assert (
+                    hint is wrong_hint and i < known or lines[i].split("=")[1].startswith(str(values[i - 1]))
+                )
             if hint is not None:
-                wanted, written = (re.search(r"[-+*/]\d+", line).group() for line in (solution[known], lines[known]))
+                wanted, written = (
+                    re.search(r"[-+*/]\d+", line).group() for line in (solution[known], lines[known])
+                )
                 assert wanted == written  # the hint names the next operation
             if hint is not wrong_hint:
                 right[hint is not None, sloppy, family] += lines == solution
     assert right[True, False, "plain"] == right[False, False, "plain"] == 50
-    assert right[False, False, "reversed"] < 15 < right[True, False, "reversed"]  # rarely read right without the hint
+    assert (
+        right[False, False, "reversed"] < 15 < right[True, False, "reversed"]
+    )  # rarely read right without the hint
     assert 0 < right[False, True, "plain"] < right[True, True, "plain"] < 40
 
 

@@ -1,4 +1,5 @@
-"""The pure functions of grpo.py, papers/dr_grpo.py and papers/dapo.py against hand arithmetic, exact enumeration and analytic gradients."""
+"""The pure functions of grpo.py, papers/dr_grpo.py and papers/dapo.py against hand arithmetic, exact
+enumeration and analytic gradients."""
 
 import doctest
 import importlib
@@ -13,9 +14,11 @@ from mutants import mutant
 import grpo
 from papers import dapo, dr_grpo
 
-SCRIPTS = pytest.mark.parametrize("script", [grpo, dapo], ids=["grpo", "dapo"])  # which divide by the group's std
+SCRIPTS = pytest.mark.parametrize(
+    "script", [grpo, dapo], ids=["grpo", "dapo"]
+)  # which divide by the group's std
 
-# --- advantages -----------------------------------------------------------------------------------------------------------
+# --- advantages ---------------------------------------------------------------------------------------------
 
 
 @mutant(
@@ -28,7 +31,8 @@ SCRIPTS = pytest.mark.parametrize("script", [grpo, dapo], ids=["grpo", "dapo"]) 
 @pytest.mark.parametrize(
     "rewards, by_hand",
     [
-        # mean 1/4; squares 9/16 + 3/16 = 3/4, over G-1 = 3: variance 1/4, std 1/2; 3/4 : 1/2 = 1.5 (over G: 1.732)
+        # mean 1/4; squares 9/16 + 3/16 = 3/4, over G-1 = 3: variance 1/4, std 1/2; 3/4 : 1/2 = 1.5 (over G:
+        # 1.732)
         ([1, 0, 0, 0], [1.5, -0.5, -0.5, -0.5]),
         # mean 1/2; squares 4/4 over 3: std sqrt(1/3) = 0.57735
         ([1, 0, 0, 1], [0.866025, -0.866025, -0.866025, 0.866025]),
@@ -57,7 +61,8 @@ def test_advantages_by_hand(script, rewards, by_hand):
     "return (centred / (rewards.std(dim=1, keepdim=True) + 1e-6)).masked_fill(no_signal, 0.0)",
 )
 def test_centred_advantages_by_hand():
-    """Catches a Dr. GRPO advantage that is still divided by the std, or that uses the mean of the others (RLOO: 1, -1/3, ...)."""
+    """Catches a Dr. GRPO advantage that is still divided by the std, or that uses the mean of the others "
+    "(RLOO: 1, -1/3, ...)."""
     advantages = dr_grpo.group_advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 2.0, 5.0]]))
     assert advantages.tolist() == [[0.75, -0.25, -0.25, -0.25], [-2.0, -1.0, 0.0, 3.0]]
 
@@ -65,9 +70,12 @@ def test_centred_advantages_by_hand():
 @mutant("another epsilon", "grpo.py", "keepdim=True) + 1e-6)", "keepdim=True) + 1e-4)")
 @SCRIPTS
 def test_advantage_epsilon_is_1e_6_beside_the_std(script):
-    """Catches another epsilon, or one under the square root: rewards 0 and 1e-6 have std 0.7071e-6, so A = 0.5 / 1.7071."""
+    """Catches another epsilon, or one under the square root: rewards 0 and 1e-6 have std 0.7071e-6, so A = "
+    "0.5 / 1.7071."""
     advantages = script.group_advantages(torch.tensor([[0.0, 1e-6]], dtype=torch.float64))
-    torch.testing.assert_close(advantages, torch.tensor([[-0.292893, 0.292893]], dtype=torch.float64), rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        advantages, torch.tensor([[-0.292893, 0.292893]], dtype=torch.float64), rtol=1e-5, atol=0
+    )
 
 
 @mutant(
@@ -78,7 +86,8 @@ def test_advantage_epsilon_is_1e_6_beside_the_std(script):
 )
 @SCRIPTS
 def test_group_without_differences_has_advantage_exactly_zero(script):
-    """Catches rounding in the mean divided by the epsilon: a group of equal rewards must not push the policy at all."""
+    """Catches rounding in the mean divided by the epsilon: a group of equal rewards must not push the "
+    "policy at all."""
     rounded = 0
     for value in (0.0, 1.0, -1.0, 0.1, 0.2, 0.3, 0.7, 1 / 3, -0.9, 1e-3, 1e6 + 0.1):
         for size in (2, 3, 5, 6, 7, 8, 16, 64):
@@ -112,10 +121,12 @@ def test_advantages_follow_permutations_of_groups_and_members(script):
     rewards = torch.rand(5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     groups, members = torch.tensor([3, 0, 4, 1, 2]), torch.tensor([2, 0, 3, 1])
     permuted = script.group_advantages(rewards[groups][:, members])
-    torch.testing.assert_close(permuted, script.group_advantages(rewards)[groups][:, members], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        permuted, script.group_advantages(rewards)[groups][:, members], rtol=1e-12, atol=1e-12
+    )
 
 
-# --- the clipped surrogate ------------------------------------------------------------------------------------------------
+# --- the clipped surrogate ----------------------------------------------------------------------------------
 
 
 @mutant("sign of the loss", "grpo.py", "return -torch.min(", "return torch.min(")
@@ -143,7 +154,8 @@ def test_advantages_follow_permutations_of_groups_and_members(script):
 )
 @SCRIPTS
 @pytest.mark.parametrize(
-    "advantage, ratio, loss, gradient",  # with clip_low .2 and clip_high .28: 0.8 ... 1.28; d(-ratio A)/d logprob = -ratio A
+    # with clip_low .2 and clip_high .28: 0.8 ... 1.28; d(-ratio A)/d logprob = -ratio A
+    "advantage, ratio, loss, gradient",
     [
         (1.0, 1.00, -1.00, -1.00),  # on-policy
         (1.0, 1.10, -1.10, -1.10),  # A > 0 inside
@@ -161,10 +173,13 @@ def test_advantages_follow_permutations_of_groups_and_members(script):
     ],
 )
 def test_clipped_surrogate_in_each_quadrant(script, advantage, ratio, loss, gradient):
-    """Catches max for min, a clip reversed for A < 0, swapped clip sides, a flipped sign, a gradient where it is clipped."""
+    """Catches max for min, a clip reversed for A < 0, swapped clip sides, a flipped sign, a gradient where "
+    "it is clipped."""
     old_logprobs = torch.tensor([[-1.3]], dtype=torch.float64)
     logprobs = (old_logprobs + math.log(ratio)).requires_grad_()
-    ours = script.clipped_surrogate(logprobs, old_logprobs, torch.tensor([[advantage]], dtype=torch.float64), 0.2, 0.28)
+    ours = script.clipped_surrogate(
+        logprobs, old_logprobs, torch.tensor([[advantage]], dtype=torch.float64), 0.2, 0.28
+    )
     ours.sum().backward()
     assert ours.item() == pytest.approx(loss, abs=1e-12)
     assert logprobs.grad.item() == pytest.approx(gradient, abs=1e-12)
@@ -172,7 +187,8 @@ def test_clipped_surrogate_in_each_quadrant(script, advantage, ratio, loss, grad
 
 @SCRIPTS
 def test_clipped_surrogate_gives_each_row_its_advantage(script):
-    """Catches an advantage spread along the wrong axis, with as many rows as tokens so that shapes cannot tell."""
+    """Catches an advantage spread along the wrong axis, with as many rows as tokens so that shapes cannot "
+    "tell."""
     zeros = torch.zeros(3, 3)
     loss = script.clipped_surrogate(zeros, zeros, torch.tensor([[1.0], [2.0], [-3.0]]), 0.2, 0.2)
     assert loss.tolist() == [[-1.0] * 3, [-2.0] * 3, [3.0] * 3]
@@ -187,7 +203,8 @@ def test_clipped_surrogate_gives_each_row_its_advantage(script):
 )
 @SCRIPTS
 def test_truncated_importance_value_direction_cap_and_no_gradient(script):
-    """Catches sampler / policy instead of policy / sampler, a cap below instead of above, a gradient through the weight."""
+    """Catches sampler / policy instead of policy / sampler, a cap below instead of above, a gradient "
+    "through the weight."""
     old = torch.tensor([[-1.0, -1.0, -1.0, -6.0]], requires_grad=True)
     sampler = torch.tensor([[-1.0, -1.5, -2.0, -1.0]], requires_grad=True)
     weight = script.truncated_importance(old, sampler, 2.0)
@@ -203,7 +220,7 @@ def test_dapos_clip_is_higher_above():
     assert ranges == {grpo: (0.2, 0.2), dr_grpo: (0.2, 0.2), dapo: (0.2, 0.28)}
 
 
-# --- DAPO's punishment of long completions --------------------------------------------------------------------------------
+# --- DAPO's punishment of long completions ------------------------------------------------------------------
 
 
 @mutant(
@@ -225,11 +242,12 @@ def test_soft_overlong_without_buffer_is_zero():
 
 
 def test_soft_overlong_with_buffer_of_the_whole_length():
-    """Catches an off-by-one at the other end: with buffer 4 of 4, length 1 costs a quarter and length 4 all."""
+    """Catches an off-by-one at the other end: with buffer 4 of 4, length 1 costs a quarter and length 4 "
+    "all."""
     assert dapo.soft_overlong(torch.tensor([1, 2, 3, 4]), 4, 4).tolist() == [-0.25, -0.5, -0.75, -1.0]
 
 
-# --- the KL estimate ------------------------------------------------------------------------------------------------------
+# --- the KL estimate ----------------------------------------------------------------------------------------
 
 POLICY = torch.tensor([0.7, 0.2, 0.1], dtype=torch.float64)
 REFERENCE = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
@@ -246,7 +264,8 @@ def exact_kl(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
     "torch.expm1(difference) + difference",
 )
 def test_k3_golden_value():
-    """Catches a swapped difference: log pi - log pi_ref = .3 gives exp(-.3) - 1 + .3 = .040818 (swapped: .049859)."""
+    """Catches a swapped difference: log pi - log pi_ref = .3 gives exp(-.3) - 1 + .3 = .040818 (swapped: "
+    ".049859)."""
     ours = grpo.k3(torch.tensor([-1.0], dtype=torch.float64), torch.tensor([-1.3], dtype=torch.float64))
     assert ours.item() == pytest.approx(0.040818, abs=1e-6)
 
@@ -258,21 +277,31 @@ def test_k3_golden_value():
     "difference = logprobs - ref_logprobs",
 )
 def test_k3_is_the_kl_of_the_policy_from_the_reference():
-    """Catches k3 in the wrong direction: its expectation, enumerated under the policy, is KL(policy || reference)."""
+    """Catches k3 in the wrong direction: its expectation, enumerated under the policy, is KL(policy || "
+    "reference)."""
     expected = (POLICY * grpo.k3(POLICY.log(), REFERENCE.log())).sum()
     torch.testing.assert_close(expected, exact_kl(POLICY, REFERENCE), rtol=1e-12, atol=0)
-    assert abs(exact_kl(POLICY, REFERENCE) - exact_kl(REFERENCE, POLICY)) > 0.03  # the pair can tell the two directions
+    assert (
+        abs(exact_kl(POLICY, REFERENCE) - exact_kl(REFERENCE, POLICY)) > 0.03
+    )  # the pair can tell the two directions
     swapped = (POLICY * grpo.k3(REFERENCE.log(), POLICY.log())).sum()
     assert abs(swapped - expected) > 0.03
 
 
 def test_k3_gradient_is_that_of_the_reversed_kl():
-    """Catches a docstring that promises more: as a loss on the policy's own samples, k3 descends KL(reference || policy)."""
+    """Catches a docstring that promises more: as a loss on the policy's own samples, k3 descends "
+    "KL(reference || policy)."""
     logits = POLICY.log().clone().requires_grad_()
     logprobs = torch.log_softmax(logits, dim=0)
-    (POLICY * grpo.k3(logprobs, REFERENCE.log())).sum().backward()  # the samples' probabilities carry no gradient
-    torch.testing.assert_close(logits.grad, POLICY - REFERENCE, rtol=1e-12, atol=1e-12)  # of KL(ref || policy), by hand
-    of_forward_kl = POLICY * ((POLICY / REFERENCE).log() - exact_kl(POLICY, REFERENCE))  # of KL(policy || ref), by hand
+    (
+        POLICY * grpo.k3(logprobs, REFERENCE.log())
+    ).sum().backward()  # the samples' probabilities carry no gradient
+    torch.testing.assert_close(
+        logits.grad, POLICY - REFERENCE, rtol=1e-12, atol=1e-12
+    )  # of KL(ref || policy), by hand
+    of_forward_kl = POLICY * (
+        (POLICY / REFERENCE).log() - exact_kl(POLICY, REFERENCE)
+    )  # of KL(policy || ref), by hand
     assert (logits.grad - of_forward_kl).abs().max() > 0.1
 
 
@@ -284,7 +313,7 @@ def test_k3_is_accurate_and_never_negative_for_small_differences():
     assert grpo.k3(torch.tensor([-2.0]), torch.tensor([-2.0])).item() == 0.0
 
 
-# --- aggregation ----------------------------------------------------------------------------------------------------------
+# --- aggregation --------------------------------------------------------------------------------------------
 
 # two completions with token losses [1, 2] and [.5, .5, .5, .5]; 99 stands where there is no token
 LOSSES = torch.tensor([[1.0, 2.0, 99.0, 99.0], [0.5, 0.5, 0.5, 0.5]])
@@ -341,9 +370,12 @@ def test_aggregation_golden_values(name, by_hand):
 @mutant(
     "sequence mean over all completions", "grpo.py", "/ (lengths > 0).sum().clamp(min=1)", "/ mask.shape[0]"
 )
-@pytest.mark.parametrize("name, by_hand", [("token_mean", 5 / 6), ("sequence_mean", 1.0), ("constant", 5 / 8 / 3)])
+@pytest.mark.parametrize(
+    "name, by_hand", [("token_mean", 5 / 6), ("sequence_mean", 1.0), ("constant", 5 / 8 / 3)]
+)
 def test_aggregation_with_a_completion_that_has_no_token_left(name, by_hand):
-    """Catches masked completions that still count in the mean over completions, or that no longer count in the constant."""
+    """Catches masked completions that still count in the mean over completions, or that no longer count in "
+    "the constant."""
     mask = torch.cat([MASK, torch.zeros(1, 4, dtype=torch.bool)])
     losses = torch.cat([LOSSES, torch.full((1, 4), 99.0)])
     assert (FUNCTIONS[name](mask) * losses).sum().item() == pytest.approx(by_hand, rel=1e-6)
@@ -357,18 +389,25 @@ def test_aggregation_of_an_all_masked_batch_is_zero(name):
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_aggregations_agree_for_completions_of_the_full_length(name):
-    """Catches a scale error of one of them: all completions max_new_tokens long leave nothing to differ in."""
-    torch.testing.assert_close(FUNCTIONS[name](torch.ones(3, 8, dtype=torch.bool)), torch.full((3, 8), 1 / 24))
+    """Catches a scale error of one of them: all completions max_new_tokens long leave nothing to differ "
+    "in."""
+    torch.testing.assert_close(
+        FUNCTIONS[name](torch.ones(3, 8, dtype=torch.bool)), torch.full((3, 8), 1 / 24)
+    )
 
 
-# --- the gradient of the whole formula on a policy of one token -----------------------------------------------------------
+# --- the gradient of the whole formula on a policy of one token ---------------------------------------------
 
 
 @SCRIPTS
 def test_gradient_of_a_one_token_policy_is_the_analytic_one(script):
-    """Catches a sign or scale error: on-policy the gradient is -1/N sum A_i (onehot(x_i) - softmax(theta))."""
+    """Catches a sign or scale error: on-policy the gradient is -1/N sum A_i (onehot(x_i) - "
+    "softmax(theta))."""
     logits = torch.tensor([0.3, -1.2, 0.8, 0.1], dtype=torch.float64, requires_grad=True)
-    tokens, rewards = torch.tensor([2, 0, 3, 1, 2, 2]), torch.tensor([[1.0, 0.0, 0.5], [0.0, 2.0, 1.0]], dtype=torch.float64)
+    tokens, rewards = (
+        torch.tensor([2, 0, 3, 1, 2, 2]),
+        torch.tensor([[1.0, 0.0, 0.5], [0.0, 2.0, 1.0]], dtype=torch.float64),
+    )
     advantages = script.group_advantages(rewards).view(-1, 1)
     logprobs = torch.log_softmax(logits, dim=0)[tokens][:, None]  # [N, 1]
     weights = dapo.token_mean(torch.ones(6, 1, dtype=torch.bool))
@@ -381,7 +420,7 @@ def test_gradient_of_a_one_token_policy_is_the_analytic_one(script):
     np.testing.assert_allclose(logits.grad.numpy(), by_hand, rtol=1e-6, atol=1e-9)  # 1/6 is made in float32
 
 
-# --- the examples in the docstrings ---------------------------------------------------------------------------------------
+# --- the examples in the docstrings -------------------------------------------------------------------------
 
 
 ROOT = Path(__file__).resolve().parent.parent

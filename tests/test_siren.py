@@ -1,4 +1,5 @@
-"""siren.py against hand arithmetic, loops written from the paper, finite differences, and everything that must not change it."""
+"""siren.py against hand arithmetic, loops written from the paper, finite differences, and everything that
+must not change it."""
 
 import dataclasses
 import doctest
@@ -67,9 +68,9 @@ def update(model, batch: dict, args, anchor: float = 1.0, rows: slice = slice(No
     return sums, gradient(model)
 
 
-# --- the entropy of the nucleus -------------------------------------------------------------------------------------------
+# --- the entropy of the nucleus -----------------------------------------------------------------------------
 
-GOLDEN = [  # probabilities; entropy by the rule that leaves the crossing token out, by the standard one, of all tokens
+GOLDEN = [  # probabilities; entropy without the token that crosses, by the standard rule, of all tokens
     ((0.9, 0.05, 0.05), 0.0, 0.0, 0.394398),
     ((0.5, 0.4, 0.1), 0.0, 0.686962, 0.943348),
     ((0.4, 0.3, 0.2, 0.1), 0.682908, 1.060857, 1.279854),
@@ -105,9 +106,9 @@ GOLDEN = [  # probabilities; entropy by the rule that leaves the crossing token 
 @mutant("sign of the entropy", "siren.py", "entropy = -(logprobs.exp()", "entropy = (logprobs.exp()")
 @pytest.mark.parametrize("probabilities, official, standard, full", GOLDEN)
 def test_nucleus_entropy_golden_values(probabilities, official, standard, full):
-    """Catches the crossing token on the wrong side, a nucleus that is not renormalised, bits for nats. By hand for (.5, .4, .1): .5
-    alone is below .8, .5 + .4 crosses it; 5/9 and 4/9 have entropy .326549 + .360413. For the last: 3, 2.5, 2 and 1.5 of 9 have
-    .366204 + .355815 + .334239 + .298627."""
+    """Catches the crossing token on the wrong side, a nucleus that is not renormalised, bits for nats. By
+    hand for (.5, .4, .1): .5 alone is below .8, .5 + .4 crosses it; 5/9 and 4/9 have entropy .326549 +
+    .360413. For the last: 3, 2.5, 2 and 1.5 of 9 have .366204 + .355815 + .334239 + .298627."""
     for order in (list(range(len(probabilities))), list(reversed(range(len(probabilities))))):
         logits = torch.tensor(probabilities)[order].log() + 3.0  # a constant in the logits is no matter
         assert siren.nucleus_entropy(logits, 0.8, "official").item() == pytest.approx(official, abs=1e-6)
@@ -115,12 +116,13 @@ def test_nucleus_entropy_golden_values(probabilities, official, standard, full):
         for rule in ("official", "standard"):
             assert siren.nucleus_entropy(logits, 1.0, rule).item() == pytest.approx(full, abs=1e-6)
             assert siren.nucleus_entropy(logits.float(), 0.8, rule).item() == pytest.approx(
-                {"official": official, "standard": standard}[rule], abs=1e-6)  # fmt: skip
+                {"official": official, "standard": standard}[rule], abs=1e-6
+            )
 
 
 def test_nucleus_entropy_golden_gradient():
-    """Catches a gradient outside the nucleus or through its choice: of (.4, .3, .2, .1) the nucleus is the first three, and
-    dh/dz = -q (log q + h) with q = 4/9, 3/9, 2/9."""
+    """Catches a gradient outside the nucleus or through its choice: of (.4, .3, .2, .1) the nucleus is the
+    first three, and dh/dz = -q (log q + h) with q = 4/9, 3/9, 2/9."""
     logits = torch.tensor([0.4, 0.3, 0.2, 0.1]).log().requires_grad_()
     siren.nucleus_entropy(logits, 0.8).backward()
     assert logits.grad.tolist() == pytest.approx([-0.111079, 0.012585, 0.098493, 0.0], abs=1e-6)
@@ -144,12 +146,15 @@ def entropy_by_loops(logprobs: np.ndarray, p: float, rule: str) -> float:
 @RULES
 @pytest.mark.parametrize("p", [0.5, 0.8, 0.95, 1.0])
 def test_nucleus_entropy_equals_loops_and_finite_differences(rule, p):
-    """Catches a wrong set, a set of another row, and a gradient that is not that of the entropy while the set stays the same."""
+    """Catches a wrong set, a set of another row, and a gradient that is not that of the entropy while the
+    set stays the same."""
     logits = 2 * torch.randn(20, 30, generator=torch.Generator().manual_seed(0))
     logits.requires_grad_()
     ours = siren.nucleus_entropy(logits, p, rule)
     table = torch.log_softmax(logits.detach(), -1).numpy()
-    np.testing.assert_allclose(ours.detach().numpy(), [entropy_by_loops(row, p, rule) for row in table], rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(
+        ours.detach().numpy(), [entropy_by_loops(row, p, rule) for row in table], rtol=1e-10, atol=1e-12
+    )
     ours.sum().backward()
     inside = 0
     for row, token in [(row, token) for row in range(20) for token in range(0, 30, 3)]:
@@ -180,7 +185,8 @@ def test_nucleus_of_one_token_or_none_is_no_entropy_and_no_gradient():
 
 
 def test_nucleus_of_equally_likely_tokens():
-    """Catches ties that drag the rest of the vocabulary in: of eight equal tokens p = .5 takes four, and the official rule three."""
+    """Catches ties that drag the rest of the vocabulary in: of eight equal tokens p = .5 takes four, and the
+    official rule three."""
     assert siren.nucleus_entropy(torch.zeros(8), 0.5).item() == pytest.approx(math.log(4))
     assert siren.nucleus_entropy(torch.zeros(8), 0.5, "official").item() == pytest.approx(math.log(3))
     assert siren.nucleus_entropy(torch.zeros(8), 0.51, "official").item() == pytest.approx(math.log(4))
@@ -189,7 +195,8 @@ def test_nucleus_of_equally_likely_tokens():
 @mutant("nucleus cut short", "siren.py", "if largest < logits.shape[-1] and too_few.any():", "if False:")
 @RULES
 def test_nucleus_larger_than_the_first_look(rule):
-    """Catches a nucleus that ends with the tokens that were looked at first (32, then 256), in a row that needs more or beside one."""
+    """Catches a nucleus that ends with the tokens that were looked at first (32, then 256), in a row that
+    needs more or beside one."""
     flat, peaked = torch.zeros(5000), torch.arange(5000) * -1.0
     ours = siren.nucleus_entropy(torch.stack([flat, peaked]), 0.8, rule)
     table = torch.log_softmax(torch.stack([flat, peaked]), -1).numpy()
@@ -216,19 +223,28 @@ def test_bfloat16_logits_have_the_entropy_of_their_values():
     """Catches sums of hundreds of probabilities in 8 bits."""
     logits = torch.randn(5, 3000, generator=torch.Generator().manual_seed(0)).bfloat16()
     ours = siren.nucleus_entropy(logits, 0.8)
-    torch.testing.assert_close(ours, siren.nucleus_entropy(logits.double(), 0.8), rtol=1e-4, atol=0, check_dtype=False)
+    torch.testing.assert_close(
+        ours, siren.nucleus_entropy(logits.double(), 0.8), rtol=1e-4, atol=0, check_dtype=False
+    )
     assert siren.peak_mask(ours[None], torch.ones(1, 5, dtype=torch.bool), 0.5).sum() == 2
 
 
 def test_defaults_are_those_of_the_code():
-    """Catches a default that has drifted: p = tau = 0.8 and beta = 0.005 are what the authors' script runs (the rule is ours)."""
+    """Catches a default that has drifted: p = tau = 0.8 and beta = 0.005 are what the authors' script runs
+    (the rule is ours)."""
     args = siren.Args()
-    assert (args.nucleus_p, args.tau, args.nucleus_rule, args.anchor, args.beta) == (0.8, 0.8, "standard", True, None)
+    assert (args.nucleus_p, args.tau, args.nucleus_rule, args.anchor, args.beta) == (
+        0.8,
+        0.8,
+        "standard",
+        True,
+        None,
+    )
     beta = next(flag for flag in dataclasses.fields(siren.Args) if flag.name == "beta")
     assert beta.metadata["by_size"]["large"] == 0.005
 
 
-# --- which tokens ---------------------------------------------------------------------------------------------------------
+# --- which tokens -------------------------------------------------------------------------------------------
 
 
 @mutant(
@@ -250,19 +266,30 @@ def test_defaults_are_those_of_the_code():
 @mutant("peaks of the others", "siren.py", "(entropies > threshold)", "(entropies < threshold)")
 def test_peak_mask_by_hand():
     """Catches >= for >, a quantile over padding or over the batch, and selected padding."""
-    entropies = torch.tensor([
-        [0.0, 0.1, 0.2, 0.9, 1.1, 9.0],  # five tokens: the .8 quantile lies .2 of the way from .9 to 1.1, at .94
-        [0.0, 0.0, 0.0, 0.0, 0.0, 9.0],  # all certain: the quantile is 0, and nothing is above it
-        [0.0, 0.0, 0.0, 0.0, 0.0, 0.3],  # six tokens: 0, and one is above it
-        [0.7, 9.0, 9.0, 9.0, 9.0, 9.0],  # one token is its own quantile
-        [0.1, 0.4, 9.0, 9.0, 9.0, 9.0],  # two: .34
-        [9.0, 9.0, 9.0, 9.0, 9.0, 9.0],  # none
-    ])  # fmt: skip
+    entropies = torch.tensor(
+        [
+            [
+                0.0,
+                0.1,
+                0.2,
+                0.9,
+                1.1,
+                9.0,
+            ],  # five tokens: the .8 quantile lies .2 of the way from .9 to 1.1, at .94
+            [0.0, 0.0, 0.0, 0.0, 0.0, 9.0],  # all certain: the quantile is 0, and nothing is above it
+            [0.0, 0.0, 0.0, 0.0, 0.0, 0.3],  # six tokens: 0, and one is above it
+            [0.7, 9.0, 9.0, 9.0, 9.0, 9.0],  # one token is its own quantile
+            [0.1, 0.4, 9.0, 9.0, 9.0, 9.0],  # two: .34
+            [9.0, 9.0, 9.0, 9.0, 9.0, 9.0],  # none
+        ]
+    )
     mask = torch.arange(6) < torch.tensor([5, 5, 6, 1, 2, 0])[:, None]
     selected = siren.peak_mask(entropies, mask, 0.8)
     assert selected.nonzero().tolist() == [[0, 4], [2, 5], [4, 1]]
     assert torch.equal(siren.peak_mask(entropies, mask, 0.0), mask)  # by definition every token
-    at_the_quantile = siren.peak_mask(torch.tensor([[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]]), torch.ones(1, 6, dtype=torch.bool), 0.8)
+    at_the_quantile = siren.peak_mask(
+        torch.tensor([[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]]), torch.ones(1, 6, dtype=torch.bool), 0.8
+    )
     assert at_the_quantile.tolist() == [[False, False, False, False, False, True]]  # the quantile is 5 itself
 
 
@@ -271,7 +298,9 @@ def test_peak_mask_equals_numpy(quantile):
     """Catches another interpolation."""
     generator = np.random.default_rng(0)
     entropies, lengths = generator.random((40, 30)), generator.integers(1, 31, 40)
-    selected = siren.peak_mask(torch.from_numpy(entropies), torch.arange(30) < torch.from_numpy(lengths)[:, None], quantile)
+    selected = siren.peak_mask(
+        torch.from_numpy(entropies), torch.arange(30) < torch.from_numpy(lengths)[:, None], quantile
+    )
     for row, length, ours in zip(entropies, lengths, selected.numpy()):
         expected = row[:length] > np.quantile(row[:length], quantile)
         assert ours[:length].tolist() == expected.tolist() and not ours[length:].any()
@@ -279,14 +308,21 @@ def test_peak_mask_equals_numpy(quantile):
 
 @mutant("square left out", "siren.py", "beta * (entropy - anchor) ** 2", "beta * (entropy - anchor)")
 def test_regulariser_golden_value():
-    """Catches a weight or a square that is missing: H 1.1, anchor .7, beta .005 -> .005 * .16; and its slope 2 beta (H - anchor)."""
-    entropies, mask = torch.tensor([[0.0, 0.1, 0.2, 0.9, 1.1]], requires_grad=True), torch.ones(1, 5, dtype=torch.bool)
+    """Catches a weight or a square that is missing: H 1.1, anchor .7, beta .005 -> .005 * .16; and its slope
+    2 beta (H - anchor)."""
+    entropies, mask = (
+        torch.tensor([[0.0, 0.1, 0.2, 0.9, 1.1]], requires_grad=True),
+        torch.ones(1, 5, dtype=torch.bool),
+    )
     H = (entropies * siren.peak_mean(siren.peak_mask(entropies, mask, 0.8))).sum()
     loss = siren.regulariser(H, 0.7, 0.005)
     loss.backward()
     assert H.item() == pytest.approx(1.1) and loss.item() == pytest.approx(0.0008, rel=1e-6)
     assert entropies.grad.tolist() == [pytest.approx([0, 0, 0, 0, 0.004])]
-    assert siren.regulariser(0.5, 0.7, 0.005) == pytest.approx(0.0002) and siren.regulariser(0.5, None, 0.005) == -0.0025
+    assert (
+        siren.regulariser(0.5, 0.7, 0.005) == pytest.approx(0.0002)
+        and siren.regulariser(0.5, None, 0.005) == -0.0025
+    )
 
 
 @mutant(
@@ -302,23 +338,33 @@ def test_regulariser_golden_value():
     "selected / selected.sum().clamp(min=1)",
 )
 def test_completion_without_a_selected_token_counts_as_zero():
-    """Catches a mean over those completions alone that have selected tokens, and a mean over all tokens of the batch."""
+    """Catches a mean over those completions alone that have selected tokens, and a mean over all tokens of
+    the batch."""
     selected = torch.tensor([[True, True, False], [False, False, False], [True, False, False]])
     weights = siren.peak_mean(selected)
     assert weights.tolist() == [[1 / 6, 1 / 6, 0.0], [0.0] * 3, [1 / 3, 0.0, 0.0]]
 
 
-# --- the whole loss, in loops ---------------------------------------------------------------------------------------------
+# --- the whole loss, in loops -------------------------------------------------------------------------------
 
 
-def mean_entropy_by_loops(model, batch: dict, args, rows: range, chosen: dict | None = None) -> tuple[float, dict, dict]:
-    """H in loops over completions and tokens, the selected tokens, and every token's entropy. `chosen` keeps the selection."""
+def mean_entropy_by_loops(
+    model, batch: dict, args, rows: range, chosen: dict | None = None
+) -> tuple[float, dict, dict]:
+    """H in loops over completions and tokens, the selected tokens, and every token's entropy. `chosen` keeps
+    the selection."""
     entropies, selected, mean = {}, {}, 0.0
     for i in rows:
-        table = distributions(model, batch["prompt_ids"][i], batch["completion_ids"][i], args.temperature).numpy()
+        table = distributions(
+            model, batch["prompt_ids"][i], batch["completion_ids"][i], args.temperature
+        ).numpy()
         h = [entropy_by_loops(row, args.nucleus_p, args.nucleus_rule) for row in table]
         entropies |= {(i, t): value for t, value in enumerate(h)}
-        above = chosen[i] if chosen else [t for t in range(len(h)) if args.tau == 0 or h[t] > np.quantile(h, args.tau)]
+        above = (
+            chosen[i]
+            if chosen
+            else [t for t in range(len(h)) if args.tau == 0 or h[t] > np.quantile(h, args.tau)]
+        )
         selected[i] = above
         mean += sum(h[t] for t in above) / len(above) / len(rows) if above else 0.0
     return mean, selected, entropies
@@ -332,17 +378,29 @@ def loss_by_loops(model, batch: dict, args, rows: range, anchor: float, fixed: d
     H, selected, entropies = mean_entropy_by_loops(model, batch, args, rows, fixed and fixed["selected"])
     policy_loss, logprobs = 0.0, {}
     for i in rows:
-        table = distributions(model, batch["prompt_ids"][i], batch["completion_ids"][i], args.temperature).numpy()
+        table = distributions(
+            model, batch["prompt_ids"][i], batch["completion_ids"][i], args.temperature
+        ).numpy()
         for t, token in enumerate(batch["completion_ids"][i]):
             logprobs[i, t] = table[t, token]
-            old = batch["old_logprobs"][i, t].item() if "old_logprobs" in batch else (fixed["logprobs"] if fixed else logprobs)[i, t]
+            old = (
+                batch["old_logprobs"][i, t].item()
+                if "old_logprobs" in batch
+                else (fixed["logprobs"] if fixed else logprobs)[i, t]
+            )
             ratio, advantage = math.exp(table[t, token]) / math.exp(old), batch["advantages"][i, 0].item()
             limited = min(max(ratio, 1 - args.clip_low), 1 + args.clip_high)
             if batch["loss_mask"][i].any():
                 policy_loss -= min(ratio * advantage, limited * advantage) / args.max_new_tokens / len(rows)
     penalty = args.beta * (H - anchor) ** 2 if args.anchor else -args.beta * H
-    return {"policy_loss": policy_loss, "total_loss": policy_loss + penalty, "regularised": H, "nucleus": sum(entropies.values()),
-            "selected": selected, "logprobs": logprobs}  # fmt: skip
+    return {
+        "policy_loss": policy_loss,
+        "total_loss": policy_loss + penalty,
+        "regularised": H,
+        "nucleus": sum(entropies.values()),
+        "selected": selected,
+        "logprobs": logprobs,
+    }
 
 
 @SETTING
@@ -370,8 +428,13 @@ def test_loss_equals_loops(setting, anchor):
 @SETTING
 @pytest.mark.parametrize("old", [False, True], ids=["on_policy", "old_logprobs"])
 def test_gradient_equals_finite_differences_of_the_loops(setting, old):
-    """Catches an entropy without gradient, a gradient through the choice of tokens, and a slope that is not that of the square."""
-    model, batch, args = random_model(), siren_batch(old=old, truncated=True, groups=2), make_args(**SETTINGS[setting])
+    """Catches an entropy without gradient, a gradient through the choice of tokens, and a slope that is not
+    that of the square."""
+    model, batch, args = (
+        random_model(),
+        siren_batch(old=old, truncated=True, groups=2),
+        make_args(**SETTINGS[setting]),
+    )
     for anchor in (0.1, 2.0):
         _, ours = update(model, batch, args, anchor)
         fixed = loss_by_loops(model, batch, args, range(8), anchor)
@@ -395,8 +458,9 @@ def without_policy(**options) -> dict:
     "else -beta * (entropy - anchor) ** 2",
 )
 def test_gradient_changes_its_sign_at_the_anchor():
-    """Catches a one-sided regulariser and a swapped sign: as far below the anchor as above it is the opposite gradient, at the
-    anchor there is none, and a step against the gradient brings H closer from both sides."""
+    """Catches a one-sided regulariser and a swapped sign: as far below the anchor as above it is the
+    opposite gradient, at the anchor there is none, and a step against the gradient brings H closer from both
+    sides."""
     model, batch, args = random_model(), without_policy(), make_args()
     H = siren.regularised_entropy(model, as_batch(batch), args)[1].item()
     above, below = update(model, batch, args, H - 0.3)[1], update(model, batch, args, H + 0.3)[1]
@@ -428,7 +492,8 @@ def test_bonus_without_anchor_pushes_one_way():
 
 
 def test_gradient_vanishes_outside_the_mask(monkeypatch):
-    """Catches entropies that are regularised where no peak is: the logits of all other tokens get no gradient at all."""
+    """Catches entropies that are regularised where no peak is: the logits of all other tokens get no
+    gradient at all."""
     model, batch, args, logits = random_model(), without_policy(groups=2), make_args(), []
     original = siren.nucleus_entropy
 
@@ -441,7 +506,9 @@ def test_gradient_vanishes_outside_the_mask(monkeypatch):
     update(model, batch, args, 3.0)
     gradients = torch.cat(logits)  # one row a token, in the order of the completions
     touched = gradients.abs().amax(1) > 0
-    assert torch.equal(touched, batch["selected"][batch["completion_mask"]]) and 0 < touched.sum() < len(touched)
+    assert torch.equal(touched, batch["selected"][batch["completion_mask"]]) and 0 < touched.sum() < len(
+        touched
+    )
 
 
 @mutant(
@@ -451,7 +518,8 @@ def test_gradient_vanishes_outside_the_mask(monkeypatch):
     "",
 )
 def test_whole_vocabulary_and_every_token_are_the_plain_mean_entropy():
-    """Catches masks that are not off at p = 1 and tau = 0: H is the mean over completions of their mean entropy."""
+    """Catches masks that are not off at p = 1 and tau = 0: H is the mean over completions of their mean
+    entropy."""
     model, batch, args = random_model(), siren_batch(), make_args(nucleus_p=1.0, tau=0.0)
     rows = batch["prompt_ids"], batch["completion_ids"], args.temperature
     _, entropies = score_all(model, *rows, 10**6, logprob_and_entropy)
@@ -463,7 +531,7 @@ def test_whole_vocabulary_and_every_token_are_the_plain_mean_entropy():
     assert sums["nucleus"] == pytest.approx(sums["entropy"], rel=1e-12)
 
 
-# --- what must change nothing ---------------------------------------------------------------------------------------------
+# --- what must change nothing -------------------------------------------------------------------------------
 
 
 @mutant(
@@ -475,9 +543,13 @@ def test_whole_vocabulary_and_every_token_are_the_plain_mean_entropy():
 )
 @SETTING
 def test_micro_batches_change_nothing(setting):
-    """Catches a square of each micro-batch (which also punishes the differences between them), and any denominator of a part."""
+    """Catches a square of each micro-batch (which also punishes the differences between them), and any
+    denominator of a part."""
     model, batch = random_model(), siren_batch(old=True, truncated=True)
-    counts = {name: len(list(micro_batch_rows(batch["prompt_ids"], batch["completion_ids"], budget))) for name, budget in BUDGETS.items()}
+    counts = {
+        name: len(list(micro_batch_rows(batch["prompt_ids"], batch["completion_ids"], budget)))
+        for name, budget in BUDGETS.items()
+    }
     assert counts == {"all": 1, "two": 2, "one": 16}
     expected = update(model, batch, make_args(**SETTINGS[setting]))
     for budget in (BUDGETS["two"], BUDGETS["one"]):
@@ -486,12 +558,19 @@ def test_micro_batches_change_nothing(setting):
 
 def test_shared_prompts_order_padding_and_checkpointing_change_nothing(monkeypatch):
     """Catches rows paired with another completion's entropies, and padding that is selected or counted."""
-    model, batch, args = random_model(), siren_batch(old=True, truncated=True), make_args(micro_batch_tokens=100)
+    model, batch, args = (
+        random_model(),
+        siren_batch(old=True, truncated=True),
+        make_args(micro_batch_tokens=100),
+    )
     expected = update(model, batch, args)
     permuted = reordered(batch, (3, 0, 2, 1))
     permuted["selected"][:] = False
     assert_same(update(model, permuted, args), expected)
-    assert torch.equal(permuted["selected"], reordered(batch, (3, 0, 2, 1))["selected"]) and permuted["selected"].any()
+    assert (
+        torch.equal(permuted["selected"], reordered(batch, (3, 0, 2, 1))["selected"])
+        and permuted["selected"].any()
+    )
     assert_same(update(model, widened(batch), args), expected)
     monkeypatch.setattr(siren, "score", functools.partial(score, share_prompts=False))
     assert_same(update(model, batch, args), expected)
@@ -502,7 +581,11 @@ def test_shared_prompts_order_padding_and_checkpointing_change_nothing(monkeypat
 
 def test_rows_of_a_minibatch_are_a_batch_of_their_own():
     """Catches an H of the sampled batch where one optimizer step sees a part of it."""
-    model, batch, args = random_model(), siren_batch(old=True, truncated=True), make_args(micro_batch_tokens=100)
+    model, batch, args = (
+        random_model(),
+        siren_batch(old=True, truncated=True),
+        make_args(micro_batch_tokens=100),
+    )
     for first, last in ((0, 4), (4, 12), (12, 16)):
         alone = {name: value[first:last] for name, value in batch.items()}
         assert_same(update(model, batch, args, rows=slice(first, last)), update(model, alone, args))
@@ -518,18 +601,21 @@ def test_float32_stays_within_its_rounding():
 
 
 def test_beta_zero_is_dr_grpo_to_the_last_bit():
-    """Catches any difference between the two files that is not SIREN, here in one update (and in test_loop.py in a whole run)."""
+    """Catches any difference between the two files that is not SIREN, here in one update (and in
+    test_loop.py in a whole run)."""
     torch.set_default_dtype(torch.float32)
     model, batch = random_model(torch.float32), as_float32(make_batch(old=True, truncated=True))
     flags = dict(max_new_tokens=12, temperature=0.8, micro_batch_tokens=250)
     theirs_sums = dr_grpo.accumulate_gradients(model, as_batch(batch), dr_grpo.Args(**flags))
     theirs = gradient(model)
-    sums, ours = update(model, batch | {"selected": torch.zeros_like(batch["loss_mask"])}, siren.Args(beta=0.0, **flags))
+    sums, ours = update(
+        model, batch | {"selected": torch.zeros_like(batch["loss_mask"])}, siren.Args(beta=0.0, **flags)
+    )
     assert torch.equal(ours, theirs) and ours.norm() > 1e-4
     assert {name: sums[name] for name in theirs_sums} == theirs_sums
 
 
-# --- special batches ------------------------------------------------------------------------------------------------------
+# --- special batches ----------------------------------------------------------------------------------------
 
 
 def certain_model():
@@ -542,7 +628,8 @@ def certain_model():
 
 @SETTING
 def test_certain_completions_short_ones_and_masked_ones_stay_finite(setting):
-    """Catches 0/0 and nan: nothing above the quantile, completions of one to four tokens, everything masked from the loss."""
+    """Catches 0/0 and nan: nothing above the quantile, completions of one to four tokens, everything masked
+    from the loss."""
     args = make_args(**SETTINGS[setting])
     short = siren_batch()
     short["completion_ids"] = [[5, 6, 7, EOS][-(1 + row % 4) :] for row in range(16)]
@@ -554,7 +641,9 @@ def test_certain_completions_short_ones_and_masked_ones_stay_finite(setting):
     for model, batch in ((certain_model(), siren_batch()), (random_model(), short), (random_model(), masked)):
         sums, ours = update(model, batch, args)
         assert ours.isfinite().all() and all(math.isfinite(value) for value in sums.values())
-    assert sums["policy_loss"] == 0.0 and ours.norm() > 1e-4  # masked from the policy loss, H is of all that was sampled
+    assert (
+        sums["policy_loss"] == 0.0 and ours.norm() > 1e-4
+    )  # masked from the policy loss, H is of all that was sampled
 
 
 def test_a_model_without_entropy_is_left_alone_by_the_masks():
@@ -562,25 +651,34 @@ def test_a_model_without_entropy_is_left_alone_by_the_masks():
     batch, args = without_policy(), make_args()
     sums, ours = update(certain_model(), batch, args, anchor=1.0)
     assert sums["selected"] == 0 and sums["regularised"] == 0.0 and ours.count_nonzero() == 0
-    assert sums["total_loss"] == pytest.approx(args.beta)  # beta (0 - 1)^2: logged, although nothing can be done about it
+    assert sums["total_loss"] == pytest.approx(
+        args.beta
+    )  # beta (0 - 1)^2: logged, although nothing can be done about it
 
 
 def test_no_logits_are_kept_for_the_backward_pass(monkeypatch):
-    """Catches memory that grows with vocabulary times length: blocks of 4 tokens, whatever the batch, and none of them kept."""
+    """Catches memory that grows with vocabulary times length: blocks of 4 tokens, whatever the batch, and
+    none of them kept."""
     model, batch, args, saved, blocks = random_model(vocab=67), siren_batch(), make_args(), [], []
     monkeypatch.setattr(scoring, "LOGITS_AT_ONCE", 4 * 67)
     original = siren.nucleus_entropy
-    monkeypatch.setattr(siren, "nucleus_entropy", lambda logits, *rest: blocks.append(len(logits)) or original(logits, *rest))
+    monkeypatch.setattr(
+        siren, "nucleus_entropy", lambda logits, *rest: blocks.append(len(logits)) or original(logits, *rest)
+    )
     backward = torch.Tensor.backward
     monkeypatch.setattr(torch.Tensor, "backward", lambda loss: saved.append("backward") or backward(loss))
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor.shape) or tensor, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: saved.append(tensor.shape) or tensor, lambda tensor: tensor
+    ):
         update(model, batch, args)
-    assert max(blocks) == 4 and sum(blocks) == 3 * batch["completion_mask"].sum()  # the pass for H, forward, and again for backward
+    assert (
+        max(blocks) == 4 and sum(blocks) == 3 * batch["completion_mask"].sum()
+    )  # the pass for H, forward, and again for backward
     forward = saved[: saved.index("backward")]
     assert len(forward) > 20 and not any(shape[-1:] == (67,) for shape in forward)
 
 
-# --- the anchor and the log -----------------------------------------------------------------------------------------------
+# --- the anchor and the log ---------------------------------------------------------------------------------
 
 
 def test_selected_tokens_are_marked_in_the_samples():
@@ -625,7 +723,8 @@ def whole_batch(first, second) -> dict:
     'completion_ids[:G], ~batch["selected"])',
 )
 def test_anchor_is_that_of_the_first_batch_under_the_starting_model(toy_model, tmp_path, monkeypatch):
-    """Catches an anchor of one mini-batch, one measured after an update, one that moves, and one that is lost in the checkpoint."""
+    """Catches an anchor of one mini-batch, one measured after an update, one that moves, and one that is
+    lost in the checkpoint."""
     torch.set_default_dtype(torch.float32)
     monkeypatch.setattr(run_module.Run, "draw_curves", lambda self: None)
     halves, original = [], siren.accumulate_gradients  # the minibatches of all steps, two a step
@@ -635,7 +734,11 @@ def test_anchor_is_that_of_the_first_batch_under_the_starting_model(toy_model, t
         return original(model, batch, args, anchor)
 
     sums_of = []
-    monkeypatch.setattr(siren, "accumulate_gradients", lambda *args: sums_of.append(accumulate_gradients(*args)) or sums_of[-1])
+    monkeypatch.setattr(
+        siren,
+        "accumulate_gradients",
+        lambda *args: sums_of.append(accumulate_gradients(*args)) or sums_of[-1],
+    )
     flags = quick_flags(toy_model, tmp_path / "run", minibatches=2, lr=3e-2, warmup_steps=1, beta=1.0)
     args = siren.Args(**flags)
     siren.main(args, task=HashTask())
@@ -643,12 +746,16 @@ def test_anchor_is_that_of_the_first_batch_under_the_starting_model(toy_model, t
     batches = [whole_batch(first, second) for (first, _), (second, _) in zip(halves[::2], halves[1::2])]
     anchor = halves[0][1]
     expected, _, _ = mean_entropy_by_loops(model, batches[0], args, range(8))
-    assert {anchor for _, anchor in halves} == {json.loads((tmp_path / "run/last/state.json").read_text())["anchor"]}
+    assert {anchor for _, anchor in halves} == {
+        json.loads((tmp_path / "run/last/state.json").read_text())["anchor"]
+    }
     assert anchor == pytest.approx(expected, rel=1e-5)
     logged = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     steps = [record for record in logged if "siren/anchor" in record]
     assert len(steps) == 5 and {record["siren/anchor"] for record in steps} == {anchor}
-    of_one_half = [mean_entropy_by_loops(model, batches[0], args, rows)[0] for rows in (range(4), range(4, 8))]
+    of_one_half = [
+        mean_entropy_by_loops(model, batches[0], args, rows)[0] for rows in (range(4), range(4, 8))
+    ]
     assert all(abs(half - expected) > 1e-3 for half in of_one_half)
     assert abs(steps[-1]["siren/entropy"] - anchor) > 1e-3
 
@@ -656,10 +763,16 @@ def test_anchor_is_that_of_the_first_batch_under_the_starting_model(toy_model, t
         first, second = sums_of[2 * step : 2 * step + 2]
         tokens = first["tokens"] + second["tokens"]
         assert record["siren/entropy"] == pytest.approx((first["regularised"] + second["regularised"]) / 2)
-        assert record["siren/nucleus_entropy"] == pytest.approx((first["nucleus"] + second["nucleus"]) / tokens)
-        assert record["siren/frac_selected"] == pytest.approx((first["selected"] + second["selected"]) / tokens)
+        assert record["siren/nucleus_entropy"] == pytest.approx(
+            (first["nucleus"] + second["nucleus"]) / tokens
+        )
+        assert record["siren/frac_selected"] == pytest.approx(
+            (first["selected"] + second["selected"]) / tokens
+        )
     samples = [json.loads(line) for line in (tmp_path / "run/samples.jsonl").read_text().splitlines()]
     for step in range(5):
         batch, rows = batches[step], samples[4 * step : 4 * step + 4]
-        assert [row["selected"] for row in rows] == marked_tokens(tokenizer, batch["completion_ids"][:4], batch["selected"])
+        assert [row["selected"] for row in rows] == marked_tokens(
+            tokenizer, batch["completion_ids"][:4], batch["selected"]
+        )
     assert any("[[" in row["selected"] for row in samples)

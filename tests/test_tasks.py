@@ -65,26 +65,29 @@ def test_jsonl_reads_all_fields(tmp_path):
     assert task.grade(box("2.5"), half).correct and not task.grade(box("2"), half).correct
 
 
-@pytest.mark.parametrize("line, said", [
-    ("{'prompt': 'a', 'answer': '1'}", "not valid JSON"),
-    ('{"prompt": "a"', "not valid JSON"),
-    ('{"prompt": "a", "answer": ' + "1" * 5000 + "}", "not valid JSON"),  # too long for Python
-    ('["a", "1"]', "expected an object with the fields prompt and answer"),
-    ({"question": "a", "answer": "1"}, "field 'prompt' is missing"),
-    ({"prompt": "a"}, "field 'answer' is missing"),
-    ({"prompt": 5, "answer": "1"}, "field 'prompt' must be a non-empty string"),
-    ({"prompt": " ", "answer": "1"}, "field 'prompt' must be a non-empty string"),
-    ({"prompt": "a", "answer": ""}, "field 'answer' must be a non-empty string"),
-    ({"prompt": "a", "answer": None}, "field 'answer' must be a non-empty string"),
-    ({"prompt": "a", "answer": True}, "field 'answer' must be a non-empty string"),
-    ({"prompt": "a", "answer": ["1"]}, "field 'answer' must be a non-empty string"),
-    ({"prompt": "a", "answer": "1", "hint": ["b"]}, "field 'hint' must be a non-empty string"),
-    ({"prompt": "a", "answer": "1", "solution": ""}, "field 'solution' must be a non-empty string"),
-    ({"prompt": "a", "answer": "\\frac{1}{"}, "field 'answer' ('\\\\frac{1}{') is no expression"),
-    ({"prompt": "a", "answer": "???"}, "field 'answer' ('???') is no expression"),
-    ({"prompt": "a", "answer": "see above:"}, "field 'answer' ('see above:') is no expression"),
-    ({"prompt": "a", "answer": "1" * 1001}, "field 'answer' is longer than 1000 characters"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "line, said",
+    [
+        ("{'prompt': 'a', 'answer': '1'}", "not valid JSON"),
+        ('{"prompt": "a"', "not valid JSON"),
+        ('{"prompt": "a", "answer": ' + "1" * 5000 + "}", "not valid JSON"),  # too long for Python
+        ('["a", "1"]', "expected an object with the fields prompt and answer"),
+        ({"question": "a", "answer": "1"}, "field 'prompt' is missing"),
+        ({"prompt": "a"}, "field 'answer' is missing"),
+        ({"prompt": 5, "answer": "1"}, "field 'prompt' must be a non-empty string"),
+        ({"prompt": " ", "answer": "1"}, "field 'prompt' must be a non-empty string"),
+        ({"prompt": "a", "answer": ""}, "field 'answer' must be a non-empty string"),
+        ({"prompt": "a", "answer": None}, "field 'answer' must be a non-empty string"),
+        ({"prompt": "a", "answer": True}, "field 'answer' must be a non-empty string"),
+        ({"prompt": "a", "answer": ["1"]}, "field 'answer' must be a non-empty string"),
+        ({"prompt": "a", "answer": "1", "hint": ["b"]}, "field 'hint' must be a non-empty string"),
+        ({"prompt": "a", "answer": "1", "solution": ""}, "field 'solution' must be a non-empty string"),
+        ({"prompt": "a", "answer": "\\frac{1}{"}, "field 'answer' ('\\\\frac{1}{') is no expression"),
+        ({"prompt": "a", "answer": "???"}, "field 'answer' ('???') is no expression"),
+        ({"prompt": "a", "answer": "see above:"}, "field 'answer' ('see above:') is no expression"),
+        ({"prompt": "a", "answer": "1" * 1001}, "field 'answer' is longer than 1000 characters"),
+    ],
+)
 def test_jsonl_names_file_line_and_field(tmp_path, line, said):
     """Catches a bad line that is rewarded with 0 for ever instead of named when the file is loaded."""
     path = write_jsonl(tmp_path, [{"prompt": "fine", "answer": "1/2"}, "", line])
@@ -180,8 +183,10 @@ class Rows(list):
 
 
 def gsm8k_rows(train: int = 7473, test: int = 1319) -> dict:
-    return {name: Rows({"question": f"{name} {n}", "answer": f"Think. #### {n}"} for n in range(count))
-            for name, count in (("train", train), ("test", test))}  # fmt: skip
+    return {
+        name: Rows({"question": f"{name} {n}", "answer": f"Think. #### {n}"} for n in range(count))
+        for name, count in (("train", train), ("test", test))
+    }
 
 
 def fake_datasets(monkeypatch, result, path="openai/gsm8k", config="main") -> None:
@@ -235,24 +240,68 @@ def test_gsm8k_that_is_not_as_published(monkeypatch):
 
 
 ROWS = {  # a row of each, with the columns of its published card, and what it must become
-    "math500": ({"problem": "Convert (0,3).", "solution": "", "answer": "\\left( 3, \\frac{\\pi}{2} \\right)",
-                 "subject": "Precalculus", "level": 2, "unique_id": "test/precalculus/807.json"},
-                "Convert (0,3).", "\\left( 3, \\frac{\\pi}{2} \\right)"),
-    "aime24": ({"id": 60, "problem": "Find m+n.", "solution": "", "answer": "025", "url": "", "year": "2024"},
-               "Find m+n.", "25"),
+    "math500": (
+        {
+            "problem": "Convert (0,3).",
+            "solution": "",
+            "answer": "\\left( 3, \\frac{\\pi}{2} \\right)",
+            "subject": "Precalculus",
+            "level": 2,
+            "unique_id": "test/precalculus/807.json",
+        },
+        "Convert (0,3).",
+        "\\left( 3, \\frac{\\pi}{2} \\right)",
+    ),
+    "aime24": (
+        {"id": 60, "problem": "Find m+n.", "solution": "", "answer": "025", "url": "", "year": "2024"},
+        "Find m+n.",
+        "25",
+    ),
     "aime25": ({"problem": "Find the angle.", "answer": "336^\\circ", "id": "19"}, "Find the angle.", "336"),
     "amc23": ({"id": 0, "answer": 27.0, "url": "", "question": "How many hours?"}, "How many hours?", "27"),
-    "olympiadbench": ({"id": 1606, "question": "Find the power.", "solution": [""],
-                       "final_answer": ["$2^{1009}$"], "context": None,
-                       "is_multiple_answer": False, "unit": None, "error": None},
-                      "Find the power.", "2^{1009}"),
-    "gsm_symbolic": ({"id": 0, "instance": 3, "question": "How many nails?",
-                      "answer": "12*2=<<12*2=24>>24\n#### 24", "original_id": 7, "original_question": "",
-                      "original_answer": "", "canary": ""}, "How many nails?", "24"),
-    "mmlu_pro_math": ({"question_id": 1, "question": "What is 2+2?", "options": [" 3", "4", "5"],
-                       "answer": "B", "answer_index": 1, "cot_content": "", "category": "math", "src": ""},
-                      "What is 2+2?\nA. 3\nB. 4\nC. 5", "B"),
-}  # fmt: skip
+    "olympiadbench": (
+        {
+            "id": 1606,
+            "question": "Find the power.",
+            "solution": [""],
+            "final_answer": ["$2^{1009}$"],
+            "context": None,
+            "is_multiple_answer": False,
+            "unit": None,
+            "error": None,
+        },
+        "Find the power.",
+        "2^{1009}",
+    ),
+    "gsm_symbolic": (
+        {
+            "id": 0,
+            "instance": 3,
+            "question": "How many nails?",
+            "answer": "12*2=<<12*2=24>>24\n#### 24",
+            "original_id": 7,
+            "original_question": "",
+            "original_answer": "",
+            "canary": "",
+        },
+        "How many nails?",
+        "24",
+    ),
+    "mmlu_pro_math": (
+        {
+            "question_id": 1,
+            "question": "What is 2+2?",
+            "options": [" 3", "4", "5"],
+            "answer": "B",
+            "answer_index": 1,
+            "cot_content": "",
+            "category": "math",
+            "src": "",
+        },
+        "What is 2+2?\nA. 3\nB. 4\nC. 5",
+        "B",
+    ),
+}
 ROWS |= {name: ROWS["gsm_symbolic"] for name in ("gsm_symbolic_p1", "gsm_symbolic_p2")}
 
 
@@ -308,8 +357,20 @@ def test_mmlu_pro_math_is_its_math_part(monkeypatch):
     assert load_task("mmlu_pro_math").size("test") == 1
 
 
-BOXES = [("B", "B"), ("(B)", "B"), ("\\text{B}", "B"), ("\\textbf{(B)}", "B"), ("B. 4", "B"), ("$B$", "B"),
-         ("b", None), ("4", None), ("Because", None), ("I think", None), ("K", None), ("", None)]  # fmt: skip
+BOXES = [
+    ("B", "B"),
+    ("(B)", "B"),
+    ("\\text{B}", "B"),
+    ("\\textbf{(B)}", "B"),
+    ("B. 4", "B"),
+    ("$B$", "B"),
+    ("b", None),
+    ("4", None),
+    ("Because", None),
+    ("I think", None),
+    ("K", None),
+    ("", None),
+]
 
 
 @pytest.mark.parametrize("box, parsed", BOXES)
@@ -363,8 +424,10 @@ def test_gym_problem_is_pure(gym):
 def test_gym_splits_share_no_question(gym):
     """Catches splits by position: there are only some thousand sums of two numbers, so they would overlap."""
     task = load_task(SUMS)
-    questions = {split: {task.problem(split, i, seed).prompt for i in range(count) for seed in range(2)}
-                 for split, count in (("train", 500), ("dev", 60), ("test", 60))}  # fmt: skip
+    questions = {
+        split: {task.problem(split, i, seed).prompt for i in range(count) for seed in range(2)}
+        for split, count in (("train", 500), ("dev", 60), ("test", 60))
+    }
     assert not questions["train"] & questions["dev"] and not questions["train"] & questions["test"]
     assert not questions["dev"] & questions["test"] and min(map(len, questions.values())) > 50
 
@@ -405,13 +468,16 @@ def test_gym_question_that_differs_in_the_worker_is_an_error(gym):
     assert is_error(verdict) and not verdict.correct and "PYTHONHASHSEED=0" in verdict.why
 
 
-@pytest.mark.parametrize("spec, said", [
-    ("gym:no_such_task", "'no_such_task' not registered"),
-    ("gym:leg_counting?colour=3", "unexpected keyword argument 'colour'"),
-    ("gym:leg_counting?min_animals=0", "min_animals must be positive"),
-    ("gym:leg_counting?seed=3", "multiple values for keyword argument 'seed'"),
-    ("gym:leg_counting?min_animals", "settings are written NAME?key=value&key=value"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "spec, said",
+    [
+        ("gym:no_such_task", "'no_such_task' not registered"),
+        ("gym:leg_counting?colour=3", "unexpected keyword argument 'colour'"),
+        ("gym:leg_counting?min_animals=0", "min_animals must be positive"),
+        ("gym:leg_counting?seed=3", "multiple values for keyword argument 'seed'"),
+        ("gym:leg_counting?min_animals", "settings are written NAME?key=value&key=value"),
+    ],
+)
 def test_gym_bad_task_or_setting(gym, spec, said):
     """Catches a refusal without the flag or without reasoning-gym's reason."""
     text = message(load_task, spec)
@@ -604,23 +670,26 @@ def test_list_with_horizons(tmp_path):
 # --- the flag --task --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("spec, said", [
-    ("chain?horizon=0", "horizon=0 is not within 1 to 10"),
-    ("chain?horizon=11", "horizon=11 is not within 1 to 10"),
-    ("chain?horizon=5-2", "horizon=5-2 is not within 1 to 10"),
-    ("chain?horizon=2-11", "horizon=2-11 is not within 1 to 10"),
-    ("chain?horizon=x", "horizon=x is not a whole number"),
-    ("chain?horizon=２", "horizon=２ is not a whole number"),
-    ("chain?horizon=2.5", "horizon=2.5 is not a whole number"),
-    ("chain?horizon=", "horizon= is not a whole number"),
-    ("chain?horizon", "settings are written NAME?key=value&key=value"),
-    ("chain?family=foo", "family=foo is not one of plain, reversed, mixed"),
-    ("chain?style=foo", "style=foo is not one of short, h1"),
-    ("gsm8k?x=1", "--task gsm8k?x=1: unknown setting 'x'; known are horizon"),
-    ("math500?hint=plan", "unknown setting 'hint'; known are horizon"),
-    ("chain?name=foo", "unknown setting 'name'; known are horizon, family, style"),
-    ("chain?horizon=3&colour=red", "unknown setting 'colour'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "spec, said",
+    [
+        ("chain?horizon=0", "horizon=0 is not within 1 to 10"),
+        ("chain?horizon=11", "horizon=11 is not within 1 to 10"),
+        ("chain?horizon=5-2", "horizon=5-2 is not within 1 to 10"),
+        ("chain?horizon=2-11", "horizon=2-11 is not within 1 to 10"),
+        ("chain?horizon=x", "horizon=x is not a whole number"),
+        ("chain?horizon=２", "horizon=２ is not a whole number"),
+        ("chain?horizon=2.5", "horizon=2.5 is not a whole number"),
+        ("chain?horizon=", "horizon= is not a whole number"),
+        ("chain?horizon", "settings are written NAME?key=value&key=value"),
+        ("chain?family=foo", "family=foo is not one of plain, reversed, mixed"),
+        ("chain?style=foo", "style=foo is not one of short, h1"),
+        ("gsm8k?x=1", "--task gsm8k?x=1: unknown setting 'x'; known are horizon"),
+        ("math500?hint=plan", "unknown setting 'hint'; known are horizon"),
+        ("chain?name=foo", "unknown setting 'name'; known are horizon, family, style"),
+        ("chain?horizon=3&colour=red", "unknown setting 'colour'"),
+    ],
+)
 def test_chain_bad_setting(spec, said):
     """Catches a refused setting that is not named, or without what it may be."""
     text = message(load_task, spec)

@@ -1,6 +1,6 @@
-"""accumulate_gradients of grpo.py, papers/dr_grpo.py and papers/dapo.py: the loss against loops written from the
-papers, its gradient against finite differences and enumeration, and all that must not change it. In float64
-unless a test says otherwise."""
+"""accumulate_gradients of grpo.py, papers/dr_grpo.py and papers/dapo.py: the loss against loops written from
+the papers, its gradient against finite differences and enumeration, and all that must not change it. In
+float64 unless a test says otherwise."""
 
 import functools
 import itertools
@@ -42,17 +42,23 @@ def update(model, batch: dict, args, script=grpo, rows: slice = slice(None)):
     return sums, gradient(model)
 
 
-# --- the whole loss, as the papers write it ---------------------------------------------------------------------------------
+# --- the whole loss, as the papers write it -----------------------------------------------------------------
 
 
-def loss_from_the_papers(model, batch: dict, args, rows: range, fixed: dict | None = None) -> dict[str, float]:
-    """GRPO's and DAPO's objective in loops over completions and tokens, in numpy and float64, with no function of the scripts.
+def loss_from_the_papers(
+    model, batch: dict, args, rows: range, fixed: dict | None = None
+) -> dict[str, float]:
+    """GRPO's and DAPO's objective in loops over completions and tokens, in numpy and float64, with no
+    function of the scripts.
 
-    `fixed` are the old log-probs where the batch has none: those of the policy before it was moved for a finite difference.
+    `fixed` are the old log-probs where the batch has none: those of the policy before it was moved for a
+    finite difference.
     """
     logprobs, entropies = {}, {}
     for i in rows:
-        table = distributions(model, batch["prompt_ids"][i], batch["completion_ids"][i], args.temperature).numpy()
+        table = distributions(
+            model, batch["prompt_ids"][i], batch["completion_ids"][i], args.temperature
+        ).numpy()
         for t, token in enumerate(batch["completion_ids"][i]):
             logprobs[i, t], entropies[i, t] = table[t, token], -np.sum(np.exp(table[t]) * table[t])
     policy_loss = kl_loss = gap = clipped = kl_sum = 0.0
@@ -90,8 +96,15 @@ def loss_from_the_papers(model, batch: dict, args, rows: range, fixed: dict | No
             policy_loss -= objective * share
             kl_loss += kl * share
     kl_coef = getattr(args, "kl_coef", 0.0)
-    result = {"policy_loss": policy_loss, "total_loss": policy_loss + kl_coef * kl_loss, "gap": gap, "clipped": clipped,
-              "tokens": len(logprobs), "entropy": sum(entropies.values()), "logprobs": logprobs}  # fmt: skip
+    result = {
+        "policy_loss": policy_loss,
+        "total_loss": policy_loss + kl_coef * kl_loss,
+        "gap": gap,
+        "clipped": clipped,
+        "tokens": len(logprobs),
+        "entropy": sum(entropies.values()),
+        "logprobs": logprobs,
+    }
     return result | ({"kl": kl_sum} if kl_coef else {})
 
 
@@ -140,7 +153,8 @@ EACH_AGGREGATION = pytest.mark.parametrize("variant", ["grpo_with_everything", "
 @pytest.mark.parametrize("truncated", [False, True], ids=["scored", "masked"])
 @pytest.mark.parametrize("old", [False, True], ids=["on_policy", "old_logprobs"])
 def test_loss_equals_loops_written_from_the_papers(variant, old, truncated):
-    """Catches any wrong sign, mask, denominator, clip side, ratio, KL direction or weight, in the loss and in what is logged."""
+    """Catches any wrong sign, mask, denominator, clip side, ratio, KL direction or weight, in the loss and
+    in what is logged."""
     script, flags = VARIANTS[variant]
     model, batch, args = random_model(), make_batch(old=old, truncated=truncated), make_args(script, **flags)
     for rows in (range(16), range(4, 12)):
@@ -163,9 +177,14 @@ def test_loss_equals_loops_written_from_the_papers(variant, old, truncated):
 @VARIANT
 @pytest.mark.parametrize("old", [False, True], ids=["on_policy", "old_logprobs"])
 def test_gradient_equals_finite_differences_of_the_papers_loss(variant, old):
-    """Catches a detached term that should have a gradient, and the other way round, in the loss as a whole."""
+    """Catches a detached term that should have a gradient, and the other way round, in the loss as a
+    whole."""
     script, flags = VARIANTS[variant]
-    model, batch, args = random_model(), make_batch(old=old, truncated=True, groups=2), make_args(script, **flags)
+    model, batch, args = (
+        random_model(),
+        make_batch(old=old, truncated=True, groups=2),
+        make_args(script, **flags),
+    )
     _, ours = update(model, batch, args, script)
     fixed = loss_from_the_papers(model, batch, args, range(8))["logprobs"]
     loss = lambda: loss_from_the_papers(model, batch, args, range(8), fixed)["total_loss"]  # noqa: E731
@@ -184,10 +203,10 @@ def test_gradient_equals_finite_differences_of_the_papers_loss(variant, old):
 def test_expected_gradient_is_that_of_the_expected_reward(temperature):
     """Catches a gradient that points anywhere else, temperature included.
 
-    All completions of two tokens over a vocabulary of three are enumerated, and all pairs of them as a group. With centred
-    advantages and constant aggregation (L = 2, G = 2) the expected gradient of the loss is exactly -(1 - 1/G) / L times the
-    gradient of E[R]: the mean that is subtracted contains the completion's own reward, which takes 1/G of the signal, and
-    Dr. GRPO divides by L.
+    All completions of two tokens over a vocabulary of three are enumerated, and all pairs of them as a
+    group. With centred advantages and constant aggregation (L = 2, G = 2) the expected gradient of the loss
+    is exactly -(1 - 1/G) / L times the gradient of E[R]: the mean that is subtracted contains the
+    completion's own reward, which takes 1/G of the signal, and Dr. GRPO divides by L.
     """
     model, prompt, length, group = random_model(vocab=3), [2, 0, 1], 2, 2
     completions = [list(tokens) for tokens in itertools.product(range(3), repeat=length)]  # 9
@@ -195,7 +214,9 @@ def test_expected_gradient_is_that_of_the_expected_reward(temperature):
 
     def probabilities() -> torch.Tensor:
         tables = [distributions(model, prompt, tokens, temperature) for tokens in completions]
-        return torch.stack([table[0, first] + table[1, second] for table, (first, second) in zip(tables, completions)]).exp()
+        return torch.stack(
+            [table[0, first] + table[1, second] for table, (first, second) in zip(tables, completions)]
+        ).exp()
 
     pairs = list(itertools.product(range(9), repeat=group))  # 81 groups, each with its probability
     chance = probabilities()
@@ -203,18 +224,29 @@ def test_expected_gradient_is_that_of_the_expected_reward(temperature):
     advantages = dr_grpo.group_advantages(torch.stack([rewards[list(pair)] for pair in pairs]))  # [81, 2]
     chance_of_pair = torch.stack([chance[list(pair)].prod() for pair in pairs])[:, None]
     advantages = advantages * chance_of_pair * len(pairs)  # times 81, because the loss is a mean over groups
-    rows, mask = [completions[member] for pair in pairs for member in pair], torch.ones(2 * len(pairs), length, dtype=torch.bool)
-    batch = {"prompt_ids": [prompt] * len(rows), "completion_ids": rows, "advantages": advantages.view(-1, 1),
-             "completion_mask": mask, "loss_mask": mask, "rollout_logprobs": torch.zeros(mask.shape)}  # fmt: skip
+    rows, mask = (
+        [completions[member] for pair in pairs for member in pair],
+        torch.ones(2 * len(pairs), length, dtype=torch.bool),
+    )
+    batch = {
+        "prompt_ids": [prompt] * len(rows),
+        "completion_ids": rows,
+        "advantages": advantages.view(-1, 1),
+        "completion_mask": mask,
+        "loss_mask": mask,
+        "rollout_logprobs": torch.zeros(mask.shape),
+    }
     args = make_args(dr_grpo, max_new_tokens=length, temperature=temperature)
     _, ours = update(model, batch, args, dr_grpo)
     factor = (1 - 1 / group) / length
     for seed in range(3):
-        derivative = directional_derivative(model, lambda: (probabilities() @ rewards).item(), seed, -ours / factor)
+        derivative = directional_derivative(
+            model, lambda: (probabilities() @ rewards).item(), seed, -ours / factor
+        )
         assert derivative == pytest.approx(1.0, abs=1e-5)
 
 
-# --- what must change nothing ---------------------------------------------------------------------------------------------
+# --- what must change nothing -------------------------------------------------------------------------------
 
 
 @mutant(
@@ -227,7 +259,8 @@ def test_expected_gradient_is_that_of_the_expected_reward(temperature):
 @EACH_AGGREGATION
 @pytest.mark.parametrize("old", [False, True], ids=["on_policy", "old_logprobs"])
 def test_micro_batches_change_nothing(variant, old):
-    """Catches a denominator of the micro-batch instead of the batch, and a last micro-batch that is logged as the whole."""
+    """Catches a denominator of the micro-batch instead of the batch, and a last micro-batch that is logged
+    as the whole."""
     script, flags = VARIANTS[variant]
     model, batch = random_model(), make_batch(old=old, truncated=True)
     rows = batch["prompt_ids"], batch["completion_ids"]
@@ -235,7 +268,9 @@ def test_micro_batches_change_nothing(variant, old):
     assert counts == {"all": 1, "two": 2, "one": 16}
     expected = update(model, batch, make_args(script, **flags), script)
     for budget in (BUDGETS["two"], BUDGETS["one"]):
-        assert_same(update(model, batch, make_args(script, micro_batch_tokens=budget, **flags), script), expected)
+        assert_same(
+            update(model, batch, make_args(script, micro_batch_tokens=budget, **flags), script), expected
+        )
 
 
 @EACH_AGGREGATION
@@ -252,8 +287,14 @@ def test_shared_prompts_change_nothing(variant, monkeypatch):
 def test_order_of_groups_changes_nothing(variant):
     """Catches rows paired with another group's advantage or log-probs."""
     script, flags = VARIANTS[variant]
-    model, batch, args = random_model(), make_batch(old=True, truncated=True), make_args(script, micro_batch_tokens=100, **flags)
-    assert_same(update(model, reordered(batch, (3, 0, 2, 1)), args, script), update(model, batch, args, script))
+    model, batch, args = (
+        random_model(),
+        make_batch(old=True, truncated=True),
+        make_args(script, micro_batch_tokens=100, **flags),
+    )
+    assert_same(
+        update(model, reordered(batch, (3, 0, 2, 1)), args, script), update(model, batch, args, script)
+    )
 
 
 @mutant("sequence mean over the padded length", case="grpo_with_everything")
@@ -272,20 +313,29 @@ def test_padding_changes_nothing(variant):
             outside = torch.where(batch["completion_mask"], value, torch.tensor(-7.0))
             wider[name] = torch.cat([outside, torch.full((16, 5), 3.0)], dim=1)
     for budget in BUDGETS.values():
-        assert_same(update(model, wider, make_args(script, **flags | {"micro_batch_tokens": budget}), script), expected)
+        assert_same(
+            update(model, wider, make_args(script, **flags | {"micro_batch_tokens": budget}), script),
+            expected,
+        )
 
 
 @SCRIPTS
 def test_longer_masked_completions_change_nothing_but_their_count(script):
-    """Catches padding or masked tokens that reach the gradient: a group longer than all others, and masked, is put in front."""
+    """Catches padding or masked tokens that reach the gradient: a group longer than all others, and masked,
+    is put in front."""
     model, batch, args = random_model(), make_batch(old=True), make_args(script, max_new_tokens=30)
     expected, expected_gradient = update(model, batch, args, script)
     front = [[9] * 3 + [5] * 27] * GROUP
-    more = {"prompt_ids": [[8, 7, 6]] * GROUP + batch["prompt_ids"], "completion_ids": front + batch["completion_ids"]}
+    more = {
+        "prompt_ids": [[8, 7, 6]] * GROUP + batch["prompt_ids"],
+        "completion_ids": front + batch["completion_ids"],
+    }
     for name, value in batch.items():
         if torch.is_tensor(value):
             wide = torch.nn.functional.pad(value, (0, 30 - 12)) if value.shape[1] > 1 else value
-            more[name] = torch.cat([torch.full((GROUP, wide.shape[1]), name != "loss_mask").to(wide.dtype), wide])
+            more[name] = torch.cat(
+                [torch.full((GROUP, wide.shape[1]), name != "loss_mask").to(wide.dtype), wide]
+            )
     sums, ours = update(model, more, args, script)
     diluted = 16 / 20 if script is dr_grpo else 1.0  # Dr. GRPO divides by all completions, masked ones too
     assert distance(ours, expected_gradient * diluted) <= 1e-10
@@ -295,11 +345,18 @@ def test_longer_masked_completions_change_nothing_but_their_count(script):
 
 @SCRIPTS
 def test_rows_of_a_minibatch_are_a_batch_of_their_own(script):
-    """Catches denominators over the sampled batch where one optimizer step sees a part of it, and rows cut off by one."""
-    model, batch, args = random_model(), make_batch(old=True, truncated=True), make_args(script, micro_batch_tokens=100)
+    """Catches denominators over the sampled batch where one optimizer step sees a part of it, and rows cut
+    off by one."""
+    model, batch, args = (
+        random_model(),
+        make_batch(old=True, truncated=True),
+        make_args(script, micro_batch_tokens=100),
+    )
     for first, last in ((0, 4), (4, 12), (12, 16)):
         alone = {name: value[first:last] for name, value in batch.items()}
-        assert_same(update(model, batch, args, script, slice(first, last)), update(model, alone, args, script))
+        assert_same(
+            update(model, batch, args, script, slice(first, last)), update(model, alone, args, script)
+        )
     beyond_the_end = update(model, batch, args, script, slice(12, 20))
     assert_same(beyond_the_end, update(model, batch, args, script, slice(12, 16)))
 
@@ -330,7 +387,7 @@ def test_activation_checkpointing_changes_no_gradient(script):
     assert_same(update(model, batch, args, script), expected)
 
 
-# --- special batches ------------------------------------------------------------------------------------------------------
+# --- special batches ----------------------------------------------------------------------------------------
 
 
 @EACH_AGGREGATION
@@ -355,7 +412,8 @@ def test_advantages_of_zero_give_no_gradient(script):
 
 @mutant("sign of the KL term", "grpo.py", "policy_loss + args.kl_coef", "policy_loss - args.kl_coef")
 def test_kl_at_the_reference_is_zero_and_pulls_back_from_elsewhere():
-    """Catches a KL term that is not there, or that drives away: descending it brings the policy closer to the reference."""
+    """Catches a KL term that is not there, or that drives away: descending it brings the policy closer to
+    the reference."""
     model, batch, args = random_model(), make_batch(), make_args(kl_coef=1.0)
     batch["advantages"][:] = 0.0
     scoring = batch["prompt_ids"], batch["completion_ids"], args.temperature, 10**6
@@ -373,7 +431,8 @@ def test_kl_at_the_reference_is_zero_and_pulls_back_from_elsewhere():
 @mutant("sign of the loss")
 @SCRIPTS
 def test_one_step_raises_good_and_lowers_bad_completions(script):
-    """Catches a sign: after one small step completions with positive advantage are likelier, the others less likely."""
+    """Catches a sign: after one small step completions with positive advantage are likelier, the others less
+    likely."""
     model, batch, args = random_model(), make_batch(groups=1), make_args(script)
     batch["advantages"] = torch.tensor([[1.0], [-1.0], [0.5], [-0.5]])
     rows = batch["prompt_ids"], batch["completion_ids"], args.temperature, 10**6
@@ -388,10 +447,19 @@ def test_one_step_raises_good_and_lowers_bad_completions(script):
 
 @SCRIPTS
 def test_first_of_two_minibatches_has_ratio_one_and_the_second_has_not(script):
-    """Catches old log-probs that are taken again after an optimizer step (ratio 1 for ever) or never (no ratio at all)."""
-    model, batch, args = random_model(), make_batch(), make_args(script, minibatches=2, clip_low=0.01, clip_high=0.01)
-    on_policy = [update(model, batch, args, script, rows) for rows in (slice(0, 8), slice(8, 16))]  # no old log-probs given
-    batch["old_logprobs"], _ = score_all(model, batch["prompt_ids"], batch["completion_ids"], args.temperature, 10**6)
+    """Catches old log-probs that are taken again after an optimizer step (ratio 1 for ever) or never (no
+    ratio at all)."""
+    model, batch, args = (
+        random_model(),
+        make_batch(),
+        make_args(script, minibatches=2, clip_low=0.01, clip_high=0.01),
+    )
+    on_policy = [
+        update(model, batch, args, script, rows) for rows in (slice(0, 8), slice(8, 16))
+    ]  # no old log-probs given
+    batch["old_logprobs"], _ = score_all(
+        model, batch["prompt_ids"], batch["completion_ids"], args.temperature, 10**6
+    )
     kept = batch["old_logprobs"].clone()
 
     first = update(model, batch, args, script, slice(0, 8))
@@ -412,7 +480,8 @@ def test_first_of_two_minibatches_has_ratio_one_and_the_second_has_not(script):
 
 
 def test_rollout_logprobs_are_read_only_where_asked_for():
-    """Catches a ratio against the sampler's log-probs instead of the trainer's: without a cap they change nothing but the gap."""
+    """Catches a ratio against the sampler's log-probs instead of the trainer's: without a cap they change
+    nothing but the gap."""
     model, batch, args = random_model(), make_batch(old=True), make_args()
     sums, ours = update(model, batch, args)
     minus_one = pad_values([[-1.0] * len(ids) for ids in batch["completion_ids"]], batch["completion_mask"])
@@ -424,24 +493,34 @@ def test_rollout_logprobs_are_read_only_where_asked_for():
     assert distance(weighted, ours) > 1e-2
 
 
-# --- which problems a step takes --------------------------------------------------------------------------------------------
+# --- which problems a step takes ----------------------------------------------------------------------------
 
 
 @mutant("problems off by one", "grpo.py", "first = (step - 1) *", "first = step *")
 def test_each_step_takes_the_next_problems():
     """Catches a problem trained on twice or never, and a finite training set that is not gone round."""
     args = make_args(prompts_per_step=4)
-    assert [grpo.problem_indices(args, step) for step in (1, 2, 3)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+    assert [grpo.problem_indices(args, step) for step in (1, 2, 3)] == [
+        [0, 1, 2, 3],
+        [4, 5, 6, 7],
+        [8, 9, 10, 11],
+    ]
     args.train_size = 6
-    assert [grpo.problem_indices(args, step) for step in (1, 2, 3)] == [[0, 1, 2, 3], [4, 5, 0, 1], [2, 3, 4, 5]]
+    assert [grpo.problem_indices(args, step) for step in (1, 2, 3)] == [
+        [0, 1, 2, 3],
+        [4, 5, 0, 1],
+        [2, 3, 4, 5],
+    ]
 
 
 @mutant("refill of the same problems", "papers/dapo.py", "+ round * far", "")
 def test_rounds_of_refilling_share_no_problem():
-    """Catches a refill that samples the same problems again, or those of the next step, first rounds that are not grpo.py's, and
-    a finite set of which the first rounds of all steps see the same part."""
+    """Catches a refill that samples the same problems again, or those of the next step, first rounds that
+    are not grpo.py's, and a finite set of which the first rounds of all steps see the same part."""
     args = make_args(dapo, prompts_per_step=4, max_refills=3)
-    taken = [index for step in (1, 2, 3) for round in range(4) for index in dapo.problem_indices(args, step, round)]
+    taken = [
+        index for step in (1, 2, 3) for round in range(4) for index in dapo.problem_indices(args, step, round)
+    ]
     assert len(set(taken)) == 48
     assert all(dapo.problem_indices(args, step, 0) == grpo.problem_indices(args, step) for step in (1, 2, 3))
     for size in (5, 8, 44, 48, 88):
@@ -454,4 +533,6 @@ def test_rounds_of_refilling_share_no_problem():
         for step in (1, 2, 30):
             taken = [index for round in range(11) for index in dapo.problem_indices(args, step, round)]
             assert len(set(taken)) == len(taken) == 176
-            assert taken == [index for round in range(11) for index in guide.problem_indices(args, step, round)]
+            assert taken == [
+                index for round in range(11) for index in guide.problem_indices(args, step, round)
+            ]

@@ -1,4 +1,5 @@
-"""A toy world for tests of the real loop: a random model of two layers, tasks it can solve now and then, a quick run's flags."""
+"""A toy world for tests of the real loop: a random model of two layers, tasks it can solve now and then, a
+quick run's flags."""
 
 import copy
 import hashlib
@@ -15,23 +16,41 @@ from tools import make_tiny
 
 
 def save_toy_model(folder: Path) -> str:
-    """Save a random Llama (two layers, hidden size 32) with a tokenizer made by tools/make_tiny.py from a few hundred corpus texts."""
+    """Save a random Llama (two layers, hidden size 32) with a tokenizer made by tools/make_tiny.py from a
+    few hundred corpus texts."""
     pairs = itertools.islice(make_tiny.corpus(1, make_tiny.Args(steps=1)), 100)
-    tokenizer = make_tiny.build_tokenizer([text for prompt, solutions in pairs for text in (prompt, *solutions)], vocab_size=288)
+    tokenizer = make_tiny.build_tokenizer(
+        [text for prompt, solutions in pairs for text in (prompt, *solutions)], vocab_size=288
+    )
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                         num_attention_heads=2, num_key_value_heads=2, head_dim=16, max_position_embeddings=256,
-                         tie_word_embeddings=True, initializer_range=0.1, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
-                         pad_token_id=tokenizer.pad_token_id)  # fmt: skip
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=16,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        initializer_range=0.1,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
     model = LlamaForCausalLM(config)
-    model.generation_config.eos_token_id = [tokenizer.eos_token_id, *range(5, 37)]  # more ways to end, so that lengths differ
+    model.generation_config.eos_token_id = [
+        tokenizer.eos_token_id,
+        *range(5, 37),
+    ]  # more ways to end, so that lengths differ
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
 
 
 class HashTask:
-    """A completion is right when a hash of its text falls into one of four drawers: a random model is right one time in four."""
+    """A completion is right when a hash of its text falls into one of four drawers: a random model is right
+    one time in four."""
 
     name = "hash"
 
@@ -41,7 +60,9 @@ class HashTask:
     def problem(self, split: str, index: int, seed: int) -> Problem:
         self.asked.append((split, index))
         longer = f", {self.horizon} steps" * (self.horizon > 1)
-        return Problem(f"{split} {index} of {seed}{longer}?", "0", f"word {index % 7 + 1}", horizon=self.horizon)
+        return Problem(
+            f"{split} {index} of {seed}{longer}?", "0", f"word {index % 7 + 1}", horizon=self.horizon
+        )
 
     def at_horizon(self, horizon: int) -> "HashTask":
         other = copy.copy(self)
@@ -54,7 +75,8 @@ class HashTask:
 
 
 class FirstLetterTask(HashTask):
-    """A completion is right when it starts with a lower-case letter: about a tenth of a random model's tokens do."""
+    """A completion is right when it starts with a lower-case letter: about a tenth of a random model's
+    tokens do."""
 
     name = "letter"
 
@@ -80,7 +102,8 @@ def graded(score: float, parsed: str | None) -> Grade:
 
 
 class FakeSampler:
-    """Completions are what `answer(prompt_ids, sample, seed)` says: ids and a finish reason. Remembers the seeds it was given."""
+    """Completions are what `answer(prompt_ids, sample, seed)` says: ids and a finish reason. Remembers the
+    seeds it was given."""
 
     shares_weights = True
 
@@ -92,15 +115,33 @@ class FakeSampler:
 
     def generate(self, prompt_ids, n, max_new_tokens, temperature, seeds, top_p=1.0) -> list[Completion]:
         self.calls.append(seeds)
-        pairs = [self.answer(prompt, sample, seeds[i * n + sample]) for i, prompt in enumerate(prompt_ids) for sample in range(n)]
+        pairs = [
+            self.answer(prompt, sample, seeds[i * n + sample])
+            for i, prompt in enumerate(prompt_ids)
+            for sample in range(n)
+        ]
         return [Completion(ids, [0.0] * len(ids), reason) for ids, reason in pairs]
 
 
 def quick_flags(toy_model: str, out_dir: Path, **changes) -> dict:
     """Flags of a run of five steps that takes less than a second; several micro-batches a step."""
-    flags = dict(model=toy_model, task="toy", steps=5, prompts_per_step=2, group_size=4, max_new_tokens=8, micro_batch_tokens=128,
-                 lr=1e-3, warmup_steps=2, eval_every=2, eval_problems=2, eval_samples=2, test_problems=2, save_every=2,
-                 out_dir=Path(out_dir))  # fmt: skip
+    flags = dict(
+        model=toy_model,
+        task="toy",
+        steps=5,
+        prompts_per_step=2,
+        group_size=4,
+        max_new_tokens=8,
+        micro_batch_tokens=128,
+        lr=1e-3,
+        warmup_steps=2,
+        eval_every=2,
+        eval_problems=2,
+        eval_samples=2,
+        test_problems=2,
+        save_every=2,
+        out_dir=Path(out_dir),
+    )
     return flags | changes
 
 
@@ -108,7 +149,10 @@ def records(out_dir: Path) -> list[dict]:
     """metrics.jsonl without what the clock and the machine decide."""
     lines = (Path(out_dir) / "metrics.jsonl").read_text().splitlines()
     timed = ("time/", "perf/")
-    return [{name: value for name, value in json.loads(line).items() if not name.startswith(timed)} for line in lines]
+    return [
+        {name: value for name, value in json.loads(line).items() if not name.startswith(timed)}
+        for line in lines
+    ]
 
 
 def column(out_dir: Path, metric: str) -> list:

