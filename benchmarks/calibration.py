@@ -44,7 +44,7 @@ def measure(
     return case | scores | {"first": first}
 
 
-def readme_table(rows: list[dict]) -> str:
+def page_table(rows: list[dict]) -> str:
     """What docs/world.md shows of it."""
     lines = ["| steps | family | hint | avg@16 | pass@16 | unparsed |", "|---|---|---|---|---|---|"]
     for row in rows:
@@ -75,7 +75,7 @@ def main(args: Args) -> None:
         result = {"problems": args.problems, "samples": args.samples, "rows": rows}
         result = {"model_hash": model_hash(model)} | result
         args.out.write_text(json.dumps(result, indent=1) + "\n")
-        print(readme_table(rows))
+        print(page_table(rows))
 
 
 if __name__ == "__main__":

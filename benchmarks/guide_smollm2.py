@@ -76,7 +76,7 @@ def write_sums(file: Path) -> None:
     write_text(file, "".join(json.dumps(row) + "\n" for row in rows.values()))
 
 
-def readme_table(out: Path) -> str:
+def page_table(out: Path) -> str:
     """What the README shows: scores without hints, and where the gain comes from."""
     comparisons = {arm: json.loads((out / f"{arm}.json").read_text())["rows"][-1] for arm in ARMS}
     guided = json.loads((out / "guide-grpo.json").read_text())["rows"][-1]["metrics"]
@@ -105,7 +105,7 @@ def main(args: Args) -> None:
             args, weights, folder, [*flags, "--baseline", os.path.relpath(baseline, ROOT)]
         )
         shutil.copy(max(compared.glob("against-*.json"), key=os.path.getmtime), args.out / f"{name}.json")
-    print(readme_table(args.out))
+    print(page_table(args.out))
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ def write_chains(file: Path) -> None:
     write_text(file, "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def readme_table(out: Path) -> str:
+def page_table(out: Path) -> str:
     """What docs/h1.md shows: accuracy by horizon, and what the curriculum has more."""
     before, compared = (
         json.loads((out / file).read_text())["rows"]
@@ -116,7 +116,7 @@ def main(args: Args) -> None:
         against = ["--baseline", os.path.relpath(baseline, ROOT)]
         compared = measure_model(args, finals[arm], arm, [*flags, *against])
         shutil.copy(next(compared.glob("against-*.json")), args.out / f"{name}.json")
-    print(readme_table(args.out))
+    print(page_table(args.out))
 
 
 if __name__ == "__main__":

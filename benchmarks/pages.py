@@ -221,11 +221,11 @@ def tables() -> dict[str, Callable[[], str]]:
         "metrics.three_runs": three_runs_table,
         "costs": costs_table,
         "memory": memory.table,
-        "calibration": lambda: calibration.readme_table(read(ROOT / "benchmarks/calibration.json")["rows"]),
-        "real_model": lambda: real_model.readme_table(read(LOGS / "grpo/smollm2/seed1/summary.json")),
-        "siren_smollm2": partial(siren_smollm2.readme_table, LOGS / "siren_smollm2"),
-        "guide_smollm2": partial(guide_smollm2.readme_table, LOGS / "guide_smollm2"),
-        "h1_smollm2": partial(h1_smollm2.readme_table, LOGS / "h1_smollm2"),
+        "calibration": lambda: calibration.page_table(read(ROOT / "benchmarks/calibration.json")["rows"]),
+        "real_model": lambda: real_model.page_table(read(LOGS / "grpo/smollm2/seed1/summary.json")),
+        "siren_smollm2": partial(siren_smollm2.page_table, LOGS / "siren_smollm2"),
+        "guide_smollm2": partial(guide_smollm2.page_table, LOGS / "guide_smollm2"),
+        "h1_smollm2": partial(h1_smollm2.page_table, LOGS / "h1_smollm2"),
         "entropy.rules": lambda: entropy.rules_table(trials_of(entropy)),
     }
     for experiment in (entropy, hard_chains, horizons):

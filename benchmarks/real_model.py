@@ -61,7 +61,7 @@ class Args:
     """where its logs are collected (the committed ones are in runs/reference/grpo/smollm2)"""
 
 
-def readme_table(summary: dict) -> str:
+def page_table(summary: dict) -> str:
     """What docs/grpo.md shows of summary.json."""
     lines = ["| | before | after | rise (95% interval) |", "|---|---|---|---|"]
     for title in ("accuracy", "accuracy among parsed", "parsed"):
@@ -122,7 +122,7 @@ def main(args: Args) -> None:
             low, high = np.quantile(draws[name], [0.025, 0.975])
             summary[f"{title} {name}"] = [round(float(number), 4) for number in (value[name], low, high)]
     (target / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-    print(readme_table(summary))
+    print(page_table(summary))
 
 
 if __name__ == "__main__":

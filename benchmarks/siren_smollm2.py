@@ -38,7 +38,7 @@ class Args(RealModelArgs):
     """where the logs are collected (the committed ones are in runs/reference/siren_smollm2)"""
 
 
-def readme_table(out: Path) -> str:
+def page_table(out: Path) -> str:
     """What docs/siren.md shows of the logs and the comparison."""
     comparison = json.loads((out / "comparison.json").read_text())["rows"][-1]["metrics"]
     start = json.loads((out / "start.json").read_text())
@@ -66,7 +66,7 @@ def main(args: Args) -> None:
     (args.out / "start.json").write_text(
         json.dumps({name: start[name]["value"] for name in names}, indent=1) + "\n"
     )
-    print(readme_table(args.out))
+    print(page_table(args.out))
 
 
 if __name__ == "__main__":

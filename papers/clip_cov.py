@@ -47,7 +47,7 @@ class Args(RunFlags):
     cov_low: float = 0.1  # [D1]
     """least covariance of a token that may lose its gradient (the paper, with standardised advantages: 1)"""
     cov_high: float = 5.0
-    """greatest"""
+    """greatest covariance of a token that may lose its gradient"""
     clip_low: ClipRange = 0.2
     """the ratio is clipped below at 1 - clip_low"""
     clip_high: ClipRange = 0.2

@@ -62,7 +62,7 @@ class Args(RunFlags):
     group: Literal["replace", "join"] = "replace"
     """the guided group takes the failed one's place, or both make one group of 2G"""
     advantage: Literal["std", "centred"] = "std"
-    """std: (R - mean) / std (GRPO); centred: R - mean (Dr. GRPO)"""
+    """how a reward is compared with its group. std: (R - mean) / std (GRPO); centred: R - mean (Dr. GRPO)"""
     aggregation: Literal["sequence_mean", "token_mean", "constant"] = "sequence_mean"
     """how token losses become one number: GRPO, DAPO and Dr. GRPO in this order"""
     gamma_quantile: Fraction = 0.9

@@ -19,6 +19,28 @@ sys.path.insert(0, str(ROOT))
 import pytest  # noqa: E402
 
 
+LONGEST_FIRST = [
+    "test_distributed",
+    "test_mutations",
+    "test_loop",
+    "test_resume",
+    "test_compare",
+    "test_eval",
+]
+
+
+def pytest_configure(config) -> None:
+    """Files are handed to pytest-xdist's workers in the order below, not those with most tests first."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items) -> None:
+    """The files that take longest begin first, so that no worker waits for another at the end."""
+    place = {name: position for position, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+
+
 @pytest.fixture(scope="session")
 def toy_model(tmp_path_factory) -> str:
     """Folder of a random model with two layers of 32 and the embedded world's kind of tokenizer."""

@@ -160,9 +160,9 @@ def test_scores_that_differ_stop_the_measurement(monkeypatch):
     ((_, found),) = compare.scoring(compare.Args(), {"work": work}, 1)
     assert found["ours"] == agreement | {"largest_difference": pytest.approx(4e-5)}
     assert found["plain forward, full logits"] == agreement
-    agreement["gradient_difference"] = 2e-5
+    agreement["gradient_difference"] = 4e-5
     with pytest.raises(
-        SystemExit, match="gradient difference of 2.0e-05 to the plain forward pass, more than 1e-05"
+        SystemExit, match="gradient difference of 4.0e-05 to the plain forward pass, more than 3e-05"
     ):
         list(compare.scoring(compare.Args(), {"work": work}, 1))
     agreement["gradient_difference"] = 2e-6

@@ -69,7 +69,6 @@ NEEDED = {  # flags without which a quick run of a script cannot be
     h1_curriculum: dict(max_horizon=2, steps_per_stage=2),
     adarft: dict(max_horizon=2),
     e2h: dict(max_horizon=2),
-    kl_cov: dict(epochs=2),
 }
 
 
@@ -549,7 +548,11 @@ def test_bad_flag_of_dapo(run, tmp_path, changes):
         (adaptive_bonus, dict(target_share=-0.1), "--target-share -0.1"),
         (entropy_advantage, dict(shape_alpha=-0.1), "--shape-alpha -0.1"),
         (clip_cov, dict(cov_fraction=1.1), "--cov-fraction 1.1"),
-        (kl_cov, dict(epochs=1), "--minibatches 1: with one update per batch KL-Cov does nothing"),
+        (
+            kl_cov,
+            dict(minibatches=1, epochs=1),
+            "--minibatches 1: with one update per batch KL-Cov does nothing",
+        ),
         (clip_cov, dict(cov_low=5.0), "--cov-low 5"),
         (siren, dict(beta=math.inf), "--beta inf: must be at least 0"),
     ],

