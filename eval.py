@@ -31,6 +31,7 @@ import tyro
 
 from plainrl import curves, ranks
 from plainrl.flags import (
+    EVAL_LENGTHS,
     EVAL_SEED,
     Bounds,
     Count,
@@ -69,7 +70,6 @@ PRESETS = {  # the papers' protocols; the length limit stays with --max-new-toke
     "h1-avg32": {"temperature": 1.0, "samples": 32},  # h1, on AIME; its temperature is not published: ours
 }
 DEFAULTS = {"temperature": 1.0, "samples": 16}  # greedy samples are all equal: one is enough
-MAX_NEW_TOKENS = {"tiny": 160, "small": 1024, "large": 3072}
 
 
 @dataclass
@@ -91,7 +91,7 @@ class Args:
     100 a horizon)"""
     samples: Annotated[int | None, Bounds(at_least=1), tyro.conf.arg(aliases=["-n"])] = None
     """completions per problem, n; 5 gives avg@5 (default: 16, greedy 1)"""
-    max_new_tokens: Count | None = by_size(**MAX_NEW_TOKENS)
+    max_new_tokens: Count | None = by_size(**EVAL_LENGTHS)
     """longest completion"""
     temperature: NotNegative | None = None
     """sampling temperature; 0 is greedy (default: 1)"""

@@ -25,6 +25,11 @@ import tyro
 from plainrl.screen import fail
 
 EVAL_SEED = 2**31  # evaluation has its own seed: every checkpoint meets the same problems and random numbers
+EVAL_LENGTHS = {
+    "tiny": 160,
+    "small": 1024,
+    "large": 3072,
+}  # longest completions of eval.py, by size of the model
 TRACKERS = {"wandb": "wandb", "tensorboard": "torch.utils.tensorboard"}
 
 # --- defaults by the size of the model ----------------------------------------------------------------------

@@ -36,7 +36,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from plainrl import ranks
-from plainrl.flags import EVAL_SEED, RunFlags, check_flags, resolve_defaults, size_of
+from plainrl.flags import EVAL_LENGTHS, EVAL_SEED, RunFlags, check_flags, resolve_defaults, size_of
 from plainrl.grading import is_error
 from plainrl.metrics import evaluate
 from plainrl.models import (
@@ -537,8 +537,6 @@ class Run:
 
     def eval_command(self, model: Path) -> str:
         """What to type to measure the model as it was measured here."""
-        from eval import MAX_NEW_TOKENS
-
         python = Path(sys.executable)
         python = python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else "python"
         command = [
@@ -553,7 +551,7 @@ class Run:
             command += ["--system-prompt", self.args.system_prompt]
         if self.args.temperature != 1:
             command += ["--temperature", f"{self.args.temperature:g}"]
-        if self.args.max_new_tokens != MAX_NEW_TOKENS[size_of(self.config["parameters"])]:
+        if self.args.max_new_tokens != EVAL_LENGTHS[size_of(self.config["parameters"])]:
             command += ["--max-new-tokens", str(self.args.max_new_tokens)]
         return shlex.join(command)
 

@@ -8,16 +8,13 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before the first import of transformers
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-os.environ["OMP_NUM_THREADS"] = (
-    "1"  # before that of torch: several processes with several threads each slow one another down
-)
+os.environ["OMP_NUM_THREADS"] = "1"  # before that of torch: workers with two threads each slow one another
 if "PLAINRL_TEST_ON_GPU" not in os.environ:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # equalities are tested to the last bit, on the CPU
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import pytest  # noqa: E402
-
 
 LONGEST_FIRST = [
     "test_distributed",

@@ -1,13 +1,11 @@
 """Every training script in float64, in several processes.
 
-    torchrun --nproc-per-node N distributed_driver.py TOY_MODEL OUT [RUN [STEPS [die | die first | fail |
-    float32]]]
-    python distributed_driver.py TOY_MODEL fork PLAN    many such jobs, their ranks forked: torch is imported
-    once
+    torchrun --nproc-per-node N distributed_driver.py TOY_MODEL OUT [RUN [STEPS [HOW]]]
+    python distributed_driver.py TOY_MODEL fork PLAN    many such jobs: one import of torch, ranks are forked
 
-Leaves OUT/<run>/, the output folder of each run; one that is there goes on. "die": the last rank is killed
-in the third step ("die first": the main one); "fail": it stops with a message. "float32": in single
-precision.
+Leaves OUT/<run>/, the output folder of each run; one that is there goes on. HOW is "float32" (single
+precision), "die" (the last rank is killed in the third step), "die first" (the main one), "fail" (the last
+one stops with a message) or "go on" (with the flags of those three).
 """
 
 import json
@@ -107,6 +105,9 @@ def main(toy_model: str, out: str, only: str | None = None, steps: str = "5", ho
                     seed=10,
                     steps=int(steps),
                     resume=folder.exists(),
+                    # writing and scoring take much of a rank's time: only where it matters
+                    save_every=2 if how else 100,
+                    eval_every=2 if how else 100,
                 )
                 | extra
             )

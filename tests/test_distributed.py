@@ -170,7 +170,9 @@ def test_a_rank_that_ends_ends_the_job(runs, toy_model, tmp_path, how):
     assert json.loads((tmp_path / "grpo/last/state.json").read_text())["step"] == 2
     if how != "die first":  # only the main rank writes
         return
-    (tmp_path / "plan.json").write_text(json.dumps([{"ranks": 2, "out": str(tmp_path), "only": "grpo"}]))
+    (tmp_path / "plan.json").write_text(
+        json.dumps([{"ranks": 2, "out": str(tmp_path), "only": "grpo", "how": "go on"}])
+    )
     finished(launch(0, toy_model, "fork", tmp_path / "plan.json"))
     assert distance(runs / "1/grpo/last", tmp_path / "grpo/last") < 1e-10
 
