@@ -61,7 +61,8 @@ from plainrl.scoring import micro_batches, score, score_all, update_sums
 from plainrl.screen import or_fail
 from plainrl.tasks import Problem
 
-ABLATIONS = ("trigger-accuracy", "correction", "shaping", "group", "advantage", "aggregation")
+ABLATIONS = "trigger-accuracy correction shaping group advantage aggregation".split()
+ABLATIONS += ["trigger below", "trigger always"]
 MOVED = dict.fromkeys(ABLATIONS, "papers/guide_ablations.py has it")
 
 
@@ -146,8 +147,7 @@ def shaping_gamma(ratios: torch.Tensor, quantile: float) -> float:
 
 
 def truncated_importance(old_logprobs, rollout_logprobs, cap: float) -> torch.Tensor:
-    """min(pi_old / sampler, cap) per token [N, T], without gradient, for a sampler that is not quite
-    pi_old."""
+    """min(pi_old / sampler, cap) per token [N, T], no gradient: for a sampler that is not quite pi_old."""
     return torch.exp(old_logprobs - rollout_logprobs).clamp(max=cap).detach()
 
 

@@ -20,19 +20,21 @@ Read it as `diff papers/dr_grpo.py h1_curriculum.py`. What changes, numbered her
 The paper's comparisons sample as many completions: only_short (h = 1), only_long (h = H) and uniform_mix (h
 drawn from 1..H). Two schedules without stages are papers of their own: papers/adarft.py and papers/e2h.py.
 
+--task is what gets chained (chain, gsm8k?horizon=1, ...); --train-size is that many problems of each horizon.
+
 Deviations from the paper, whose code was not at hand, tagged again where they happen:
 [D1] The reward is the answer's correctness, as the paper's argument has it. Its runs add terms for the
      format; --format-reward does so too, written for \boxed{} instead of <reasoning> and <answer> tags.
 [D2] Numbers that a chain hands on are whole and at least 2 (the paper: decimals, unrounded): `ComposedTask`
      in plainrl/sources.py.
-[D3] Beyond the paper's six, placeholders go on after U to Z with B, C, D ...: PLACEHOLDERS in
-     plainrl/chains.py.
+[D3] Beyond the paper's six, placeholders go on after U to Z with B, C, D ...:
+     PLACEHOLDERS in plainrl/chains.py.
 [D4] The best checkpoint of a stage is the one with the highest accuracy on dev over all horizons (the paper:
      over 1 to 3, by hand).
 [D5] Learning rate, clip range and KL are not known: ours are those of papers/dr_grpo.py, without a KL term.
 
-    python h1_curriculum.py       on the embedded model: test avg@16 of chains of one to five steps 0.118 ->
-                                  0.787, of five 0.003 -> 0.725 (seed 0), 9 minutes on one CPU thread
+    python h1_curriculum.py       on the embedded model, 9 minutes on one CPU thread (seed 0): test avg@16 of
+                                  chains of one to five steps 0.118 -> 0.787, of five 0.003 -> 0.725
     python h1_curriculum.py --schedule only_long      the same number of steps on chains of five alone
 
 Letters in shapes: B prompts, G completions of each (a group), N = B*G rows, T completion tokens. Rows are
@@ -161,8 +163,7 @@ def clipped_surrogate(logprobs, old_logprobs, advantages, clip_low: float, clip_
 
 
 def truncated_importance(old_logprobs, rollout_logprobs, cap: float) -> torch.Tensor:
-    """min(pi_old / sampler, cap) per token [N, T], without gradient, for a sampler that is not quite
-    pi_old."""
+    """min(pi_old / sampler, cap) per token [N, T], no gradient: for a sampler that is not quite pi_old."""
     return torch.exp(old_logprobs - rollout_logprobs).clamp(max=cap).detach()
 
 

@@ -1,17 +1,15 @@
 r"""SIREN: selective entropy regularisation (arXiv 2509.25133). Read it as `diff papers/dr_grpo.py siren.py`.
 
     loss = Dr. GRPO + beta (H - H_anchor)^2
-    h_it = entropy of pi(. | s_it) over its top-p nucleus, renormalised       top-p mask: which tokens
-    m_it = 1 if h_it > tau-quantile of the h of completion i, else 0          peak-entropy mask: where
-    H    = 1/N sum_i (sum_t m_it h_it / sum_t m_it)                           H_anchor: H of the starting
-    model
+    h_it = entropy of pi(. | s_it) over its top-p nucleus, renormalised    top-p mask: which tokens
+    m_it = 1 if h_it > tau-quantile of the h of completion i, else 0       peak-entropy mask: where
+    H    = 1/N sum_i (sum_t m_it h_it / sum_t m_it)                        H_anchor: H of the starting model
 
-What changes against papers/dr_grpo.py, numbered here and where it happens (`--beta 0` equals it to the last
-bit):
+What changes against papers/dr_grpo.py, numbered here and where it happens
+(`--beta 0` equals it to the last bit):
 [1] The scorer also gives each token's nucleus entropy, with gradient.
 [2] One pass without gradient over all that the optimizer step sees finds m and H, and so the slope of the
-    square. By the chain rule the gradient is 2 beta (H - H_anchor) dH, exactly so under any split into
-    micro-batches.
+    square. By the chain rule the gradient is 2 beta (H - H_anchor) dH, exactly so for any micro-batches.
 [3] H_anchor is H of the first sampled batch before the first update: measured once, kept in the checkpoint.
 
 The paper's ablations are flags: `--nucleus-p 1` (no top-p mask), `--tau 0` (no peak-entropy mask),
@@ -40,10 +38,9 @@ paper part ways:
 [D7] The policy's loss is divided by --max-new-tokens and H is not, as in the code: the shorter completions
      are compared with that limit, the more weight has the same beta.
 
-    python siren.py               on the embedded model: test avg@16 0.048 -> 0.866 (seed 0), 12 minutes on
-    one CPU
-                                  thread; H falls, at beta 0.001
-    python siren.py --beta 0.1    H is held, at the cost of learning: 0.048 -> 0.095
+    python siren.py               on the embedded model: test avg@16 0.048 -> 0.866, 12 minutes on one CPU
+                                  thread; H falls, at beta 0.001 (seed 0: one run, log not kept)
+    python siren.py --beta 0.1    H is held, at the cost of learning: 0.048 -> 0.095 (the same)
 
 Letters in shapes: B prompts, G completions of each (a group), N = B*G rows, T completion tokens, V
 vocabulary. Rows are prompt-major: rows i*G .. i*G+G-1 belong to prompt i. Masks come from lengths; EOS is
@@ -83,17 +80,16 @@ class Args(RunFlags):
     one step, see benchmarks/trials.md)"""
     nucleus_p: Share = 0.8
     """p of the top-p mask: entropy is taken over the most likely tokens that together hold this much
-    probability, so that exploration stays within a meaningful subset of actions; 1: over the whole
-    vocabulary"""
+    probability, so that exploration stays within meaningful actions; 1: over the whole vocabulary"""
     tau: Annotated[float, Bounds(at_least=0, below=1)] = 0.8
     """quantile of the peak-entropy mask: only tokens whose nucleus entropy is above it, among those of their
     own completion, are regularised (0.8: the top fifth, or less where entropies are equal); 0: every token"""
     nucleus_rule: Literal["standard", "official"] = "standard"
-    """whether the nucleus includes the token that crosses p (standard) or leaves it out, as the authors'
-    code does"""
+    """whether the nucleus includes the token that crosses p (standard) or leaves it out,
+    as the authors' code does (official)"""
     anchor: bool = True
-    """self-anchored: hold H at its value under the starting model; --no-anchor: a bonus that raises H
-    without end"""
+    """self-anchored: hold H at its value under the starting model;
+    --no-anchor: a bonus that raises H without end"""
 
     clip_low: ClipRange = 0.2
     """the ratio is clipped below at 1 - clip_low"""
@@ -121,11 +117,12 @@ class Args(RunFlags):
 def nucleus_entropy(
     logits: torch.Tensor, top_p: float, rule: str = "standard", largest: int = 32
 ) -> torch.Tensor:
-    """Entropy of the renormalised top-p nucleus, in nats, with gradient: logits [..., V], divided by the
-    temperature -> [...].
+    """Entropy of the renormalised top-p nucleus, in nats, with gradient: logits [..., V] -> [...].
 
-    The nucleus is the most likely tokens that hold top_p, with the token that crosses top_p ("standard") or
-    without it ("official"); a nucleus of one token or none has entropy 0. top_p 1 is the whole vocabulary.
+    The logits are those divided by the temperature. The nucleus is the most likely tokens that hold top_p,
+    with the token that crosses top_p ("standard") or without it ("official"); a nucleus of one token or none
+    has entropy 0. top_p 1 is the whole vocabulary.
+
     Which tokens are inside carries no gradient; the gradient in the logits is -q (log q + h) inside, q being
     the renormalised probability, and 0 outside.
 
@@ -145,9 +142,8 @@ def nucleus_entropy(
         mass = probs.cumsum(dim=-1)
         kept = (mass - probs if rule == "standard" else mass) < top_p  # [D1]
         kept[..., 0] = True  # one token and none are both entropy 0, and this one has no log 0
-    logprobs = torch.log_softmax(
-        logits.gather(-1, ids).masked_fill(~kept, -torch.inf), dim=-1
-    )  # log q [..., K]
+    inside = logits.gather(-1, ids).masked_fill(~kept, -torch.inf)
+    logprobs = torch.log_softmax(inside, dim=-1)  # log q [..., K]
     entropy = -(logprobs.exp() * logprobs.masked_fill(~kept, 0.0)).sum(dim=-1)
     too_few = mass[..., -1] < top_p  # rows so flat that the nucleus goes on behind the tokens looked at
     if largest < logits.shape[-1] and too_few.any():  # those again, with more tokens
@@ -180,8 +176,7 @@ def peak_mean(selected: torch.Tensor) -> torch.Tensor:
 
 
 def regulariser(entropy, anchor: float | None, beta: float):
-    """beta (H - H_anchor)^2 pulls H up below the anchor and down above it. Without an anchor: a bonus, -beta
-    H."""
+    """beta (H - H_anchor)^2 pulls H up below the anchor and down above it. Without one: a bonus, -beta H."""
     return -beta * entropy if anchor is None else beta * (entropy - anchor) ** 2
 
 
@@ -207,8 +202,7 @@ def clipped_surrogate(logprobs, old_logprobs, advantages, clip_low: float, clip_
 
 
 def truncated_importance(old_logprobs, rollout_logprobs, cap: float) -> torch.Tensor:
-    """min(pi_old / sampler, cap) per token [N, T], without gradient, for a sampler that is not quite
-    pi_old."""
+    """min(pi_old / sampler, cap) per token [N, T], no gradient: for a sampler that is not quite pi_old."""
     return torch.exp(old_logprobs - rollout_logprobs).clamp(max=cap).detach()
 
 
@@ -268,9 +262,8 @@ def accumulate_gradients(model, batch: Batch, args: Args, anchor: float) -> Coun
             importance = truncated_importance(old_logprobs, part["rollout_logprobs"], args.importance_cap)
             loss_per_token = loss_per_token * importance
         policy_loss = (loss_per_token * part["weights"]).sum()
-        total_loss = (
-            policy_loss + slope * (nucleus * part["peak_weights"]).sum()
-        )  # its gradient, not its value  [2]
+        part_of_H = (nucleus * part["peak_weights"]).sum()
+        total_loss = policy_loss + slope * part_of_H  # has the gradient of the penalty, not its value  [2]
         total_loss.backward()
         sums.update(update_sums(part, old_logprobs, entropy, clipped, policy_loss, policy_loss))
         sums["nucleus"] += (nucleus * part["completion_mask"]).sum().item()

@@ -77,7 +77,7 @@ def write_sums(file: Path) -> None:
 
 
 def page_table(out: Path) -> str:
-    """What the README shows: scores without hints, and where the gain comes from."""
+    """What docs/guide.md shows: scores without hints, and where the gain comes from."""
     comparisons = {arm: json.loads((out / f"{arm}.json").read_text())["rows"][-1] for arm in ARMS}
     guided = json.loads((out / "guide-grpo.json").read_text())["rows"][-1]["metrics"]
     lines = ["| | before | GRPO | Guide | Guide minus GRPO (95% interval) |", "|---|---|---|---|---|"]

@@ -3,8 +3,8 @@ r"""Clip-Cov (arXiv 2505.22617). Read it as `diff papers/dr_grpo.py papers/clip_
     cov_it = (A_i - mean A) (log pi_it - mean log pi), means over the tokens of the batch
     a random cov_fraction of the tokens, among those with cov_low < cov_it < cov_high, leaves the loss
 
-What changes against papers/dr_grpo.py, numbered here and where it happens (with a `--cov-low` that no token
-reaches it equals it to the last bit):
+What changes against papers/dr_grpo.py, numbered here and where it happens
+(with a `--cov-low` that no token reaches it equals it to the last bit):
 [1] One pass without gradient over all that the optimizer step sees finds the covariances, and draws tokens.
 [2] Those get no policy gradient.
 
@@ -12,8 +12,8 @@ Deviations from the paper, tagged again where they happen:
 [D1] It stands on Dr. GRPO (the paper: GRPO), so that nothing but the method differs. Advantages are not
      divided by a std, so covariances are smaller, and so is the default of cov_low (the paper: 1). PPO's
      clip stays (the authors' code clips at 0 and 2).
-[D2] Bounds and means are over the tokens that one optimizer step sees (the authors' code: over a
-     micro-batch).
+[D2] Bounds and means are over the tokens that one optimizer step sees
+     (the authors' code: over a micro-batch).
 
     python papers/clip_cov.py             on the embedded model; shown in benchmarks/entropy.md
 
@@ -122,8 +122,7 @@ def random_tokens(candidates: torch.Tensor, mask: torch.Tensor, count: int, seed
 
 
 def truncated_importance(old_logprobs, rollout_logprobs, cap: float) -> torch.Tensor:
-    """min(pi_old / sampler, cap) per token [N, T], without gradient, for a sampler that is not quite
-    pi_old."""
+    """min(pi_old / sampler, cap) per token [N, T], no gradient: for a sampler that is not quite pi_old."""
     return torch.exp(old_logprobs - rollout_logprobs).clamp(max=cap).detach()
 
 

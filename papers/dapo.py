@@ -54,8 +54,8 @@ class Args(RunFlags):
     max_refills: Natural = 10
     """rounds of further sampling before a step trains on the groups it has"""
     overlong_buffer: Natural | None = None
-    """the last so many tokens before --max-new-tokens are punished (default a fifth of it, as in the paper;
-    0: off)"""
+    """the last so many tokens before --max-new-tokens are punished (0: off;
+    default: a fifth of it, as in the paper)"""
     mask_truncated: bool = False
     """leave completions cut at --max-new-tokens out of the loss instead of scoring them"""
     importance_cap: Positive | None = None
@@ -111,8 +111,7 @@ def clipped_surrogate(logprobs, old_logprobs, advantages, clip_low: float, clip_
 
 
 def truncated_importance(old_logprobs, rollout_logprobs, cap: float) -> torch.Tensor:
-    """min(pi_old / sampler, cap) per token [N, T], without gradient, for a sampler that is not quite
-    pi_old."""
+    """min(pi_old / sampler, cap) per token [N, T], no gradient: for a sampler that is not quite pi_old."""
     return torch.exp(old_logprobs - rollout_logprobs).clamp(max=cap).detach()
 
 

@@ -13,8 +13,8 @@ sigma 0.5 is the paper's. Deviations from it:
 [D2] Time is the share of the steps or of the token budget that is used up, whichever is more. A run cannot be
      resumed with another --steps or --token-budget, which would be another schedule.
 [D3] The Gaussian schedule has no floor under the probabilities.
-[D4] The update is Dr. GRPO (the paper: GRPO with a small KL term), as for every schedule that h1 is compared
-     with.
+[D4] The update is Dr. GRPO (the paper: GRPO with a small KL term),
+     as for every schedule that h1 is compared with.
 
     python papers/e2h.py                          on the embedded model, chains of one to five steps
     python papers/e2h.py --schedule gaussian
@@ -135,8 +135,7 @@ def clipped_surrogate(logprobs, old_logprobs, advantages, clip_low: float, clip_
 
 
 def truncated_importance(old_logprobs, rollout_logprobs, cap: float) -> torch.Tensor:
-    """min(pi_old / sampler, cap) per token [N, T], without gradient, for a sampler that is not quite
-    pi_old."""
+    """min(pi_old / sampler, cap) per token [N, T], no gradient: for a sampler that is not quite pi_old."""
     return torch.exp(old_logprobs - rollout_logprobs).clamp(max=cap).detach()
 
 

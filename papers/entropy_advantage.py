@@ -9,8 +9,8 @@ larger where the policy was uncertain.
 Deviations from the paper, tagged again where they happen:
 [D1] It stands on Dr. GRPO (the paper: GRPO and PPO), so that nothing but the method differs. Advantages are
      not divided by a std, so shape_alpha weighs more than in the paper.
-[D2] shape_kappa is the paper's 2. SIREN's comparison takes 2 in the first version of its code and 1 in the
-     second.
+[D2] shape_kappa is the paper's 2. SIREN's comparison takes 2
+     in the first version of its code and 1 in the second.
 
     python papers/entropy_advantage.py    on the embedded model; shown in benchmarks/entropy.md
 
@@ -95,8 +95,7 @@ def clipped_surrogate(logprobs, old_logprobs, advantages, clip_low: float, clip_
 
 
 def truncated_importance(old_logprobs, rollout_logprobs, cap: float) -> torch.Tensor:
-    """min(pi_old / sampler, cap) per token [N, T], without gradient, for a sampler that is not quite
-    pi_old."""
+    """min(pi_old / sampler, cap) per token [N, T], no gradient: for a sampler that is not quite pi_old."""
     return torch.exp(old_logprobs - rollout_logprobs).clamp(max=cap).detach()
 
 

@@ -155,8 +155,7 @@ def sequence_denominator(logprobs, old_logprobs) -> torch.Tensor:
 
 
 def truncated_importance(old_logprobs, rollout_logprobs, cap: float) -> torch.Tensor:
-    """min(pi_old / sampler, cap) per token [N, T], without gradient, for a sampler that is not quite
-    pi_old."""
+    """min(pi_old / sampler, cap) per token [N, T], no gradient: for a sampler that is not quite pi_old."""
     return torch.exp(old_logprobs - rollout_logprobs).clamp(max=cap).detach()
 
 

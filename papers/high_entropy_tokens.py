@@ -3,8 +3,8 @@ r"""80/20, high-entropy tokens (arXiv 2506.01939): `diff papers/dr_grpo.py paper
     J = Dr. GRPO over the token_fraction of tokens with the highest h_it, divided by token_fraction
     h_it = entropy of pi(. | s_it) over the full vocabulary
 
-What changes against papers/dr_grpo.py, numbered here and where it happens (`--token-fraction 1` equals it to
-the last bit):
+What changes against papers/dr_grpo.py, numbered here and where it happens
+(`--token-fraction 1` equals it to the last bit):
 [1] One pass without gradient over all that the optimizer step sees finds its tokens of high entropy.
 [2] The others get no policy gradient.
 
@@ -93,8 +93,7 @@ def top_tokens(values: torch.Tensor, mask: torch.Tensor, count: int) -> torch.Te
 
 
 def truncated_importance(old_logprobs, rollout_logprobs, cap: float) -> torch.Tensor:
-    """min(pi_old / sampler, cap) per token [N, T], without gradient, for a sampler that is not quite
-    pi_old."""
+    """min(pi_old / sampler, cap) per token [N, T], no gradient: for a sampler that is not quite pi_old."""
     return torch.exp(old_logprobs - rollout_logprobs).clamp(max=cap).detach()
 
 

@@ -4,17 +4,16 @@ r"""KL-Cov (arXiv 2505.22617). Read it as `diff papers/dr_grpo.py papers/kl_cov.
               highest cov_it, and -ratio_it A_i for all others
     cov_it  = (A_i - mean A) (log pi_it - mean log pi), means over the tokens of the batch
 
-What changes against papers/dr_grpo.py, numbered here and where it happens (`--kl-coef 0` equals it to the
-last bit where nothing would be clipped):
-[1] One pass without gradient over all that the optimizer step sees finds the tokens with the highest
-    covariance.
+What changes against papers/dr_grpo.py, numbered here and where it happens
+(`--kl-coef 0` equals it to the last bit where nothing would be clipped):
+[1] One pass without gradient over all that the optimizer step sees finds the tokens of highest covariance.
 [2] Those are held back by a penalty. No ratio is clipped.
 
 Deviations from the paper:
 [D1] It stands on Dr. GRPO (the paper: GRPO), so that nothing but the method differs. Advantages are not
      divided by a std, so covariances are smaller.
-[D2] The highest, and the means, are of the tokens that one optimizer step sees (the authors' code: of a
-     micro-batch).
+[D2] The highest, and the means, are of the tokens that one optimizer step sees
+     (the authors' code: of a micro-batch).
 [D3] It does nothing in the first update of a batch, where pi is pi_old, so there are two by default. (In the
      authors' code the two differ by rounding there, and the gradient of |log pi - log pi_old| is 1 or -1
      however small it is.)
@@ -108,8 +107,7 @@ def penalised_surrogate(logprobs, old_logprobs, advantages, penalised, kl_coef: 
 
 
 def truncated_importance(old_logprobs, rollout_logprobs, cap: float) -> torch.Tensor:
-    """min(pi_old / sampler, cap) per token [N, T], without gradient, for a sampler that is not quite
-    pi_old."""
+    """min(pi_old / sampler, cap) per token [N, T], no gradient: for a sampler that is not quite pi_old."""
     return torch.exp(old_logprobs - rollout_logprobs).clamp(max=cap).detach()
 
 

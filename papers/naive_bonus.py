@@ -3,8 +3,8 @@ r"""Entropy bonus: Dr. GRPO plus the classic bonus. Read it as `diff papers/dr_g
     loss = Dr. GRPO - bonus H
     h_it = entropy of pi(. | s_it) over the full vocabulary,      H = 1/N sum_i (1/|o_i| sum_t h_it)
 
-What changes against papers/dr_grpo.py, numbered here and where it happens (`--bonus 0` equals it to the last
-bit):
+What changes against papers/dr_grpo.py, numbered here and where it happens
+(`--bonus 0` equals it to the last bit):
 [1] The scorer's entropy carries gradient.
 [2] H, the mean over a completion's tokens, then over completions, is subtracted from the loss.
 
@@ -88,8 +88,7 @@ def clipped_surrogate(logprobs, old_logprobs, advantages, clip_low: float, clip_
 
 
 def truncated_importance(old_logprobs, rollout_logprobs, cap: float) -> torch.Tensor:
-    """min(pi_old / sampler, cap) per token [N, T], without gradient, for a sampler that is not quite
-    pi_old."""
+    """min(pi_old / sampler, cap) per token [N, T], no gradient: for a sampler that is not quite pi_old."""
     return torch.exp(old_logprobs - rollout_logprobs).clamp(max=cap).detach()
 
 

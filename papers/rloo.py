@@ -13,7 +13,8 @@ Deviations from the paper:
 [D1] No KL to the starting model inside the reward (the paper: 0.03 or 0.10 times it), as everywhere here.
 [D2] Rewards are the answer's correctness (the paper: a learned reward model), and G is 16 or 8 (2 or 4).
 
-    python papers/rloo.py         on the embedded model: test avg@16 0.048 -> 0.829 (seed 0)
+    python papers/rloo.py         on the embedded model: test avg@16 0.048 -> 0.829 (seed 0: one run,
+                                  log not kept)
 
 Letters in shapes: B prompts, G completions of each (a group), N = B*G rows, T completion tokens. Rows are
 prompt-major: rows i*G .. i*G+G-1 belong to prompt i. Masks come from lengths; EOS is inside the mask when
@@ -70,8 +71,7 @@ def reinforce(logprobs, advantages) -> torch.Tensor:
 
 
 def truncated_importance(old_logprobs, rollout_logprobs, cap: float) -> torch.Tensor:
-    """min(pi_old / sampler, cap) per token [N, T], without gradient, for a sampler that is not quite
-    pi_old."""
+    """min(pi_old / sampler, cap) per token [N, T], no gradient: for a sampler that is not quite pi_old."""
     return torch.exp(old_logprobs - rollout_logprobs).clamp(max=cap).detach()
 
 

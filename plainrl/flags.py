@@ -37,8 +37,7 @@ TRACKERS = {"wandb": "wandb", "tensorboard": "torch.utils.tensorboard"}
 SIZES = {"tiny": 0, "small": 10_000_000, "large": 1_300_000_000}  # and the least number of parameters of each
 SIZES_IN_HELP = (
     "Defaults depend on the size of --model: tiny is the embedded model, small 135M to 1B (a CPU or one "
-    "small GPU), "
-    "large what is above (the papers' scale)."
+    "small GPU), large what is above (the papers' scale)."
 )
 
 
@@ -107,7 +106,7 @@ Count = Annotated[int, Bounds(at_least=1)]
 NotNegative = Annotated[float, Bounds(at_least=0)]
 Natural = Annotated[int, Bounds(at_least=0)]
 ClipRange = Annotated[float, Bounds(at_least=0, infinite=True)]  # inf: no clip at all, which is a choice
-Positive = Annotated[float, Bounds(above=0)]
+Positive = Annotated[float, Bounds(above=0, infinite=True)]  # inf: no limit
 Share = Annotated[float, Bounds(above=0, at_most=1)]
 Fraction = Annotated[float, Bounds(at_least=0, at_most=1)]
 Number = Annotated[float, Bounds()]
@@ -137,7 +136,7 @@ class RunFlags:
     group_size: GroupSize | None = by_size(tiny=16, small=8, large=8)
     """G, completions per prompt"""
     max_new_tokens: Count | None = by_size(tiny=160, small=256, large=3072)
-    """longest completion"""
+    """longest completion; Dr. GRPO divides by it"""
     temperature: Temperature = 1.0
     """sampling temperature; the same one divides the logits in the loss"""
     train_size: Count | None = None
@@ -148,8 +147,8 @@ class RunFlags:
     max_grad_norm: Positive = 1.0
     """gradients are clipped to this norm"""
     micro_batch_tokens: Count | None = by_size(tiny=32768, small=2048, large=16384)
-    """tokens per forward and backward pass, equal prompts counted once; changes memory and speed, never the
-    result"""
+    """tokens per forward and backward pass, equal prompts counted once;
+    changes memory and speed, never the result"""
     activation_checkpointing: bool = False
     """recompute activations in the backward pass: less memory, about a third slower"""
     lora_rank: Count | None = None
@@ -160,9 +159,9 @@ class RunFlags:
     """sample on this vLLM server instead (its URL; plainrl/vllm_sampler.py says how to start it)"""
     vllm_memory: Annotated[float, Bounds(above=0, below=1)] = 0.4
     """share of the GPU that vLLM in this process may take while it samples"""
-    max_logprob_gap: NotNegative | None = None
-    """stop when sampler and trainer differ by more than this on average (default 1e-4, or 0.05 in
-    bfloat16)"""
+    max_logprob_gap: Annotated[float, Bounds(at_least=0, infinite=True)] | None = None
+    """stop when sampler and trainer differ by more than this on average
+    (default 1e-4, or 0.05 in bfloat16)"""
 
     eval_every: Count | None = by_size(tiny=20, small=20, large=20)
     """steps between two scores on dev"""
@@ -188,14 +187,18 @@ class RunFlags:
 def parse(Args: type, description: str | None = None, moved: dict[str, str] | None = None):
     """Args from the command line. --help shows the defaults for each size of model.
 
-    `moved` names flags that the script once had, and where to go instead.
+    `moved` names flags that the script once had, or one with its value, and where to go instead.
     """
     known = {f"--{flag.name.replace('_', '-')}" for flag in dataclasses.fields(Args)}
     known |= {f"--no-{name[2:]}" for name in known} | {"--help"}
-    for word in sys.argv[1:]:
-        name = word.partition("=")[0].replace("_", "-")
-        if name.startswith("--") and name[2:] in (moved or {}):
-            fail(f"{name}: is no flag of this script any more; {moved[name[2:]]}")
+    for word, after in zip(sys.argv[1:], [*sys.argv[2:], ""]):
+        name, _, value = word.partition("=")
+        name = name.replace("_", "-")
+        for gone in (name, f"{name} {value or after}"):
+            if gone.startswith("--") and gone[2:] in (moved or {}):
+                fail(f"{gone}: is not in this script any more; {moved[gone[2:]]}")
+        if name.startswith("--tyro-"):  # tyro's own, such as --tyro-print-completion bash
+            continue
         if name.startswith("--") and len(name) > 2 and name not in known:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {close[0]}?" if close else "--help lists all flags"
@@ -245,7 +248,8 @@ def check_flags(args) -> None:
         value, name = getattr(args, flag.name), f"--{flag.name.replace('_', '-')}"
         for bounds in bounds_of(type(args), flag.name):
             if isinstance(value, int | float) and not bounds.contain(value):
-                fail(f"{name} {value}: {bounds}")
+                finite = "" if math.isfinite(value) else " and a finite number"
+                fail(f"{name} {value}: {bounds}{finite}")
     minibatches, prompts = getattr(args, "minibatches", 1), getattr(args, "prompts_per_step", None)
     if prompts is not None and prompts % minibatches:
         fail(f"--minibatches {minibatches}: does not divide --prompts-per-step {prompts}")

@@ -20,7 +20,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 import shlex
 import signal
 import subprocess
@@ -109,7 +108,8 @@ class Run:
         check_out_dir(self.dir, args.resume)
         self.model, self.tokenizer = load_model(args.model, args.activation_checkpointing, args.lora_rank)
         resolve_defaults(args, self.model.num_parameters())
-        args.max_logprob_gap = args.max_logprob_gap or (0.05 if torch.cuda.is_available() else 1e-4)
+        if args.max_logprob_gap is None:
+            args.max_logprob_gap = 0.05 if torch.cuda.is_available() else 1e-4
         check_flags(args)
         self.own_sampler = sampler is not None
         self.sampler = sampler or make_sampler(args, self.model, eos_ids(self.model, self.tokenizer))
@@ -170,11 +170,9 @@ class Run:
                 raise RuntimeError(f"step {step} did not end with run.end_step(...) or run.save()")
 
     def begin_step(self) -> None:
-        self.sampled, self.sums, self.grad_norms = (
-            None,
-            Counter(),
-            [],
-        )  # everything sampled; sums over updates
+        """Nothing is sampled yet and no update made."""
+        self.sampled: Rollout | None = None  # everything that the step sampled
+        self.sums, self.grad_norms = Counter(), []  # over the step's updates
         self.times, self.clock = dict.fromkeys(("rollout", "train", "sync"), 0.0), time.time()
 
     @property
@@ -264,7 +262,8 @@ class Run:
             say(f"{name.split('/', 1)[1]:32} {before[name]:8.3f} {value:8.3f}")
         took = minutes(time.time() - self.started)
         say(f"\ntook {took}; curves: {self.dir / 'curves.png'}; model: {final}")
-        if self.args.task is not None and (ROOT / "eval.py").exists():
+        evaluation = ROOT / "eval.py"  # a fork may have none, or another
+        if self.args.task is not None and evaluation.exists() and "plainrl" in evaluation.read_text("utf-8"):
             say(f"evaluate it: {self.eval_command(final)}")
         self.close()
         return final
@@ -279,9 +278,15 @@ class Run:
         self.times["sync"] = time.time() - pushing
 
     def record(self) -> dict:
-        """The metrics of the step that every script logs, under the same keys (docs/metrics.md defines
-        them)."""
+        """The metrics that every script logs, under the same keys; docs/metrics.md defines them.
+
+        They are of everything that was sampled with `sample` in this step.
+        """
         rollout, sums, updates = self.sampled, self.sums, len(self.grad_norms)
+        if rollout is None:
+            raise RuntimeError(
+                "run.record() is about what run.sample(...) has sampled in this step: call it first"
+            )
         rewards = rollout.rewards()  # [B, G] of everything that was sampled
         count, tokens = len(rollout.texts), sums.get("tokens", 0)
         per_token = lambda name: sums[name] / tokens if tokens else None  # noqa: E731
@@ -424,42 +429,36 @@ class Run:
         )
         say(
             f"{args.steps} steps of {args.prompts_per_step} prompts x {args.group_size} completions of at "
-            "most "
-            f"{args.max_new_tokens} tokens ({most:,} tokens a step at most)"
+            f"most {args.max_new_tokens} tokens ({most:,} tokens a step at most)"
         )
         resumed = f", going on after step {self.first_step}" if self.first_step else ""
         say(f"output: {self.dir}{resumed}")
 
     def compare_with(self, before: dict) -> None:
-        """A resumed run goes on with the flags and the starting model that it had."""
+        """A resumed run goes on with the script, the flags and the starting model that it had."""
+        other = ", or use another --out-dir"
+        if before["script"] != self.script:
+            script = before["script"]
+            fail(f"--resume: {self.dir} is a run of {script}, not of {self.script}; start that one{other}")
         for name, value in self.config["flags"].items():
-            fixed = name in self.keep or name not in MAY_CHANGE_ON_RESUME
-            if fixed and before["flags"].get(name) != value:
-                fail(
-                    f"--resume: --{name.replace('_', '-')} was {before['flags'].get(name)} and is now "
-                    f"{value}; "
-                    "give the old value, or another --out-dir"
-                )
+            old = before["flags"].get(name)
+            if (name in self.keep or name not in MAY_CHANGE_ON_RESUME) and old != value:
+                flag = f"--{name.replace('_', '-')}"
+                fail(f"--resume: {flag} was {old} and is now {value}; give the old value{other}")
         if before["model_hash"] != self.config["model_hash"]:
-            fail(
-                f"--resume: the weights of --model {self.args.model} have changed since {self.dir} was "
-                "started; "
-                "use another --out-dir"
-            )
+            changed = f"the weights of --model {self.args.model} have changed since {self.dir} was started"
+            fail(f"--resume: {changed}; use another --out-dir")
 
     def say_how_long(self) -> None:
-        """Time a few tokens of the first batch, and say what a step and the scores before it will take at
-        most."""
+        """Time a few tokens of training problems; say what a step, and the scores before it, take at most."""
         args = self.args
         if size_of(self.model.num_parameters()) == "tiny" or self.own_sampler or ranks.WORLD_SIZE > 1:
             return
         tokens, started = min(16, args.max_new_tokens), time.time()
-        problems = [
-            or_fail(self.task.problem, "train", index, args.seed) for index in range(args.prompts_per_step)
-        ]
-        prompt_ids = [
-            encode_prompt(self.tokenizer, problem.prompt, args.system_prompt) for problem in problems
-        ]
+        indices = [index % (args.train_size or index + 1) for index in range(args.prompts_per_step)]
+        problems = [or_fail(self.task.problem, "train", index, args.seed) for index in indices]
+        prompts = [problem.prompt for problem in problems]
+        prompt_ids = [encode_prompt(self.tokenizer, prompt, args.system_prompt) for prompt in prompts]
         seeds = [completion_seed(args.seed, 0, row) for row in range(len(problems) * args.group_size)]
         found = self.sampler.generate(prompt_ids, args.group_size, tokens, args.temperature, seeds)
         sampling = (time.time() - started) / tokens * args.max_new_tokens
@@ -472,12 +471,11 @@ class Run:
         training = (time.time() - started) / logprobs.count_nonzero().item() * len(ids) * args.max_new_tokens
         scored = (args.eval_problems + args.test_problems) * args.eval_samples / len(ids) * sampling
         say(
-            f"if completions are as long as they may: a step takes {minutes(sampling + training)} (sampling "
-            f"{minutes(sampling)}, training {minutes(training)}), the scores before the first one "
-            f"{minutes(scored)}\n"
-            "shorter steps: --max-new-tokens, --group-size, --prompts-per-step; shorter scores: "
-            "--eval-problems, "
-            "--test-problems, --eval-samples"
+            f"if completions are as long as they may, a step takes {minutes(sampling + training)} (sampling "
+            f"{minutes(sampling)}, training {minutes(training)}), and the scores before the first one take "
+            f"{minutes(scored)}; rounds of refilling come on top\n"
+            "shorter steps: --max-new-tokens, --group-size, --prompts-per-step\n"
+            "shorter scores: --eval-problems, --test-problems, --eval-samples"
         )
 
     def show(self, record: dict) -> None:
@@ -508,7 +506,10 @@ class Run:
         if ranks.MAIN:
             from plainrl import curves  # matplotlib is only needed here
 
-            curves.plot_run(self.dir)
+            try:
+                curves.plot_run(self.dir)
+            except (OSError, RuntimeError, ValueError) as error:  # no picture is worth a run
+                say(f"{self.dir / 'curves.png'} could not be drawn: {error}")
 
     def count_skip(self) -> None:
         """An update was skipped: after five in a row keep the batch and end the run."""
@@ -526,8 +527,7 @@ class Run:
             write_text(path, json.dumps(batch))
         fail(
             f"loss or gradient was not finite in {MAX_SKIPS_IN_A_ROW} updates in a row; the batch is in "
-            f"{path}; "
-            "try a smaller --lr"
+            f"{path}; try a smaller --lr"
         )
 
     def close(self) -> None:
@@ -539,14 +539,9 @@ class Run:
         """What to type to measure the model as it was measured here."""
         python = Path(sys.executable)
         python = python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else "python"
-        command = [
-            str(python),
-            os.path.relpath(ROOT / "eval.py"),
-            "--model",
-            str(model),
-            "--task",
-            self.args.task,
-        ]
+        script = ROOT / "eval.py"
+        script = script.relative_to(Path.cwd()) if script.is_relative_to(Path.cwd()) else script
+        command = [str(python), str(script), "--model", str(model), "--task", self.args.task]
         if self.args.system_prompt is not None:
             command += ["--system-prompt", self.args.system_prompt]
         if self.args.temperature != 1:
@@ -607,7 +602,7 @@ def write_text(path: Path, text: str) -> None:
     """Write aside, then rename: a kill leaves the old file or the new one, never a half. Makes the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(path.name + ".tmp")
-    aside.write_text(text)
+    aside.write_text(text, encoding="utf-8")
     aside.replace(path)
 
 

@@ -68,8 +68,8 @@ def first_round_of_step_3(sampler, tokenizer, task, problems, prompts, seeds) ->
 
 original_log = run.Run.log
 
-# Checkpoints are due after steps 2, 4 and 5, scores on dev too. A step makes two updates, of dapo.py at most
-# two.
+# Checkpoints are due after steps 2, 4 and 5, scores on dev too. A step makes two updates, of
+# papers/dapo.py at most two.
 POINTS = {
     "before the first checkpoint": lambda script: kill_on_call(script, "accumulate_gradients", 2, after=True),
     "in the middle of a log line": lambda script: setattr(run.Run, "log", write_half_a_line),

@@ -110,7 +110,7 @@ def test_student_follows_the_hint_and_turns_sloppy():
 
 
 def test_hints_come_before_their_solutions():
-    """Catches a corpus whose solutions do not follow the hint in the prompt, in the wording of tasks.py."""
+    """Catches a corpus whose solutions do not follow the hint in the prompt, in the wording of a task."""
     seen = 0
     for prompt, solutions in itertools.islice(make_tiny.corpus(3, make_tiny.Args(steps=1)), 200):
         _, marker, hint = prompt.partition("\nHint: ")

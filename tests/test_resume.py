@@ -79,8 +79,8 @@ def test_killed_and_resumed_run_equals_the_uninterrupted_one(killed_runs, script
 
 
 def test_resume_rehearsal_has_refills_and_state(killed_runs):
-    """Catches a rehearsal in which dapo.py never refilled, the weights never moved, or there was no state of
-    an algorithm to keep."""
+    """Catches a rehearsal in which papers/dapo.py never refilled, the weights never moved, or there was no
+    state of an algorithm to keep."""
     folder = killed_runs / "dapo" / "uninterrupted"
     assert max(column(folder, "dapo/rounds")) > 1
     assert column(folder, "optim/grad_norm")[-1] > 0

@@ -1,4 +1,4 @@
-"""Run.optimizer_step on a model of two weights; tests/test_loop.py has the same guards in whole runs."""
+"""Run by itself: guards on a model of two weights, resume, files; test_loop.py has whole runs."""
 
 import math
 from collections import Counter
@@ -7,9 +7,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from mutants import mutant
+from toys import HashTask, quick_flags
 
+import grpo
+from papers import dr_grpo
+from plainrl import curves
 from plainrl.rollout import Rollout
-from plainrl.run import Run
+from plainrl.run import Run, write_text
 
 
 @pytest.fixture
@@ -108,3 +112,43 @@ def test_a_sampler_that_differs_is_stopped_before_the_update(run):
     with pytest.raises(SystemExit, match="--max-logprob-gap"):
         step(run, [1.0, 0.0], gap=1.1e-3)
     assert run.model.weight.tolist() == before
+
+
+@mutant("another script on resume", "plainrl/run.py", 'if before["script"] != self.script:', "if False:")
+def test_resume_with_another_script_is_refused(toy_model, tmp_path):
+    """Catches a run of one algorithm that goes on with another, whose flags happen to be the same."""
+    flags = quick_flags(toy_model, tmp_path / "run", steps=1)
+    grpo.main(grpo.Args(**flags), task=HashTask())
+    with pytest.raises(SystemExit, match="error: --resume: .*run is a run of grpo, not of dr_grpo"):
+        dr_grpo.main(dr_grpo.Args(**flags | {"resume": True, "steps": 2}), task=HashTask())
+
+
+@mutant(
+    "gap limit of zero taken for none",
+    "plainrl/run.py",
+    "if args.max_logprob_gap is None:",
+    "if not args.max_logprob_gap:",
+)
+def test_a_gap_limit_of_zero_is_one(toy_model, tmp_path):
+    """Catches a limit of 0 that is taken for none."""
+    args = grpo.Args(**quick_flags(toy_model, tmp_path / "run", max_logprob_gap=0.0))
+    Run("grpo", args, HashTask())
+    assert args.max_logprob_gap == 0.0
+
+
+def test_no_picture_is_worth_a_run(toy_model, tmp_path, monkeypatch, capsys):
+    """Catches hours of training that end because a picture cannot be written."""
+
+    def plot_run(folder):
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(curves, "plot_run", plot_run)
+    final = grpo.main(grpo.Args(**quick_flags(toy_model, tmp_path / "run", steps=1)), task=HashTask())
+    assert final.exists() and "curves.png could not be drawn: the disk is full" in capsys.readouterr().out
+
+
+def test_files_are_written_in_utf_8(tmp_path, monkeypatch):
+    """Catches hints with an ellipsis that a machine with another locale cannot write, or not read again."""
+    monkeypatch.setattr("locale.getpreferredencoding", lambda do_setlocale=True: "ascii")
+    write_text(tmp_path / "hints.jsonl", "a plan …")
+    assert (tmp_path / "hints.jsonl").read_bytes() == "a plan …".encode()

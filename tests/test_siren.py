@@ -99,7 +99,7 @@ GOLDEN = [  # probabilities; entropy without the token that crosses, by the stan
 @mutant(
     "nucleus not renormalised",
     "siren.py",
-    "torch.log_softmax(\n        logits.gather(-1, ids).masked_fill(~kept, -torch.inf), dim=-1\n    )",
+    "torch.log_softmax(inside, dim=-1)",
     "torch.log_softmax(logits, dim=-1).gather(-1, ids)",
 )
 @mutant("nucleus of the first tokens", "siren.py", "logits.gather(-1, ids)", "logits[..., : ids.shape[-1]]")

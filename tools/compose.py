@@ -17,6 +17,7 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # where plainrl/ lies
 
 from plainrl.flags import Count, check_flags, parse
+from plainrl.run import write_text
 from plainrl.screen import fail, or_fail
 from plainrl.tasks import load_task
 
@@ -40,8 +41,6 @@ class Args:
 
 
 def main(args: Args) -> None:
-    from plainrl.run import write_text  # here, because it imports torch, and --help should not wait for that
-
     if args.out.exists():
         fail(f"--out {args.out}: exists and is never overwritten; give another name or delete it")
     check_flags(args)

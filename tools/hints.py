@@ -21,6 +21,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # where plainrl/ lies
 
 from plainrl.flags import Count, Share, check_flags, parse
 from plainrl.hints import reveals
+from plainrl.run import write_text
 from plainrl.screen import fail, or_fail
 from plainrl.tasks import Problem, load_task
 
@@ -70,8 +71,6 @@ def make_hint(problem: Problem, kind: str, share: float) -> str | None:
 
 
 def main(args: Args) -> None:
-    from plainrl.run import write_text  # here, because it imports torch, and --help should not wait for that
-
     if args.out.exists():
         fail(f"--out {args.out}: exists and is never overwritten; give another name or delete it")
     check_flags(args)

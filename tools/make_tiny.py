@@ -24,8 +24,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # where plainrl/ lies
 
@@ -160,8 +158,11 @@ def corpus(seed: int, args: Args):
 # --- tokenizer, model, training -----------------------------------------------------------------------------
 
 
-def build_tokenizer(texts: list[str], vocab_size: int = 512) -> PreTrainedTokenizerFast:
+def build_tokenizer(texts: list[str], vocab_size: int = 512):
     """Byte-level BPE, so any text can be written; every digit is a token of its own."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # here: --help need not wait
+    from transformers import PreTrainedTokenizerFast
+
     tokenizer = Tokenizer(models.BPE())
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -185,7 +186,9 @@ def build_tokenizer(texts: list[str], vocab_size: int = 512) -> PreTrainedTokeni
     )
 
 
-def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+def build_model(tokenizer):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,
@@ -204,7 +207,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-def batches(args: Args, tokenizer: PreTrainedTokenizerFast):
+def batches(args: Args, tokenizer):
     """Endless (prompt ids, completion ids) of one step, problems of similar length together, in random
     order."""
     pairs, rng = corpus(args.seed, args), random.Random(args.seed)
