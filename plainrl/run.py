@@ -437,8 +437,8 @@ class Run:
     def compare_with(self, before: dict) -> None:
         """A resumed run goes on with the script, the flags and the starting model that it had."""
         other = ", or use another --out-dir"
-        if before["script"] != self.script:
-            script = before["script"]
+        script = before.get("script")
+        if script != self.script:
             fail(f"--resume: {self.dir} is a run of {script}, not of {self.script}; start that one{other}")
         for name, value in self.config["flags"].items():
             old = before["flags"].get(name)

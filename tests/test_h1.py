@@ -267,8 +267,10 @@ def test_more_steps_do_not_lengthen_the_stages(run):
 
 def test_resume_in_the_folder_of_another_script(toy_model, tmp_path):
     """Catches a traceback where the folder's flags know nothing of stages."""
-    (tmp_path / "config.json").write_text(json.dumps({"flags": {"seed": 0}, "model_hash": ""}))
-    with pytest.raises(SystemExit, match="--resume: --.* was None and is now"):
+    (tmp_path / "config.json").write_text(
+        json.dumps({"script": "grpo", "flags": {"seed": 0}, "model_hash": ""})
+    )
+    with pytest.raises(SystemExit, match="--resume: .* is a run of grpo, not of h1_curriculum"):
         h1.main(h1.Args(**quick_flags(toy_model, tmp_path, max_horizon=2, resume=True)), task=HashTask())
 
 

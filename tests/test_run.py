@@ -114,7 +114,7 @@ def test_a_sampler_that_differs_is_stopped_before_the_update(run):
     assert run.model.weight.tolist() == before
 
 
-@mutant("another script on resume", "plainrl/run.py", 'if before["script"] != self.script:', "if False:")
+@mutant("another script on resume", "plainrl/run.py", "if script != self.script:", "if False:")
 def test_resume_with_another_script_is_refused(toy_model, tmp_path):
     """Catches a run of one algorithm that goes on with another, whose flags happen to be the same."""
     flags = quick_flags(toy_model, tmp_path / "run", steps=1)
