@@ -19,13 +19,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import peft  # noqa: E402, F401
-import torch.distributed.checkpoint.state_dict  # noqa: E402, F401
-import torch.distributed.fsdp  # noqa: E402, F401  (here, so that no rank has to import it after the fork)
 import toys  # noqa: E402
 import transformers  # noqa: E402
 from random_model import Float64  # noqa: E402
-from transformers import AutoTokenizer, LlamaForCausalLM  # noqa: E402, F401
 
 import grpo  # noqa: E402
 import guide  # noqa: E402
@@ -137,6 +133,11 @@ def fork(toy_model: str, plan: list[dict]) -> int:
     A job is {"ranks", "out", "only", "steps", "how", "after"}: the arguments of `main`, and a folder that
     `out` begins as a copy of.
     """
+    import peft  # noqa: F401  (these four here, so that no rank imports them after its fork)
+    import torch.distributed.checkpoint.state_dict
+    import torch.distributed.fsdp  # noqa: F401
+    from transformers import AutoTokenizer, LlamaForCausalLM  # noqa: F401
+
     worst = 0
     for job in plan:
         if job.get("after"):
