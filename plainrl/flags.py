@@ -25,11 +25,7 @@ import tyro
 from plainrl.screen import fail
 
 EVAL_SEED = 2**31  # evaluation has its own seed: every checkpoint meets the same problems and random numbers
-EVAL_LENGTHS = {
-    "tiny": 160,
-    "small": 1024,
-    "large": 3072,
-}  # longest completions of eval.py, by size of the model
+EVAL_LENGTHS = {"tiny": 160, "small": 1024, "large": 3072}  # longest completions of eval.py, by size
 TRACKERS = {"wandb": "wandb", "tensorboard": "torch.utils.tensorboard"}
 
 # --- defaults by the size of the model ----------------------------------------------------------------------
@@ -184,12 +180,21 @@ class RunFlags:
 # --- from the command line ----------------------------------------------------------------------------------
 
 
+def flag_of(name: str) -> str:
+    """A field of Args as it is typed.
+
+    >>> flag_of("max_new_tokens")
+    '--max-new-tokens'
+    """
+    return "--" + name.replace("_", "-")
+
+
 def parse(Args: type, description: str | None = None, moved: dict[str, str] | None = None):
     """Args from the command line. --help shows the defaults for each size of model.
 
     `moved` names flags that the script once had, or one with its value, and where to go instead.
     """
-    known = {f"--{flag.name.replace('_', '-')}" for flag in dataclasses.fields(Args)}
+    known = {flag_of(field.name) for field in dataclasses.fields(Args)}
     known |= {f"--no-{name[2:]}" for name in known} | {"--help"}
     for word, after in zip(sys.argv[1:], [*sys.argv[2:], ""]):
         name, _, value = word.partition("=")
@@ -219,9 +224,7 @@ def with_visible_defaults(Args: type) -> type:
         values = [f"{value:g} {size}" for size, value in rows.items()]
         if len(set(rows.values())) == 1:
             values = [f"{rows['tiny']:g}"]
-        shown = (
-            f"(default: {', '.join(values)})" if rows else ""
-        )  # without one, the docstring says what happens
+        shown = f"(default: {', '.join(values)})" if rows else ""  # else the docstring says what happens
         help_line = tyro.conf.arg(help_behavior_hint=shown, metavar=plain_type(hints[flag.name]))
         annotations[flag.name] = Annotated[hints[flag.name], help_line]
     return dataclass(
@@ -244,12 +247,12 @@ def plain_type(hint) -> str:
 def check_flags(args) -> None:
     """Refuse numbers that cannot work, naming the flag and what it may be, and flags that do not go
     together."""
-    for flag in dataclasses.fields(args):
-        value, name = getattr(args, flag.name), f"--{flag.name.replace('_', '-')}"
-        for bounds in bounds_of(type(args), flag.name):
+    for name, hint in typing.get_type_hints(type(args), include_extras=True).items():
+        value = getattr(args, name)
+        for bounds in bounds_of(hint):
             if isinstance(value, int | float) and not bounds.contain(value):
                 finite = "" if math.isfinite(value) else " and a finite number"
-                fail(f"{name} {value}: {bounds}{finite}")
+                fail(f"{flag_of(name)} {value}: {bounds}{finite}")
     minibatches, prompts = getattr(args, "minibatches", 1), getattr(args, "prompts_per_step", None)
     if prompts is not None and prompts % minibatches:
         fail(f"--minibatches {minibatches}: does not divide --prompts-per-step {prompts}")
@@ -265,9 +268,8 @@ def check_flags(args) -> None:
             fail(f"--track {args.track}: the package is not installed; run: pip install {args.track}")
 
 
-def bounds_of(Args: type, name: str) -> list[Bounds]:
+def bounds_of(hint) -> list[Bounds]:
     """The bounds in a flag's type, also in one like `Count | None`."""
-    hint = typing.get_type_hints(Args, include_extras=True)[name]
     options = [hint, *typing.get_args(hint)]
     return [
         each for option in options for each in getattr(option, "__metadata__", ()) if isinstance(each, Bounds)

@@ -3,7 +3,7 @@
 Nothing here belongs to an algorithm. A script that needs another order leaves `end_step` and calls its parts.
 
     run = Run("grpo", args)                   load task and model, check the flags; writes nothing
-    optimizer = run.restore(AdamW(...))       open the output folder, or go on from its checkpoint
+    run.restore(optimizer)                    open the output folder, or go on from its checkpoint
     for step in run.steps():                  score the start, then every step until the end or Ctrl-C
         rollout = run.sample(problems, seeds)
         ...
@@ -35,7 +35,15 @@ import torch
 from filelock import FileLock, Timeout
 
 from plainrl import ranks
-from plainrl.flags import EVAL_LENGTHS, EVAL_SEED, RunFlags, check_flags, resolve_defaults, size_of
+from plainrl.flags import (
+    EVAL_LENGTHS,
+    EVAL_SEED,
+    RunFlags,
+    check_flags,
+    flag_of,
+    resolve_defaults,
+    size_of,
+)
 from plainrl.grading import is_error
 from plainrl.metrics import evaluate
 from plainrl.models import (
@@ -114,9 +122,8 @@ class Run:
         self.own_sampler = sampler is not None
         self.sampler = sampler or make_sampler(args, self.model, eos_ids(self.model, self.tokenizer))
         ranks.release_weights(self.model)  # so that the optimizer gets this rank's part of them
-        self.state = {"step": 0, "tokens": 0, "best": -1.0, "skips_in_a_row": 0, "test_before": {}} | (
-            state or {}
-        )
+        self.state = {"step": 0, "tokens": 0, "best": -1.0, "skips_in_a_row": 0, "test_before": {}}
+        self.state |= state or {}
         self.budget = math.inf if args.token_budget is None else args.token_budget
         self.optimizer, self.lock, self.interrupted, self.lines = None, None, False, 0
         self.send_to_tracker = lambda metrics, step: None
@@ -125,8 +132,8 @@ class Run:
         """A frozen copy of the starting model, in evaluation mode."""
         return load_model(self.args.model)[0].eval().requires_grad_(False)
 
-    def restore(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-        """Open the output folder, or go on from its last checkpoint with --resume. Returns the optimizer."""
+    def restore(self, optimizer: torch.optim.Optimizer) -> None:
+        """Open the output folder, or go on from its last checkpoint with --resume."""
         args, self.optimizer = self.args, optimizer
         check_task(self.task, args)
         self.config = {
@@ -150,7 +157,6 @@ class Run:
         self.stop = StopRequest()
         self.begin_step()
         self.push_weights()
-        return optimizer
 
     # --- the loop -------------------------------------------------------------------------------------------
 
@@ -417,9 +423,8 @@ class Run:
         self.lock = self.lock or lock(self.dir)
         write_text(self.dir / "config.json", json.dumps(self.config, indent=1) + "\n")
         for name in ("metrics.jsonl", "samples.jsonl"):
-            truncate_log(
-                self.dir / name, self.first_step or -1
-            )  # no checkpoint yet: step 0 is logged again too
+            # without a checkpoint step 0 is logged again too
+            truncate_log(self.dir / name, self.first_step or -1)
         self.send_to_tracker = open_tracker(self.args.track, self.dir, self.config)
         args = self.args
         most = args.prompts_per_step * args.group_size * args.max_new_tokens
@@ -443,8 +448,7 @@ class Run:
         for name, value in self.config["flags"].items():
             old = before["flags"].get(name)
             if (name in self.keep or name not in MAY_CHANGE_ON_RESUME) and old != value:
-                flag = f"--{name.replace('_', '-')}"
-                fail(f"--resume: {flag} was {old} and is now {value}; give the old value{other}")
+                fail(f"--resume: {flag_of(name)} was {old} and is now {value}; give the old value{other}")
         if before["model_hash"] != self.config["model_hash"]:
             changed = f"the weights of --model {self.args.model} have changed since {self.dir} was started"
             fail(f"--resume: {changed}; use another --out-dir")
@@ -632,10 +636,8 @@ def save_checkpoint(folder: Path, model, tokenizer, optimizer, state: dict) -> N
 
 def load_checkpoint(folder: Path, model, optimizer) -> dict | None:
     """Restore model and optimizer in place and return the state; None when there is no checkpoint yet."""
-    for candidate in (
-        folder,
-        folder.with_name(folder.name + ".old"),
-    ):  # a kill between two renames leaves the second
+    old = folder.with_name(folder.name + ".old")  # all that a kill between two renames leaves
+    for candidate in (folder, old):
         if (candidate / "state.json").exists():
             load_weights(candidate, model)
             saved = {}

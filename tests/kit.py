@@ -17,6 +17,7 @@ the columns that the script gets.
 
 import contextlib
 import dataclasses
+import itertools
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -241,3 +242,44 @@ def check_mutant(script, old: str, new: str, check: Callable) -> None:
     wrong = mutant(script, old, new)
     with pytest.raises(AssertionError):
         check(wrong)
+
+
+# --- beyond the seven: an expectation, exactly --------------------------------------------------------------
+
+
+@numbers(torch.float64)
+def check_expected_gradient(script, args, share: float = 1.0) -> None:
+    """The expected gradient of the loss is `share` times that of -E[R], and points nowhere else.
+
+    All completions of two tokens over a vocabulary of three are enumerated, and all pairs of them as a group.
+    """
+    model, prompt = random_model(vocab=3), [2, 0, 1]
+    completions = [list(tokens) for tokens in itertools.product(range(3), repeat=2)]  # 9
+    rewards = torch.tensor([0.3, -1.0, 2.0, 0.0, 0.5, 1.0, -0.7, 0.1, 1.5])
+
+    def probabilities() -> torch.Tensor:
+        tables = [distributions(model, prompt, tokens, args.temperature) for tokens in completions]
+        pairs = zip(tables, completions)
+        return torch.stack([table[0, first] + table[1, second] for table, (first, second) in pairs]).exp()
+
+    groups = list(itertools.product(range(9), repeat=2))  # 81, each with its probability
+    chance = probabilities()
+    assert chance.sum().item() == pytest.approx(1.0)
+    chance_of_group = torch.stack([chance[list(members)].prod() for members in groups])[:, None]  # [81, 1]
+    advantages = script.group_advantages(torch.stack([rewards[list(members)] for members in groups]))
+    advantages = advantages * chance_of_group * len(groups)  # [81, 2]; the loss is a mean over groups
+    rows = [completions[member] for members in groups for member in members]
+    mask = torch.ones(len(rows), 2, dtype=torch.bool)
+    batch = {
+        "prompt_ids": [prompt] * len(rows),
+        "completion_ids": rows,
+        "advantages": advantages.view(-1, 1),
+        "completion_mask": mask,
+        "loss_mask": mask,
+        "rollout_logprobs": torch.zeros(mask.shape),
+    }
+    _, ours = update(script, model, batch, args)
+    expected_reward = lambda: (probabilities() @ rewards).item()  # noqa: E731
+    for seed in range(3):
+        derivative = directional_derivative(model, expected_reward, seed, -ours / share)
+        assert derivative == pytest.approx(1.0, abs=1e-5)

@@ -36,6 +36,7 @@ import guide
 import h1_curriculum
 import plainrl.run as run_module
 import siren
+from benchmarks.checks.diffs import BASES
 from papers import (
     adaptive_bonus,
     adarft,
@@ -941,8 +942,8 @@ class OwnWeights(sampler.HFSampler):
 @mutant(
     "weights pushed late",
     "plainrl/run.py",
-    "        self.push_weights()\n        return optimizer",
-    "        return optimizer",
+    "        self.begin_step()\n        self.push_weights()\n",
+    "        self.begin_step()\n",
     case="grpo",
 )
 @each_loop
@@ -1641,29 +1642,8 @@ def test_embedded_model_learns_but_not_from_shuffled_advantages(run, monkeypatch
 
 # --- the files as diffs of one another ----------------------------------------------------------------------
 
-BASES = {  # a script, and the one that it is read as a diff of
-    "papers/dr_grpo.py": "grpo.py",
-    "papers/dapo.py": "grpo.py",
-    "guide.py": "grpo.py",
-    "siren.py": "papers/dr_grpo.py",
-    "h1_curriculum.py": "papers/dr_grpo.py",
-    "papers/adarft.py": "papers/dr_grpo.py",
-    "papers/e2h.py": "papers/dr_grpo.py",
-    "papers/naive_bonus.py": "papers/dr_grpo.py",
-    "papers/adaptive_bonus.py": "papers/dr_grpo.py",
-    "papers/entropy_advantage.py": "papers/dr_grpo.py",
-    "papers/high_entropy_tokens.py": "papers/dr_grpo.py",
-    "papers/clip_cov.py": "papers/dr_grpo.py",
-    "papers/kl_cov.py": "papers/dr_grpo.py",
-    "papers/rloo.py": "papers/dr_grpo.py",
-    "papers/guide_ablations.py": "guide.py",
-}
-REPEATED = {
-    "clipped_surrogate",
-    "truncated_importance",
-    "learning_rate",
-    "problem_indices",
-}  # the same in all but a few
+# functions that are the same in all scripts but a few
+REPEATED = {"clipped_surrogate", "truncated_importance", "learning_rate", "problem_indices"}
 OWN_VERSION = {
     ("papers/dapo.py", "problem_indices"),
     ("guide.py", "problem_indices"),

@@ -1,13 +1,12 @@
 """papers/rloo.py beyond the template in tests/test_your_loss.py: what it is for, and what could break it."""
 
-import itertools
 import math
 
 import kit
 import pytest
 import torch
 from mutants import mutant
-from random_model import distributions, random_model
+from random_model import random_model
 
 from papers import dr_grpo, rloo
 
@@ -70,38 +69,9 @@ def test_group_without_differences_has_advantage_exactly_zero():
 def test_expected_gradient_is_that_of_the_expected_reward(temperature):
     """Catches any bias: over all groups of two completions the gradient is exactly that of -E[R].
 
-    Completions are all those of two tokens over a vocabulary of three, 9; groups are all pairs of them, 81.
     (Dr. GRPO's, which compares a completion with itself too, is 1 - 1/G of it.)
     """
-    model, prompt, group = random_model(vocab=3), [2, 0, 1], 2
-    completions = [list(tokens) for tokens in itertools.product(range(3), repeat=2)]
-    rewards = torch.tensor([0.3, -1.0, 2.0, 0.0, 0.5, 1.0, -0.7, 0.1, 1.5])
-
-    def probabilities() -> torch.Tensor:
-        tables = [distributions(model, prompt, tokens, temperature) for tokens in completions]
-        return torch.stack(
-            [table[0, ids[0]] + table[1, ids[1]] for table, ids in zip(tables, completions)]
-        ).exp()
-
-    groups = list(itertools.product(range(9), repeat=group))
-    chance = probabilities()
-    chance_of_group = torch.stack([chance[list(members)].prod() for members in groups])[:, None]  # [81, 1]
-    advantages = rloo.group_advantages(torch.stack([rewards[list(members)] for members in groups]))  # [81, 2]
-    advantages = advantages * chance_of_group * len(groups)  # the loss is a mean over groups
-    rows = [completions[member] for members in groups for member in members]
-    mask = torch.ones(len(rows), 2, dtype=torch.bool)
-    batch = {
-        "prompt_ids": [prompt] * len(rows),
-        "completion_ids": rows,
-        "advantages": advantages.view(-1, 1),
-        "completion_mask": mask,
-        "loss_mask": mask,
-        "rollout_logprobs": torch.zeros(mask.shape),
-    }
-    _, ours = kit.update(rloo, model, batch, kit.make_args(rloo, temperature=temperature))
-    for seed in range(3):
-        expected_reward = lambda: (probabilities() @ rewards).item()  # noqa: E731
-        assert kit.directional_derivative(model, expected_reward, seed, -ours) == pytest.approx(1.0, abs=1e-5)
+    kit.check_expected_gradient(rloo, kit.make_args(rloo, temperature=temperature))
 
 
 @mutant(

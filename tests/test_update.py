@@ -3,15 +3,15 @@ the papers, its gradient against finite differences and enumeration, and all tha
 float64 unless a test says otherwise."""
 
 import functools
-import itertools
 import math
 
+import kit
 import numpy as np
 import pytest
 import torch
 from kit import BUDGETS, GROUP, as_float32, assert_same, directional_derivative, make_batch, reordered
 from mutants import mutant
-from random_model import GRADIENT, as_batch, distance, distributions, gradient, random_model
+from random_model import GRADIENT, distance, distributions, random_model
 
 import grpo
 import guide
@@ -32,14 +32,11 @@ def float64():
 
 
 def make_args(script=grpo, **flags):
-    return script.Args(**{"max_new_tokens": 12, "temperature": 0.8, "micro_batch_tokens": 10**6} | flags)
+    return kit.make_args(script, **flags)
 
 
 def update(model, batch: dict, args, script=grpo, rows: slice = slice(None)):
-    """Sums for the log and the gradient as one vector."""
-    model.zero_grad()
-    sums = script.accumulate_gradients(model, as_batch(batch, rows), args)
-    return sums, gradient(model)
+    return kit.update(script, model, batch, args, rows)
 
 
 # --- the whole loss, as the papers write it -----------------------------------------------------------------
@@ -203,47 +200,12 @@ def test_gradient_equals_finite_differences_of_the_papers_loss(variant, old):
 def test_expected_gradient_is_that_of_the_expected_reward(temperature):
     """Catches a gradient that points anywhere else, temperature included.
 
-    All completions of two tokens over a vocabulary of three are enumerated, and all pairs of them as a
-    group. With centred advantages and constant aggregation (L = 2, G = 2) the expected gradient of the loss
-    is exactly -(1 - 1/G) / L times the gradient of E[R]: the mean that is subtracted contains the
-    completion's own reward, which takes 1/G of the signal, and Dr. GRPO divides by L.
+    With centred advantages and constant aggregation (L = 2, G = 2) the expected gradient of the loss is
+    exactly -(1 - 1/G) / L times the gradient of E[R]: the mean that is subtracted contains the completion's
+    own reward, which takes 1/G of the signal, and Dr. GRPO divides by L.
     """
-    model, prompt, length, group = random_model(vocab=3), [2, 0, 1], 2, 2
-    completions = [list(tokens) for tokens in itertools.product(range(3), repeat=length)]  # 9
-    rewards = torch.tensor([0.3, -1.0, 2.0, 0.0, 0.5, 1.0, -0.7, 0.1, 1.5])
-
-    def probabilities() -> torch.Tensor:
-        tables = [distributions(model, prompt, tokens, temperature) for tokens in completions]
-        return torch.stack(
-            [table[0, first] + table[1, second] for table, (first, second) in zip(tables, completions)]
-        ).exp()
-
-    pairs = list(itertools.product(range(9), repeat=group))  # 81 groups, each with its probability
-    chance = probabilities()
-    assert chance.sum().item() == pytest.approx(1.0)
-    advantages = dr_grpo.group_advantages(torch.stack([rewards[list(pair)] for pair in pairs]))  # [81, 2]
-    chance_of_pair = torch.stack([chance[list(pair)].prod() for pair in pairs])[:, None]
-    advantages = advantages * chance_of_pair * len(pairs)  # times 81, because the loss is a mean over groups
-    rows, mask = (
-        [completions[member] for pair in pairs for member in pair],
-        torch.ones(2 * len(pairs), length, dtype=torch.bool),
-    )
-    batch = {
-        "prompt_ids": [prompt] * len(rows),
-        "completion_ids": rows,
-        "advantages": advantages.view(-1, 1),
-        "completion_mask": mask,
-        "loss_mask": mask,
-        "rollout_logprobs": torch.zeros(mask.shape),
-    }
-    args = make_args(dr_grpo, max_new_tokens=length, temperature=temperature)
-    _, ours = update(model, batch, args, dr_grpo)
-    factor = (1 - 1 / group) / length
-    for seed in range(3):
-        derivative = directional_derivative(
-            model, lambda: (probabilities() @ rewards).item(), seed, -ours / factor
-        )
-        assert derivative == pytest.approx(1.0, abs=1e-5)
+    args = make_args(dr_grpo, max_new_tokens=2, temperature=temperature)
+    kit.check_expected_gradient(dr_grpo, args, share=(1 - 1 / 2) / 2)
 
 
 # --- what must change nothing -------------------------------------------------------------------------------

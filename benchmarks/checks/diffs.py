@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 from plainrl.run import write_text  # noqa: E402
 
-BASES = {
+BASES = {  # a script, and the one that it is read as a diff of
     "papers/dr_grpo.py": "grpo.py",
     "papers/dapo.py": "grpo.py",
     "guide.py": "grpo.py",
