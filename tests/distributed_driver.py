@@ -1,6 +1,6 @@
 """Every training script in float64, in several processes.
 
-    torchrun --nproc-per-node N distributed_driver.py TOY_MODEL OUT [RUN [STEPS [HOW]]]
+    torchrun --nproc-per-node N distributed_driver.py TOY_MODEL OUT [RUN,RUN,... [STEPS [HOW]]]
     python distributed_driver.py TOY_MODEL fork PLAN    many such jobs: one import of torch, ranks are forked
 
 Leaves OUT/<run>/, the output folder of each run; one that is there goes on. HOW is "float32" (single
@@ -8,6 +8,7 @@ precision), "die" (the last rank is killed in the third step), "die first" (the 
 one stops with a message) or "go on" (with the flags of those three).
 """
 
+import gc
 import json
 import os
 import shutil
@@ -83,7 +84,7 @@ def main(toy_model: str, out: str, only: str | None = None, steps: str = "5", ho
     if how in ("die", "die first", "fail"):
         end_in_the_third_step(how)
     for name, (script, extra) in RUNS.items():
-        if only in (None, name):
+        if only is None or name in only.split(","):
             folder = Path(out) / name
             # A float32 run draws in float64 too: ranks sample other batches, whose rounding could turn a
             # token.
@@ -138,6 +139,7 @@ def fork(toy_model: str, plan: list[dict]) -> int:
     import torch.distributed.fsdp  # noqa: F401
     from transformers import AutoTokenizer, LlamaForCausalLM  # noqa: F401
 
+    gc.freeze()  # what was imported here need not be looked through in every rank
     worst = 0
     for job in plan:
         if job.get("after"):

@@ -25,10 +25,12 @@ from tools import make_tiny
 TESTS = Path(__file__).resolve().parent
 
 
-def launch(ranks: int, *arguments, meeting: list = ("--standalone",)) -> subprocess.Popen:
-    """`torchrun --nproc-per-node ranks distributed_driver.py arguments`; with 0 ranks without torchrun."""
+def launch(
+    ranks: int, *arguments, script=TESTS / "distributed_driver.py", meeting: list = ("--standalone",)
+) -> subprocess.Popen:
+    """`torchrun --nproc-per-node ranks script arguments`; with 0 ranks without torchrun."""
     torchrun = ["-m", "torch.distributed.run", *meeting, "--nproc-per-node", ranks] if ranks else []
-    command = [sys.executable, *torchrun, TESTS / "distributed_driver.py", *arguments]
+    command = [sys.executable, *torchrun, script, *arguments]
     environment = os.environ | {"PYTHONPATH": f"{TESTS.parent}:{TESTS}", "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         list(map(str, command)), env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -41,12 +43,30 @@ def finished(process: subprocess.Popen, seconds: float = 180) -> str:
     return output
 
 
+def ended(process: subprocess.Popen) -> dict:
+    """How a job came to its end, which is none that it was meant to have."""
+    started = time.monotonic()
+    output, _ = process.communicate(timeout=120)
+    return {"status": process.returncode, "output": output, "seconds": time.monotonic() - started}
+
+
 @pytest.fixture(scope="module")
-def runs(toy_model, tmp_path_factory) -> Path:
-    """Five steps of every script with 1, 2 and 4 ranks, and runs that go on: one process imports torch and
-    forks all ranks."""
+def main_rank_died(toy_model, tmp_path_factory) -> dict:
+    """A job whose main rank, the one that writes, is killed in the third step; "out" is its folder."""
+    out = tmp_path_factory.mktemp("died")
+    return ended(launch(2, toy_model, out, "grpo", 5, "die first")) | {"out": out}
+
+
+@pytest.fixture(scope="module")
+def runs(toy_model, main_rank_died, tmp_path_factory) -> Path:
+    """Five steps of every script with 1 and 2 ranks, of some with 4, and runs that go on: one process imports
+    torch and forks all ranks."""
     out = tmp_path_factory.mktemp("ranks")
-    plan = [{"ranks": ranks, "out": out / str(ranks)} for ranks in (1, 2, 4)]
+    plan = [{"ranks": ranks, "out": out / str(ranks)} for ranks in (1, 2)]
+    plan.append({"ranks": 4, "out": out / "4", "only": ",".join(FOUR_RANKS)})
+    plan.append(
+        {"ranks": 2, "out": out / "died", "only": "grpo", "how": "go on", "after": main_rank_died["out"]}
+    )
     for name, others in GOES_ON.items():  # three of five steps with 2 ranks, then the rest with others
         plan.append({"ranks": 2, "out": out / name / "begun", "only": name, "steps": 3})
         plan += [
@@ -65,6 +85,7 @@ def runs(toy_model, tmp_path_factory) -> Path:
 
 
 GOES_ON = {"grpo": (1, 4), "lora": (1,)}
+FOUR_RANKS = ["dapo", "guide", "clip_cov", "few_rows", "pushed lora"]  # what is most uneven between ranks
 
 
 def distance(one: Path, other: Path) -> float:
@@ -74,8 +95,7 @@ def distance(one: Path, other: Path) -> float:
     return max(((one[name] - other[name]).norm() / one[name].norm()).item() for name in one)
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
-@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize("run, ranks", [(run, 2) for run in RUNS] + [(run, 4) for run in FOUR_RANKS])
 def test_ranks_change_nothing(runs, run, ranks, toy_model):
     """Catches denominators, statistics or gradients of one rank's part, prompts sampled twice, and a rank's
     own random numbers."""
@@ -155,33 +175,33 @@ def test_single_precision(runs):
     )
 
 
-@pytest.mark.parametrize("how", ["die", "die first", "fail"])
-def test_a_rank_that_ends_ends_the_job(runs, toy_model, tmp_path, how):
+def holds_two_steps(job: dict, out: Path) -> bool:
+    """Whether a job that a rank left in its third step has ended too, with the checkpoint of the second."""
+    in_time = job["status"] != 0 and job["seconds"] < 60
+    return in_time and json.loads((out / "grpo/last/state.json").read_text())["step"] == 2
+
+
+@pytest.mark.parametrize("how", ["die", "fail"])
+def test_a_rank_that_ends_ends_the_job(toy_model, tmp_path, how):
     """Catches ranks that wait for one that was killed or has stopped, and a checkpoint that this has
     spoiled."""
-    started = time.time()
-    process = launch(2, toy_model, tmp_path, "grpo", 5, how)
-    output, _ = process.communicate(timeout=120)
-    assert (
-        process.returncode != 0
-        and time.time() - started < 60
-        and ("error: this rank alone" in output) == (how == "fail")
-    ), output
-    assert json.loads((tmp_path / "grpo/last/state.json").read_text())["step"] == 2
-    if how != "die first":  # only the main rank writes
-        return
-    (tmp_path / "plan.json").write_text(
-        json.dumps([{"ranks": 2, "out": str(tmp_path), "only": "grpo", "how": "go on"}])
-    )
-    finished(launch(0, toy_model, "fork", tmp_path / "plan.json"))
-    assert distance(runs / "1/grpo/last", tmp_path / "grpo/last") < 1e-10
+    job = ended(launch(2, toy_model, tmp_path, "grpo", 5, how))
+    assert holds_two_steps(job, tmp_path), job["output"]
+    assert ("error: this rank alone" in job["output"]) == (how == "fail"), job["output"]
 
 
-def test_messages_come_once(toy_model, tmp_path):
+def test_a_job_whose_main_rank_was_killed_goes_on(main_rank_died, runs):
+    """Catches a checkpoint that is spoiled when the rank that writes it ends, and one that is not gone on
+    from."""
+    assert holds_two_steps(main_rank_died, main_rank_died["out"]), main_rank_died["output"]
+    assert distance(runs / "1/grpo/last", runs / "died/grpo/last") < 1e-10
+
+
+def test_messages_come_once(tmp_path):
     """Catches an error line for every rank."""
-    process = launch(2, toy_model + "-that-is-not-there", tmp_path, "grpo")
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode != 0 and output.count("error: --model") == 1, output
+    flags = ["--model", tmp_path / "not-there", "--out-dir", tmp_path / "out"]
+    job = ended(launch(2, *flags, script=TESTS.parent / "grpo.py"))
+    assert job["status"] != 0 and job["output"].count("error: --model") == 1, job["output"]
 
 
 @mutant(

@@ -1736,12 +1736,12 @@ def bare_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
 
-@pytest.mark.parametrize("module", ["plainrl.run", "eval", "siren", "papers.clip_cov"])
-def test_help_imports_nothing_slow(module):
+def test_help_imports_nothing_slow():
     """Catches a --help that waits for transformers, matplotlib or math-verify: only what flags and tensors
     need is imported."""
     slow = "transformers matplotlib math_verify sympy peft datasets reasoning_gym vllm tokenizers".split()
-    code = f"import sys, {module}; print(sorted(set({slow}) & sys.modules.keys()))"
+    modules = "sys, plainrl.run, eval, siren, papers.clip_cov"
+    code = f"import {modules}; print(sorted(set({slow}) & sys.modules.keys()))"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=bare_environment()
     )
