@@ -43,6 +43,7 @@ from plainrl.flags import (
     parse,
     resolve_defaults,
 )
+from plainrl.folder import lock, write_text
 from plainrl.hints import with_hint
 from plainrl.metrics import (
     ENOUGH,
@@ -56,7 +57,7 @@ from plainrl.metrics import (
 )
 from plainrl.models import check_model_name, device_name, eos_ids, keep_freed_memory, load_model, model_hash
 from plainrl.rollout import completion_seed, encode_prompt, sample_rollout
-from plainrl.run import git_commit, lock, write_text
+from plainrl.run import git_commit
 from plainrl.sampler import make_sampler
 from plainrl.screen import fail, minutes, or_fail
 from plainrl.sources import ComposedTask

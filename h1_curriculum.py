@@ -51,8 +51,8 @@ from pathlib import Path
 
 import torch
 
+from plainrl.answers import number
 from plainrl.flags import ClipRange, Count, Natural, NotNegative, Positive, RunFlags, Share, by_size, parse
-from plainrl.grading import number
 from plainrl.horizons import EveryHorizon, all_horizons, horizon_metrics
 from plainrl.models import load_weights, save_model
 from plainrl.ranks import total

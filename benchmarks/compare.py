@@ -38,8 +38,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
+from plainrl.folder import write_text  # noqa: E402
 from plainrl.models import keep_freed_memory, save_model  # noqa: E402
-from plainrl.run import write_text  # noqa: E402
 from plainrl.sampler import ROWS_AT_ONCE  # noqa: E402
 from plainrl.screen import fail  # noqa: E402
 from plainrl.tasks import load_task  # noqa: E402

@@ -25,9 +25,9 @@ from benchmarks.arms import cell, run_arms, score  # noqa: E402
 from benchmarks.figures import ENTROPY_METHODS, STRONG, h_over_anchor, scores  # noqa: E402
 from plainrl.curves import read_metrics  # noqa: E402
 from plainrl.flags import EVAL_SEED  # noqa: E402
+from plainrl.folder import write_text  # noqa: E402
 from plainrl.metrics import evaluate, maj_at_k  # noqa: E402
 from plainrl.models import eos_ids, load_model  # noqa: E402
-from plainrl.run import write_text  # noqa: E402
 from plainrl.sampler import HFSampler  # noqa: E402
 from plainrl.tasks import load_task  # noqa: E402
 

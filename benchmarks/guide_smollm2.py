@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.arms import RealModelArgs, measure_model, train_arms  # noqa: E402
 from benchmarks.smollm2 import after_examples  # noqa: E402
 from eval import cell  # noqa: E402
-from plainrl.run import write_text  # noqa: E402
+from plainrl.folder import write_text  # noqa: E402
 from plainrl.tasks import BOXED_INSTRUCTION  # noqa: E402
 
 ARMS = {"grpo": ["grpo.py"], "guide": ["guide.py", "--max-refills", "2"]}

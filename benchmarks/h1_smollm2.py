@@ -24,7 +24,7 @@ from benchmarks.arms import RealModelArgs, measure_model, train_arms  # noqa: E4
 from benchmarks.smollm2 import after_examples  # noqa: E402
 from eval import cell  # noqa: E402
 from plainrl.chains import compose  # noqa: E402
-from plainrl.run import write_text  # noqa: E402
+from plainrl.folder import write_text  # noqa: E402
 from plainrl.tasks import Problem  # noqa: E402
 
 LONGEST, MEASURED = 3, 5  # horizons: trained on, and measured

@@ -26,9 +26,9 @@ sys.path.insert(0, str(ROOT))
 from benchmarks import arms  # noqa: E402
 from benchmarks.arms import cell, run_arms, score  # noqa: E402
 from benchmarks.figures import HARD_ARMS, NEAR_ARMS, scores  # noqa: E402
+from plainrl.folder import write_text  # noqa: E402
 from plainrl.metrics import decompose, evaluate  # noqa: E402
 from plainrl.models import eos_ids, load_model  # noqa: E402
-from plainrl.run import write_text  # noqa: E402
 from plainrl.sampler import HFSampler  # noqa: E402
 from plainrl.tasks import load_task  # noqa: E402
 

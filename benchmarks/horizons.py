@@ -36,9 +36,9 @@ from benchmarks.figures import (  # noqa: E402
     tokens_to_learn,
 )
 from benchmarks.reference import run_all  # noqa: E402
+from plainrl.folder import write_text  # noqa: E402
 from plainrl.metrics import evaluate, ladder, pass_at_k  # noqa: E402
 from plainrl.models import eos_ids, load_model  # noqa: E402
-from plainrl.run import write_text  # noqa: E402
 from plainrl.sampler import HFSampler  # noqa: E402
 from plainrl.world import ChainTask  # noqa: E402
 

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
 
-from plainrl.grading import number
+from plainrl.answers import number
 from plainrl.hints import reveals
 from plainrl.tasks import BOXED_INSTRUCTION, Problem
 

@@ -10,8 +10,8 @@ from collections import Counter
 
 import numpy as np
 
+from plainrl.answers import canonical
 from plainrl.flags import EVAL_SEED
-from plainrl.grading import canonical
 from plainrl.hints import with_hint
 from plainrl.rollout import completion_seed, sample_rollout
 from plainrl.tasks import Grade

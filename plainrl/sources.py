@@ -1,30 +1,22 @@
-"""Problems from elsewhere: your own file, datasets of the hub, reasoning-gym, and chains of these."""
+"""Problems in memory, datasets of the hub, and chains of any task's problems."""
 
 import copy
-import itertools
-import json
 import math
 import random
 import re
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from typing import NamedTuple
 
 from plainrl.chains import PLACEHOLDERS, calculator_program, chainable, choose_chain, horizons, write_chain
 from plainrl.grading import (
-    MAX_ANSWER_CHARS,
-    ask_worker,
-    grade_box,
     grade_boxed,
     is_readable,
     last_boxed,
     plain_integer,
     same_answer,
 )
-from plainrl.tasks import BOXED_INSTRUCTION, Grade, Problem
-from plainrl.world import SPLITS, split_of
+from plainrl.tasks import BOXED_INSTRUCTION, Grade, Problem, optional_package
 
 # --- problems in memory -----------------------------------------------------------------------------------
 
@@ -102,97 +94,12 @@ class ChoiceTask(ListTask):
         return first == second
 
 
-# --- your own file ----------------------------------------------------------------------------------------
-
-
-def load_jsonl(path: str, hint: str = "hint") -> ListTask:
-    """One problem a line; `hint` names the field that holds the hint.
-
-    Lines may name their split, else `split_list` deals them out. Raises ValueError with the file, line and
-    field.
-    """
-    problems, named = [], {"train": [], "dev": [], "test": []}
-    try:
-        with open(path, encoding="utf-8-sig") as file:  # with or without a byte order mark
-            lines = list(file)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"--task jsonl:{path}: cannot read the file ({error})") from None
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        row = _read_row(line, where, hint)
-        if row.get("split", "train") not in named:
-            raise ValueError(f"{where}: field 'split' must be train, dev or test")
-        if ("split" in row) != any(named.values()) and problems:
-            what = "new here" if "split" in row else "missing"
-            raise ValueError(f"{where}: field 'split' is {what}; give it in every line or in none")
-        prompt = row["prompt"] if "\\boxed" in row["prompt"] else f"{row['prompt']} {BOXED_INSTRUCTION}"
-        answer, horizon = row["answer"].strip(), row.get("horizon", 1)
-        problems.append(Problem(prompt, answer, row.get(hint), row.get("solution"), horizon, source=path))
-        if "split" in row:
-            named[row["split"]].append(problems[-1])
-    if hint != "hint" and not any(problem.hint for problem in problems):
-        raise ValueError(f"--task jsonl:{path}?hint={hint}: no line has a field {hint!r}")
-    return ListTask("jsonl", named if any(named.values()) else split_list(problems, path))
-
-
-def _read_row(line: str, where: str, hint: str) -> dict:
-    """A line of the file as an object whose fields are checked. An answer that is a number becomes a text."""
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"{where}: not valid JSON ({error})") from None
-    if not isinstance(row, dict):
-        raise ValueError(f"{where}: expected an object with the fields prompt and answer")
-    for name in ("prompt", "answer"):
-        if name not in row:
-            raise ValueError(f"{where}: field {name!r} is missing")
-    if type(row["answer"]) is int:  # True is an int to isinstance
-        row["answer"] = str(row["answer"])
-    for name in ("prompt", "answer", hint, "solution"):
-        if name in row and (not isinstance(row[name], str) or not row[name].strip()):
-            example = ', e.g. "0.5"' if name == "answer" else ""
-            raise ValueError(f"{where}: field {name!r} must be a non-empty string{example}")
-    check_answer(row["answer"], where)
-    horizon = row.get("horizon", 1)
-    if type(horizon) is not int or horizon < 1:
-        raise ValueError(f"{where}: field 'horizon' must be a whole number from 1")
-    return row
-
-
-def check_answer(answer: str, where: str) -> None:
-    """Raise when a gold answer cannot be read: better at load than as a silent reward of 0 for ever."""
-    if not is_readable(answer):
-        what = f"{where}: field 'answer' ({answer[:60]!r})"
-        raise ValueError(f"{what} is no expression that math-verify can read; write the bare answer")
-    if len(answer) > MAX_ANSWER_CHARS:
-        raise ValueError(f"{where}: field 'answer' is longer than {MAX_ANSWER_CHARS} characters")
-
-
-def split_list(problems: list[Problem], where: str) -> dict[str, list[Problem]]:
-    """Every tenth problem of a horizon is dev, the one after it test, the others train.
-
-    Identical prompts stay on one side.
-    """
-    if not problems:
-        raise ValueError(f"{where}: holds no problem")
-    splits = {"train": [], "dev": [], "test": []}
-    side, counts = {}, Counter()
-    for problem in problems:
-        if problem.prompt not in side:
-            side[problem.prompt] = {8: "dev", 9: "test"}.get(counts[problem.horizon] % 10, "train")
-            counts[problem.horizon] += 1
-        splits[side[problem.prompt]].append(problem)
-    return splits
-
-
 # --- datasets of the hub ----------------------------------------------------------------------------------
 
 
 def load_rows(task: str, path: str, config: str | None, split: str, rows: int, columns: str) -> list[dict]:
     """One split of a dataset, after checking that it still is what its card says: number of rows, columns."""
-    datasets = _optional("datasets", f"--task {task}")
+    datasets = optional_package("datasets", f"--task {task}")
     try:
         data = datasets.load_dataset(path, config, split=split)
     except (OSError, ValueError, RuntimeError) as error:
@@ -336,97 +243,6 @@ def load_benchmark(name: str) -> ListTask:
     return ListTask(name, {"test": problems})
 
 
-# --- reasoning-gym ----------------------------------------------------------------------------------------
-
-
-class GymTask:
-    """A reasoning-gym task with its own scorer.
-
-    Splits are decided by the question's text, so they are disjoint. Dev and test never ask a question
-    twice. A few tasks must prepare all their questions at once and need a smaller pool, e.g.
-    gym:word_ladder?size=10000.
-    """
-
-    def __init__(self, spec: str, dataset_name: str, settings: dict):
-        self.gym = _optional("reasoning_gym", f"--task gym:{dataset_name}", "reasoning-gym")
-        self.name, self.spec = f"gym-{dataset_name}", spec
-        self.dataset_name, self.settings = dataset_name, settings
-        self.grader = f"reasoning-gym {version('reasoning-gym')}"
-        self.datasets = {}  # by seed
-        self.held_out = {}  # by (split, seed): the positions found so far, and an iterator over more
-        self.dataset(0)
-
-    def dataset(self, seed: int):
-        if seed not in self.datasets:
-            try:
-                settings = {"size": 1_000_000, **self.settings}
-                self.datasets[seed] = self.gym.create_dataset(self.dataset_name, seed=seed, **settings)
-            except (ValueError, TypeError, AssertionError) as error:
-                raise ValueError(f"--task {self.spec}: reasoning-gym refuses it ({error})") from None
-        return self.datasets[seed]
-
-    def problem(self, split: str, index: int, seed: int) -> Problem:
-        """A question of the split. `source` says which it is, so that any process can score it."""
-        if split not in SPLITS:
-            raise ValueError(f"--task {self.spec}: has no split {split!r}; it has train, dev, test")
-        if split == "train":
-            position = next(self.draw(split, seed, f"{seed}/{split}/{index}"), None)
-        else:
-            if (split, seed) not in self.held_out:
-                self.held_out[split, seed] = [], self.draw(split, seed, f"{seed}/{split}")
-            found, more = self.held_out[split, seed]
-            found += itertools.islice(more, max(0, index + 1 - len(found)))
-            position = found[index] if index < len(found) else None
-        if position is None:
-            raise ValueError(
-                f"--task {self.spec}: has too few different questions for {index + 1} in {split}; "
-                "ask for fewer problems, or give settings with more questions"
-            )
-        entry = self.dataset(seed)[position]
-        return Problem(self.prompt(entry), str(entry["answer"]), source=f"{self.spec}#{seed}#{position}")
-
-    def draw(self, split: str, seed: int, stream: str) -> Iterator[int]:
-        """Positions of the split's questions in a random order, none asked twice.
-
-        Ends after 1,000 draws without a new one. `stream` seeds the order.
-        """
-        dataset, rng, asked, in_vain = self.dataset(seed), random.Random(stream), set(), 0
-        while in_vain < 1000:
-            position = rng.randrange(len(dataset))
-            question = dataset[position]["question"]
-            member = split_of(question)
-            in_vain += 1
-            if question not in asked and (member == split or (split == "train" and member == "sft")):
-                asked.add(question)
-                in_vain = 0
-                yield position
-
-    def prompt(self, entry: dict) -> str:
-        return f"{entry['question'].strip()}\n{BOXED_INSTRUCTION}"
-
-    def grade(self, completion: str, problem: Problem) -> Grade:
-        def score(parsed: str) -> tuple[float, str]:
-            seed, position = map(int, problem.source.rsplit("#", 2)[1:])
-            request = {"spec": self.spec, "seed": seed, "position": position, "prompt": problem.prompt}
-            return ask_worker({"kind": "gym", "answer": parsed, **request})
-
-        return grade_box(completion, score)
-
-    def same_answer(self, first: str, second: str) -> bool:
-        """Numbers by equivalence; words (names, moves) only where they are written the same way."""
-        return bool(re.search("[0-9]", first) and re.search("[0-9]", second)) and same_answer(first, second)
-
-    def score(self, seed: int, position: int, prompt: str, answer: str) -> float:
-        """The scorer's verdict, in the worker. Raises where the question comes out otherwise there."""
-        entry = self.dataset(seed)[position]
-        if self.prompt(entry) != prompt:
-            raise ValueError(
-                "this reasoning-gym task differs from process to process; "
-                "set PYTHONHASHSEED=0 and start again"
-            )
-        return float(self.dataset(seed).score_answer(answer, entry))
-
-
 # --- their problems, chained ------------------------------------------------------------------------------
 
 
@@ -442,7 +258,7 @@ class ComposedTask:
     grader = "math-verify"
     max_horizon = len(PLACEHOLDERS) + 1
 
-    def __init__(self, base: ListTask | GymTask, horizon: str):
+    def __init__(self, base, horizon: str):
         self.base, self.name = base, base.name
         self.low, self.high = horizons(horizon, base.name, self.max_horizon)
         self.pool = None  # the problems that can be chained, where they are finite
@@ -502,14 +318,3 @@ class ComposedTask:
         other = copy.copy(self)
         other.low, other.high = horizons(str(horizon), self.name, self.max_horizon)
         return other
-
-
-def _optional(module: str, what: str, package: str | None = None):
-    """Import an optional package or say how to get it."""
-    try:
-        return __import__(module)
-    except ImportError:
-        package = package or module
-        raise ValueError(
-            f"{what}: needs a package that is not installed; run: pip install {package}"
-        ) from None

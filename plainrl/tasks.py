@@ -65,7 +65,7 @@ class Grade:
 
 def load_task(spec: str):
     """The task that a --task flag names. Raises ValueError with the flag and the way out."""
-    from plainrl import sources, world  # here, because both import this module
+    from plainrl import files, gym, sources, world  # here, because they import this module
 
     if spec.startswith("jsonl:"):  # a path may have a "?" of its own
         pattern = r"(jsonl:.*?)(?:\?((?:hint|horizon)=.*))?"
@@ -83,10 +83,10 @@ def load_task(spec: str):
         return world.ChainTask(**settings)
     horizon = settings.pop("horizon", None)
     if name.startswith("gym:"):
-        task = sources.GymTask(spec, name[4:], {key: _setting(value) for key, value in settings.items()})
+        task = gym.GymTask(spec, name[4:], {key: _setting(value) for key, value in settings.items()})
     elif name.startswith("jsonl:"):
         check_settings(spec, settings, "hint", "horizon")
-        task = sources.load_jsonl(name[6:], settings.get("hint", "hint"))
+        task = files.load_jsonl(name[6:], settings.get("hint", "hint"))
     elif name == "gsm8k" or name in sources.BENCHMARKS:
         check_settings(spec, settings, "horizon")
         task = sources.load_gsm8k() if name == "gsm8k" else sources.load_benchmark(name)
@@ -109,3 +109,14 @@ def _setting(text: str):
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return {"true": True, "false": False}.get(text, text)
+
+
+def optional_package(module: str, what: str, package: str | None = None):
+    """Import an optional package or say how to get it."""
+    try:
+        return __import__(module)
+    except ImportError:
+        package = package or module
+        raise ValueError(
+            f"{what}: needs a package that is not installed; run: pip install {package}"
+        ) from None

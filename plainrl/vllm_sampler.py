@@ -34,9 +34,9 @@ import tyro
 from safetensors.torch import save_file
 
 from plainrl import lora, ranks
+from plainrl.folder import lock, write_text
 from plainrl.models import load_model
 from plainrl.rollout import Completion
-from plainrl.run import lock, write_text
 from plainrl.screen import fail
 
 # vLLM works in this process: no second copy of the start-up, one Ctrl-C.

@@ -5,8 +5,9 @@ import random
 import re
 from dataclasses import dataclass, field, replace
 
+from plainrl.answers import last_boxed, plain_integer
 from plainrl.chains import chain_values, choose_chain, horizons, run_program, write_chain
-from plainrl.grading import grade_boxed, last_boxed, plain_integer
+from plainrl.grading import grade_boxed
 from plainrl.tasks import Grade, Problem
 
 NAMES = ["Tom", "Ann", "Sue", "Ben", "Kim", "Max", "Eva", "Leo"]

@@ -19,6 +19,7 @@ import pytest  # noqa: E402
 LONGEST_FIRST = [
     "test_distributed",
     "test_mutations",
+    "test_server",  # waits most of the time: beside files that have several processes
     "test_loop",
     "test_resume",
     "test_compare",

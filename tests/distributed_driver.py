@@ -5,7 +5,7 @@
 
 Leaves OUT/<run>/, the output folder of each run; one that is there goes on. HOW is "float32" (single
 precision), "die" (the last rank is killed in the third step), "die first" (the main one), "fail" (the last
-one stops with a message) or "go on" (with the flags of those three).
+one stops with a message), "ctrl-c" (which comes in the fourth step) or "go on" (with the flags of those).
 """
 
 import gc
@@ -15,6 +15,7 @@ import shutil
 import signal
 import socket
 import sys
+import time
 import traceback
 from pathlib import Path
 
@@ -128,11 +129,20 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
+def interrupt(rank: int, log: Path) -> None:
+    """Send Ctrl-C to a rank once three steps are logged."""
+    deadline = time.monotonic() + 120
+    while not log.exists() or log.read_text().count("\n") < 4:
+        assert time.monotonic() < deadline, "no steps are made"
+        time.sleep(0.02)
+    os.kill(rank, signal.SIGINT)
+
+
 def fork(toy_model: str, plan: list[dict]) -> int:
     """One job after the other, its ranks forked; returns the worst exit status.
 
     A job is {"ranks", "out", "only", "steps", "how", "after"}: the arguments of `main`, and a folder that
-    `out` begins as a copy of.
+    `out` begins as a copy of. Of one that is to "die" no rank may end well, and all must end.
     """
     import peft  # noqa: F401  (these four here, so that no rank imports them after its fork)
     import torch.distributed.checkpoint.state_dict
@@ -158,7 +168,13 @@ def fork(toy_model: str, plan: list[dict]) -> int:
                     traceback.print_exc()
                 finally:
                     os._exit(status)
-        worst = max([worst, *(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children)])
+        if job.get("how") == "ctrl-c":
+            interrupt(children[-1], Path(job["out"]) / job["only"] / "metrics.jsonl")
+        statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        if job.get("how") == "die":
+            assert statuses[-1] == -signal.SIGKILL and 0 not in statuses, statuses
+        else:
+            worst = max([worst, *map(abs, statuses)])
     return worst
 
 

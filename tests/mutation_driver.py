@@ -125,6 +125,7 @@ def end(child: int) -> None:
 def main(cases: list[dict], out: Path) -> None:
     os.chdir(ROOT)
     sys.path.insert(0, str(ROOT))
+    pytest.main(["--version"])  # imports pytest's own plugins, once for all children
     gc.freeze()  # what was imported here need not be looked through in every child
     waiting, running = list(enumerate(cases)), {}  # number and deadline of each child
     try:

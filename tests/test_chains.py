@@ -11,7 +11,7 @@ from hypothesis import given, settings as example_settings, strategies as st
 from mutants import mutant
 from test_grading import box, grade, message
 
-from plainrl import chains, grading, hints
+from plainrl import chains, hints, workers
 from plainrl.chains import calculator_program, compose, run_program, step_value, templates, write_chain
 from plainrl.hints import with_hint
 from plainrl.tasks import BOXED_INSTRUCTION, Problem
@@ -23,7 +23,7 @@ CHAIN = ChainTask()
 @pytest.fixture(autouse=True)
 def patient(monkeypatch):
     """A busy machine must not turn a verdict into a timeout; the tests of the limit set their own."""
-    monkeypatch.setattr(grading, "GRADE_SECONDS", 60.0)
+    monkeypatch.setattr(workers, "GRADE_SECONDS", 60.0)
 
 
 @pytest.mark.parametrize("module", [chains, hints], ids=["chains", "hints"])

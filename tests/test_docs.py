@@ -7,6 +7,7 @@ import importlib
 import inspect
 import json
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -324,16 +325,15 @@ WRITTEN = [
 
 
 @pytest.mark.parametrize("page, code", WRITTEN, ids=[f"{page}-{i}" for i, (page, _) in enumerate(WRITTEN)])
-def test_code_in_a_page_runs(page, code, toy_model, tmp_path):
+def test_code_in_a_page_runs(page, code, toy_model, tmp_path, monkeypatch):
     """Catches lines that a reader copies and that do not work: whole programs are run, others compiled."""
     compile(code, page, "exec")
     if "__main__" not in code:
         return
     (tmp_path / "yours.py").write_text(code)
-    command = [sys.executable, "yours.py", "--model", toy_model, "--out-dir", "run", *SMALL]
-    environment = {"PYTHONPATH": str(ROOT), "PATH": "", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["yours.py", "--model", toy_model, "--out-dir", "run", *SMALL])
+    runpy.run_path("yours.py", run_name="__main__")
     assert (tmp_path / "run/final/model.safetensors").exists()
 
 

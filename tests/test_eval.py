@@ -329,7 +329,7 @@ def test_two_processes_do_not_share_a_folder(toy_model, tmp_path):
     """Catches interleaved samples."""
     (tmp_path / "a").mkdir()
     code = (
-        "import sys, pathlib; from plainrl import run; lock = run.lock(pathlib.Path(sys.argv[1])); "
+        "import sys, pathlib; from plainrl import folder; lock = folder.lock(pathlib.Path(sys.argv[1])); "
         "print('locked', flush=True); input()"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "a")]

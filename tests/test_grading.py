@@ -1,31 +1,23 @@
-"""Tests of plainrl/grading.py: which box counts, when two answers are the same, and the worker processes."""
+"""Tests of plainrl/answers.py and plainrl/grading.py: which box counts, when two answers are the same."""
 
 import doctest
 import os
 import random
-import re
-import shutil
-import subprocess
-import sys
-import threading
 import time
 from collections import Counter
 from fractions import Fraction
 from pathlib import Path
-from queue import Queue
 
 import pytest
 from mutants import mutant
 
-from plainrl import grading
+from plainrl import answers as reading, workers
+from plainrl.answers import number, plain_integer
 from plainrl.grading import (
     ask_worker,
     grade_all,
     grade_boxed,
     is_error,
-    is_readable,
-    number,
-    plain_integer,
     same_answer,
 )
 from plainrl.sources import ChoiceTask, ListTask
@@ -35,7 +27,7 @@ from plainrl.tasks import Grade, Problem
 @pytest.fixture(autouse=True)
 def patient(monkeypatch):
     """A busy machine must not turn a verdict into a timeout; the tests of the limit set their own."""
-    monkeypatch.setattr(grading, "GRADE_SECONDS", 60.0)
+    monkeypatch.setattr(workers, "GRADE_SECONDS", 60.0)
 
 
 def box(content: str) -> str:
@@ -54,16 +46,9 @@ def message(call, *arguments) -> str:
     return str(caught.value)
 
 
-def live_workers() -> list:
-    """Both grading workers, started if need be and idle."""
-    for _ in range(2):  # the queue hands them out in turn
-        assert ask_worker({"kind": "math", "gold": "0.5", "answer": "1/2"}) == (1.0, "")
-    return list(grading._workers.queue)
-
-
 def test_doctests():
     """Catches an example in a docstring that is not what the function does."""
-    result = doctest.testmod(grading)
+    result = doctest.testmod(reading)
     assert result.attempted >= 3 and result.failed == 0
 
 
@@ -205,10 +190,10 @@ def test_grade_table(case):
     assert verdict.why == why and not is_error(verdict)
     assert verdict.correct == (why == RIGHT) and verdict.score == float(verdict.correct)
     assert (verdict.parsed is None) == (why in (NO_BOX, EMPTY_BOX, TOO_LONG))
-    assert not os.path.exists("pwned") and not Path(grading.__file__).with_name("pwned").exists()
+    assert not os.path.exists("pwned") and not Path(workers.__file__).with_name("pwned").exists()
 
 
-@mutant("first box for the last", "plainrl/grading.py", 'text.rfind("\\\\boxed{")', 'text.find("\\\\boxed{")')
+@mutant("first box for the last", "plainrl/answers.py", 'text.rfind("\\\\boxed{")', 'text.find("\\\\boxed{")')
 def test_grade_reports_what_was_in_the_last_box():
     """Catches a log that shows the first box, or one cut at the first inner brace."""
     assert grade("\\boxed{1} \\boxed{ \\frac{1}{2} } {}", "0.5").parsed == "\\frac{1}{2}"
@@ -278,114 +263,7 @@ def test_same_answer():
     assert not ChoiceTask("choice", {}).same_answer("A", "B")
 
 
-# --- grading workers --------------------------------------------------------------------------------------
-
-
-def test_hanging_answer_is_stopped_and_the_next_one_graded(monkeypatch):
-    """Catches a completion that keeps sympy busy for ever and costs more than its limit, and a limit that is
-    read once only."""
-    live_workers()
-    monkeypatch.setattr(grading, "GRADE_SECONDS", 1.0)
-    start = time.monotonic()
-    verdict = grade(box("9^{9^{9^9}}"), "42")
-    assert verdict == Grade(False, 0.0, "9^{9^{9^9}}", "timeout") and is_error(verdict)
-    assert 0.9 < time.monotonic() - start < 4
-    monkeypatch.setattr(grading, "GRADE_SECONDS", 60.0)
-    assert grade(box("0.5"), "1/2").correct and grade(box("0.5"), "1/2").correct
-
-
-def test_workers_need_plainrl_alone(tmp_path):
-    """Catches a worker that is only found from the clone's folder, one that imports what happens to lie in
-    the working directory or beside the copy, and a second and gigabytes lost to torch in each."""
-    copy, elsewhere = tmp_path / "copy", tmp_path / "elsewhere"
-    shutil.copytree(
-        Path(grading.__file__).parent, copy / "plainrl", ignore=shutil.ignore_patterns("tiny", "__pycache__")
-    )
-    for place in (
-        copy / "tasks/__init__.py",
-        elsewhere / "tasks/__init__.py",
-        elsewhere / "queue.py",
-        elsewhere / "math_verify.py",
-        elsewhere / "plainrl/__init__.py",
-    ):
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_text("raise ImportError('a foreign module')\n")
-    (copy / "fork.py").write_text(
-        "import sys\n"
-        "from plainrl import grading, tasks\n"
-        "grading.GRADE_SECONDS = 60\n"
-        "problem = tasks.Problem('', '1/2')\n"
-        "print(tasks.load_task('jsonl:mine.jsonl').grade('so \\\\boxed{0.5}', problem).why)\n"
-        "import math_verify\n"
-        "print(sorted({'torch', 'transformers'} & sys.modules.keys()))\n"
-    )
-    (elsewhere / "mine.jsonl").write_text('{"prompt": "half?", "answer": "0.5"}\n')
-    command = [sys.executable, str(copy / "fork.py")]
-    assert subprocess.check_output(command, cwd=elsewhere, text=True, timeout=120) == "correct\n[]\n"
-
-
-def test_killed_idle_workers_cost_nothing():
-    """Catches a verdict lost because something else killed the workers between two answers."""
-    killed = live_workers()
-    for worker in killed:
-        worker.kill()
-        worker.wait()
-    assert [grade(box("0.5"), "1/2").why for _ in range(3)] == ["correct"] * 3
-    assert not {worker.pid for worker in live_workers()} & {worker.pid for worker in killed}
-
-
-def test_killed_busy_worker_costs_one_answer():
-    """Catches a killed worker that costs more than the answer under way, or that answer not counted as a
-    crash."""
-    workers, verdicts = live_workers(), []
-    thread = threading.Thread(target=lambda: verdicts.append(grade(box("9^{9^{9^9}}"), "42")))
-    thread.start()
-    while grading._workers.qsize() == 2:
-        time.sleep(0.01)
-    time.sleep(0.2)
-    for worker in workers:
-        worker.kill()
-    thread.join(30)
-    assert verdicts == [Grade(False, 0.0, "9^{9^{9^9}}", "crash")] and is_error(verdicts[0])
-    for worker in workers:
-        worker.wait()
-    assert [grade(box("0.5"), "1/2").why for _ in range(3)] == ["correct"] * 3
-
-
-def test_worker_survives_requests_that_raise():
-    """Catches an exception inside a worker that ends it, or that is not a reason to be counted."""
-    pids = {worker.pid for worker in live_workers()}
-    for request in ({"kind": "math"}, {"kind": "gym", "spec": "chain?horizon=99"}):
-        score, why = ask_worker(request)
-        assert score == 0.0 and is_error(Grade(False, score, "", why)) and len(why) <= 200
-    assert {worker.pid for worker in live_workers()} == pids
-
-
-def test_workers_are_reused():
-    """Catches a worker started per answer, which would cost a second each."""
-    pids = {worker.pid for worker in live_workers()}
-    for _ in range(6):
-        assert grade(box("\\frac{1}{2}"), "0.5").correct
-    assert {worker.pid for worker in live_workers()} == pids and len(pids) == 2
-
-
-@pytest.mark.skipif(not os.path.exists("/proc/self/limits"), reason="reads Linux's /proc")
-def test_worker_memory_is_limited():
-    """Catches a completion that makes sympy take the machine's memory instead of 4 GiB."""
-    for worker in live_workers():
-        with open(f"/proc/{worker.pid}/limits") as limits:
-            assert re.search(r"Max address space +4294967296 +4294967296", limits.read())
-
-
-def test_worker_that_cannot_start_says_so(monkeypatch):
-    """Catches a missing math-verify that makes every answer a crash and every gold answer unreadable, in
-    silence."""
-    monkeypatch.setattr(grading, "_workers", Queue())
-    grading._workers.put(None)
-    monkeypatch.setattr(grading.sys, "executable", shutil.which("false"))
-    for _ in range(2):  # and the slot comes back
-        with pytest.raises(RuntimeError, match="grading worker does not start.*math_verify"):
-            grade(box("0.5"), "1/2")
+# --- many at a time ---------------------------------------------------------------------------------------
 
 
 class MoodyTask:
@@ -417,13 +295,3 @@ def test_grade_all_with_workers_keeps_order():
     answers = [box(gold) if n % 3 else box("5/11") for n, gold in enumerate(golds)]
     verdicts = grade_all(ListTask("list", {}), answers, [Problem("", gold) for gold in golds])
     assert [v.correct for v in verdicts] == [bool(n % 3) for n in range(24)]
-
-
-def test_ctrl_c_reaches_the_run_and_not_the_graders():
-    """Catches graders that a terminal's Ctrl-C, sent to the whole process group, kills in the middle of an
-    answer: the step that is finished afterwards would get rewards of 0."""
-    assert is_readable("1/2")
-    workers = [
-        worker for worker in list(grading._workers.queue) if worker is not None and worker.poll() is None
-    ]
-    assert workers and all(os.getpgid(worker.pid) != os.getpgid(0) for worker in workers)

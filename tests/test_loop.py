@@ -34,6 +34,7 @@ import eval as evaluation
 import grpo
 import guide
 import h1_curriculum
+import plainrl.folder as folder_module
 import plainrl.run as run_module
 import siren
 from benchmarks.checks.diffs import BASES
@@ -147,7 +148,7 @@ def watch(monkeypatch, owner, name: str) -> list[tuple]:
 )
 @mutant(
     "resume forgets the optimizer",
-    "plainrl/run.py",
+    "plainrl/folder.py",
     "            ranks.load_optimizer(model, optimizer, saved)\n",
     "",
     case="grpo",
@@ -179,7 +180,7 @@ def test_ctrl_c_finishes_the_step_and_resumes(run, script, capsys):
 
 @mutant(
     "resume logs a step twice",
-    "plainrl/run.py",
+    "plainrl/folder.py",
     'record["step"] <= last_step and',
     'record["step"] <= last_step + 1 and',
 )
@@ -355,7 +356,8 @@ def test_best_checkpoint_is_the_first_of_the_highest_dev_score(run, monkeypatch)
         saved.append((folder.name, model.get_output_embeddings().weight.detach().clone()))
         original(folder, model, tokenizer, extra)
 
-    monkeypatch.setattr(run_module, "save_model", save_model)
+    for module in (run_module, folder_module):
+        monkeypatch.setattr(module, "save_model", save_model)
     scores = lambda *args: ({"avg@2": next(dev if args[3] == "dev" else test)}, [])  # noqa: E731
     monkeypatch.setattr(run_module, "evaluate", scores)
     folder = run(grpo, eval_every=1, save_every=1, steps=4)
@@ -364,7 +366,9 @@ def test_best_checkpoint_is_the_first_of_the_highest_dev_score(run, monkeypatch)
     assert records(folder)[-1] == {"step": 4, "test/hash/avg@2": 1.0}
 
 
-@mutant("a run that overwrites another", "plainrl/run.py", "if out_dir.exists() and not resume:", "if False:")
+@mutant(
+    "a run that overwrites another", "plainrl/folder.py", "if out_dir.exists() and not resume:", "if False:"
+)
 def test_existing_folder_is_refused(run, tmp_path):
     """Catches a second run that overwrites the first, and a message without the way out."""
     (tmp_path / "run").mkdir()
@@ -1710,17 +1714,20 @@ def test_a_copied_script_and_plainrl_are_the_whole_fork(tmp_path):
     for name in ("tasks", "runtime", "distributed", "models", "rollout"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text("raise ImportError('this is the package of the fork')\n")
-    flags = f"--steps 2 {SMALL}"
     for script in ("siren.py", "papers/clip_cov.py"):
-        copy = tmp_path / Path(script).name
-        shutil.copy(ROOT / script, copy)
-        command = [sys.executable, copy.name, *flags.split(), "--task", "chain?horizon=1"]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=bare_environment())
-        assert done.returncode == 0, done.stderr[-2000:]
-        final = tmp_path / "runs" / copy.stem / "chain-seed0" / "final"
-        assert (
-            final / "model.safetensors"
-        ).exists() and "evaluate it" not in done.stdout  # eval.py was not copied
+        shutil.copy(ROOT / script, tmp_path)
+    flags = f"--steps 2 {SMALL} --task chain?horizon=1".split()
+    both = (
+        "import runpy, sys\n"
+        f"for sys.argv in (['siren.py', *{flags}], ['clip_cov.py', *{flags}]):\n"
+        "    runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    command = [sys.executable, "-c", both]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=bare_environment())
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "evaluate it" not in done.stdout  # eval.py was not copied
+    for script in ("siren", "clip_cov"):
+        assert (tmp_path / "runs" / script / "chain-seed0/final/model.safetensors").exists()
 
 
 def test_a_paper_runs_from_another_folder(tmp_path):

@@ -12,8 +12,9 @@ from toys import HashTask, quick_flags
 import grpo
 from papers import dr_grpo
 from plainrl import curves
+from plainrl.folder import write_text
 from plainrl.rollout import Rollout
-from plainrl.run import Run, write_text
+from plainrl.run import Run
 
 
 @pytest.fixture

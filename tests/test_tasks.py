@@ -11,10 +11,11 @@ import pytest
 from mutants import mutant
 from test_grading import box, message
 
-from plainrl import grading
+from plainrl import workers
 from plainrl.chains import run_program
+from plainrl.files import split_list
 from plainrl.grading import is_error
-from plainrl.sources import BENCHMARKS, ChoiceTask, ComposedTask, ListTask, gsm8k_problem, split_list
+from plainrl.sources import BENCHMARKS, ChoiceTask, ComposedTask, ListTask, gsm8k_problem
 from plainrl.tasks import BOXED_INSTRUCTION, Grade, Problem, load_task
 from plainrl.world import split_of
 
@@ -22,7 +23,7 @@ from plainrl.world import split_of
 @pytest.fixture(autouse=True)
 def patient(monkeypatch):
     """A busy machine must not turn a verdict into a timeout; the tests of the limit set their own."""
-    monkeypatch.setattr(grading, "GRADE_SECONDS", 60.0)
+    monkeypatch.setattr(workers, "GRADE_SECONDS", 60.0)
 
 
 # --- your own file ----------------------------------------------------------------------------------------

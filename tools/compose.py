@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # where plainrl/ lies
 
 from plainrl.flags import Count, check_flags, parse
-from plainrl.run import write_text
+from plainrl.folder import write_text
 from plainrl.screen import fail, or_fail
 from plainrl.tasks import load_task
 

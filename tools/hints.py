@@ -20,8 +20,8 @@ from typing import Literal
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # where plainrl/ lies
 
 from plainrl.flags import Count, Share, check_flags, parse
+from plainrl.folder import write_text
 from plainrl.hints import reveals
-from plainrl.run import write_text
 from plainrl.screen import fail, or_fail
 from plainrl.tasks import Problem, load_task
 

@@ -17,7 +17,7 @@ import tyro
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
-from plainrl.run import write_text  # noqa: E402
+from plainrl.folder import write_text  # noqa: E402
 
 BASES = {  # a script, and the one that it is read as a diff of
     "papers/dr_grpo.py": "grpo.py",

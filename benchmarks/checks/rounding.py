@@ -19,9 +19,9 @@ from transformers import AutoModelForCausalLM
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 from benchmarks import compare, contenders  # noqa: E402
+from plainrl.folder import write_text  # noqa: E402
 from plainrl.models import device_name, eos_ids as ids_that_end  # noqa: E402
 from plainrl.rollout import completion_seed  # noqa: E402
-from plainrl.run import write_text  # noqa: E402
 from plainrl.sampler import HFSampler  # noqa: E402
 from plainrl.scoring import score  # noqa: E402
 

@@ -24,7 +24,7 @@ import tyro
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
-from plainrl.run import write_text  # noqa: E402
+from plainrl.folder import write_text  # noqa: E402
 from plainrl.screen import fail  # noqa: E402
 
 SCRATCH = ROOT / "runs/checks/same_runs"

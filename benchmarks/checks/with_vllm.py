@@ -38,9 +38,9 @@ from benchmarks.figures import mean_and_half_width  # noqa: E402
 from benchmarks.reference import run_all  # noqa: E402
 from plainrl import lora, ranks  # noqa: E402
 from plainrl.curves import read_metrics  # noqa: E402
+from plainrl.folder import write_text  # noqa: E402
 from plainrl.models import device_name, eos_ids, load_model  # noqa: E402
 from plainrl.rollout import completion_seed, sample_rollout  # noqa: E402
-from plainrl.run import write_text  # noqa: E402
 from plainrl.scoring import score_all  # noqa: E402
 from plainrl.tasks import load_task  # noqa: E402
 from plainrl.vllm_sampler import VLLMSampler, installed  # noqa: E402
