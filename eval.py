@@ -35,8 +35,8 @@ from plainrl.flags import (
     EVAL_SEED,
     Bounds,
     Count,
+    Length,
     Natural,
-    NotNegative,
     Share,
     by_size,
     check_flags,
@@ -56,10 +56,17 @@ from plainrl.metrics import (
     summarise,
 )
 from plainrl.models import check_model_name, device_name, eos_ids, keep_freed_memory, load_model, model_hash
-from plainrl.rollout import completion_seed, encode_prompt, sample_rollout
+from plainrl.rollout import (
+    check_prompt,
+    check_template,
+    completion_seed,
+    encode_prompt,
+    sample_rollout,
+    set_thinking,
+)
 from plainrl.run import git_commit
 from plainrl.sampler import make_sampler
-from plainrl.screen import fail, minutes, or_fail
+from plainrl.screen import fail, minutes, or_fail, say
 from plainrl.sources import ComposedTask
 from plainrl.tasks import Problem, load_task
 from plainrl.world import ChainTask
@@ -90,11 +97,11 @@ class Args:
     problems: Count | None = None
     """how many problems, for each horizon of a range (default: all of a finite set, 200 of an endless one,
     100 a horizon)"""
-    samples: Annotated[int | None, Bounds(at_least=1), tyro.conf.arg(aliases=["-n"])] = None
+    samples: Annotated[int | None, Bounds(at_least=1, at_most=10_000), tyro.conf.arg(aliases=["-n"])] = None
     """completions per problem, n; 5 gives avg@5 (default: 16, greedy 1)"""
-    max_new_tokens: Count | None = by_size(**EVAL_LENGTHS)
+    max_new_tokens: Length | None = by_size(**EVAL_LENGTHS)
     """longest completion"""
-    temperature: NotNegative | None = None
+    temperature: Annotated[float, Bounds(at_least=0, at_most=100)] | None = None
     """sampling temperature; 0 is greedy (default: 1)"""
     top_p: Share = 1.0
     """nucleus sampling"""
@@ -102,6 +109,9 @@ class Args:
     """of the sampling; the problems are always the same"""
     system_prompt: str | None = None
     """system turn put before every prompt"""
+    enable_thinking: Literal["yes", "no"] | None = None
+    """what the chat template is told of `enable_thinking` (default: nothing, so that its own default holds);
+    a template that does not know the word ignores it"""
     hint: bool = False
     """show each problem's hint"""
     engine: Literal["auto", "hf", "vllm"] = "auto"
@@ -168,6 +178,7 @@ def settings_of(args: Args, model_name: str, model, tokenizer, sampler, tasks: l
         "samples": args.samples,
         "prompt_template": tokenizer.decode(encode_prompt(tokenizer, "{problem}", args.system_prompt)),
         "system_prompt": args.system_prompt,
+        **({"enable_thinking": args.enable_thinking} if args.enable_thinking else {}),
         "hint": args.hint,
         "temperature": args.temperature,
         "top_p": args.top_p,
@@ -245,10 +256,10 @@ def sample_all(sampler, tokenizer, jobs: list[Job], args: Args, settings: dict, 
         with open(path, "a") as file:
             file.write("".join(json.dumps(row) + "\n" for row in new))
         rows, tokens = rows + new, tokens + sum(row["tokens"] for row in new)
-        seconds = time.time() - started
+        seconds = max(time.time() - started, 1e-9)  # a clock may stand still
         left = minutes(seconds / sum(work[finished : i + 1]) * sum(work[i + 1 :]))
         done = f"{len(rows) // args.samples:>6} of {len(jobs)} problems"
-        print(f"{done} | {tokens / seconds:7.0f} tokens/s | left {left}", flush=True)
+        say(f"{done} | {tokens / seconds:7.0f} tokens/s | left {left}")
     return rows
 
 
@@ -263,18 +274,22 @@ def measure(
     tasks = tasks_of(args)
     model, tokenizer = load_model(model_name)
     resolve_defaults(args, model.num_parameters())
+    set_thinking(tokenizer, args.enable_thinking)
+    check_template(tokenizer, args.system_prompt)
     jobs = jobs_of(tasks, args, tokenizer)
     sampler = make_sampler(args, model, eos_ids(model, tokenizer))
+    for job in jobs:
+        check_prompt(job.prompt_ids, args.max_new_tokens, sampler, f"{args.split} problem {job.index}")
     settings = settings_of(args, model_name, model, tokenizer, sampler, tasks, jobs)
     if before is not None:
         check_comparable(before["settings"], settings)
     out_dir = out_dir or default_folder(settings)
     held = open_folder(out_dir, settings)
     if (out_dir / "results.json").exists():
-        print(f"{model_name}: measured before, see {out_dir}", flush=True)
+        say(f"{model_name}: measured before, see {out_dir}")
         held.release()
         return read_results(out_dir, "--out-dir"), out_dir
-    print(f"{model_name}: {len(jobs)} problems x {args.samples} samples into {out_dir}", flush=True)
+    say(f"{model_name}: {len(jobs)} problems x {args.samples} samples into {out_dir}")
     rows = sample_all(sampler, tokenizer, jobs, args, settings, out_dir / "samples.jsonl")
     problems = tally(rows, args.samples)
     results = {"settings": settings, "rows": result_rows(problems, settings), "problems": problems}
@@ -447,14 +462,26 @@ def shown_metrics(n: int) -> list[str]:
     return [f"avg@{n}", *(f"pass@{k}" for k in ladder(n) if k > 1), *(f"maj@{k}" for k in ladder(n) if k > 2)]
 
 
+def score_if_graded(row: dict, n: int) -> list[str]:
+    """["score"] where the grader's scores are not only 0 and 1, so that their mean is not avg@n; else []."""
+    score, right = row["metrics"].get("score"), row["metrics"][f"avg@{n}"]
+    parts = {"value", "before", "after"} & right.keys()
+    graded = score is not None and any(abs(score[part] - right[part]) > 1e-9 for part in parts)
+    return ["score"] * graded  # an older file has none
+
+
 def horizon_table(rows: list[dict], n: int) -> str:
     """One line for each horizon, and one for all."""
-    lines = [["horizon", f"avg@{n}", "p^h", f"pass@{n}", f"maj@{n}", "unparsed", "truncated", "tokens"]]
+    score = score_if_graded(rows[-1], n)
+    lines = [
+        ["horizon", *score, f"avg@{n}", "p^h", f"pass@{n}", f"maj@{n}", "unparsed", "truncated", "tokens"]
+    ]
     for row in rows:
         metrics, expected = row["metrics"], row["independent_errors"]
         lines.append(
             [
                 str(row["horizon"]),
+                *(cell(metrics[name]) for name in score),
                 cell(metrics[f"avg@{n}"]),
                 "" if expected is None else f"{expected:.3f}",
                 cell(metrics[f"pass@{n}"]),
@@ -470,7 +497,7 @@ def horizon_table(rows: list[dict], n: int) -> str:
 def metric_table(row: dict, n: int) -> str:
     """One line for each metric."""
     metrics = row["metrics"]
-    lines = [[name, cell(metrics[name])] for name in shown_metrics(n)]
+    lines = [[name, cell(metrics[name])] for name in score_if_graded(row, n) + shown_metrics(n)]
     if n > 1:
         lines += [[f"{name} of {n} runs", f"{row['runs'][name]:.3f}"] for name in ("min", "max", "spread")]
     rates = ("frac_unparsed", "frac_truncated", "frac_timeout", "frac_errors", "len_mean")
@@ -481,7 +508,7 @@ def show(results: dict) -> None:
     """A table by horizon, if there are several, and every metric of all problems."""
     settings, rows = results["settings"], results["rows"]
     n, several = settings["samples"], len(rows) > 1
-    print(
+    say(
         f"\n{settings['model']} on {settings['task']}, {settings['split']}: {settings['problems']} problems "
         f"x {n} samples, temperature {settings['temperature']:g}, top-p {settings['top_p']:g}, "
         f"at most {settings['max_new_tokens']} tokens\n"
@@ -489,22 +516,21 @@ def show(results: dict) -> None:
     table = metric_table(rows[-1], n)
     if several:
         table = f"{horizon_table(rows, n)}\n\nall horizons\n{table}"
-    print(table)
+    say(table)
     known = several and rows[0]["independent_errors"] is not None
-    print("[95% interval, bootstrap over problems]" + "  p^h: avg at horizon 1 to the power h" * known)
+    say("[95% interval, bootstrap over problems]" + "  p^h: avg at horizon 1 to the power h" * known)
     if "*" in table:
-        print(STAR)
+        say(STAR)
 
 
 def show_comparison(comparison: dict) -> None:
     """Which differences exclude zero, and where the gain comes from."""
     settings, whole = comparison["settings"], comparison["rows"][-1]
     n, k = settings["model"]["samples"], whole["gain_k"]
-    print(f"\n{settings['model']['model']} against {settings['baseline']['model']}, the same problems:\n")
+    say(f"\n{settings['model']['model']} against {settings['baseline']['model']}, the same problems:\n")
     lines = [["", "baseline", "model", "difference", "excludes 0"]]
-    shown = [
-        (name, name, whole) for name in (*shown_metrics(n), "frac_unparsed", "frac_truncated", "len_mean")
-    ]
+    names = score_if_graded(whole, n) + shown_metrics(n) + ["frac_unparsed", "frac_truncated", "len_mean"]
+    shown = [(name, name, whole) for name in names]
     for name in (f"avg@{n}", f"pass@{n}"):
         shown += [(f"{name}, horizon {row['horizon']}", name, row) for row in comparison["rows"][:-1]]
     for title, name, row in shown:
@@ -515,18 +541,16 @@ def show_comparison(comparison: dict) -> None:
     gain = [[sign + name, cell(whole["gain"][name])] for sign, name in zip("++-", whole["gain"])]
     heading = f"where the gain in avg@{n} comes from (Guide; solvable before: pass@{k})"
     table = f"{aligned(lines)}\n\n{heading}\n{aligned(gain)}"
-    print(table)
+    say(table)
     if whole["forgetting_by_chance"] is not None:
         chance = whole["forgetting_by_chance"]
-        print(
-            f"the baseline against itself, sample against sample: forgetting {chance:.3f}, and as much gain"
-        )
-    print(
+        say(f"the baseline against itself, sample against sample: forgetting {chance:.3f}, and as much gain")
+    say(
         "[95% intervals, paired bootstrap over problems; "
         "of 20 comparisons between equal models about one excludes 0]"
     )
     if "*" in table:
-        print(STAR)
+        say(STAR)
 
 
 # --- folders ------------------------------------------------------------------------------------------------
@@ -613,7 +637,7 @@ def check_args(args: Args) -> None:
 def main(args: Args) -> dict:
     """Measure, show, compare; returns the content of results.json."""
     if args.plot:
-        print(plot_results(args.plot, args.out_dir))
+        say(f"{plot_results(args.plot, args.out_dir)}")
         return {}
     if ranks.WORLD_SIZE > 1:
         fail("eval.py runs in one process; start it without torchrun, one on each GPU (CUDA_VISIBLE_DEVICES)")
@@ -636,7 +660,7 @@ def main(args: Args) -> dict:
             show_comparison(results["comparison"])
             path = folder / f"against-{before['settings']['model_hash']}.json"
             write_text(path, json.dumps(results["comparison"], indent=1) + "\n")
-        print(f"\neverything is in {folder}")
+        say(f"\neverything is in {folder}")
     except KeyboardInterrupt:
         sys.exit("\nstopped; the same command goes on after the last line of progress")
     return results

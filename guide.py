@@ -44,6 +44,7 @@ prompt-major: rows i*G .. i*G+G-1 belong to prompt i. Masks come from lengths; E
 the completion ended by itself.
 """
 
+import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +59,7 @@ from plainrl.ranks import total
 from plainrl.rollout import Batch, Rollout, completion_seed, encode_prompt
 from plainrl.run import Run
 from plainrl.scoring import micro_batches, score, score_all, update_sums
-from plainrl.screen import or_fail
+from plainrl.screen import or_fail, say_if_slow
 from plainrl.tasks import Problem
 
 ABLATIONS = "trigger-accuracy correction shaping group advantage aggregation".split()
@@ -315,12 +316,14 @@ def main(args: Args, task=None, sampler=None) -> Path:
         # --- 1 sample, and sample further problems until there are B groups with differences  [4]
         groups = []
         for round in range(1 + args.max_refills):
+            began = time.monotonic()
             indices = problem_indices(args, step, round)
             problems = [run.task.problem("train", index, args.seed) for index in indices]
             sampled = sample_groups(run, problems, hints, step, round)
             groups += [group for group in sampled if has_differences(group)]
             if len(groups) >= B:
                 break
+            say_if_slow(began, f"  round {round + 1}: {len(groups)} of {B} groups have differences")
         groups = groups[:B]  # surplus groups are dropped, not kept for the next step  [D2]
         rollout = sum(groups, Rollout([], [], [], [], []))  # end to end
 

@@ -34,7 +34,9 @@ from benchmarks import (  # noqa: E402
     calibration,
     compare,
     entropy,
+    graders,
     guide_smollm2,
+    gym_tasks,
     h1_smollm2,
     hard_chains,
     horizons,
@@ -226,6 +228,9 @@ def tables() -> dict[str, Callable[[], str]]:
         "siren_smollm2": partial(siren_smollm2.page_table, LOGS / "siren_smollm2"),
         "guide_smollm2": partial(guide_smollm2.page_table, LOGS / "guide_smollm2"),
         "h1_smollm2": partial(h1_smollm2.page_table, LOGS / "h1_smollm2"),
+        "graders.table": graders.table,
+        "gym.summary": lambda: gym_tasks.summary(read(LOGS / "gym/tasks.json")),
+        "gym.table": lambda: gym_tasks.page_table(read(LOGS / "gym/tasks.json")),
         "entropy.rules": lambda: entropy.rules_table(trials_of(entropy)),
     }
     for experiment in (entropy, hard_chains, horizons):

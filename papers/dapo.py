@@ -28,6 +28,7 @@ the completion ended by itself.
 """
 
 import sys
+import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,7 @@ from plainrl.ranks import total
 from plainrl.rollout import Batch, completion_seed
 from plainrl.run import Run
 from plainrl.scoring import micro_batches, score, update_sums
+from plainrl.screen import say_if_slow
 
 
 @dataclass
@@ -180,6 +182,7 @@ def main(args: Args, task=None, sampler=None) -> Path:
         # --- 1 sample, and again until B groups have right and wrong completions  [3]
         kept, rounds = [], 0  # the groups of all that was sampled that are trained on; rounds so far
         while rounds == 0 or (len(kept) < B and rounds <= args.max_refills):
+            began = time.monotonic()
             indices = problem_indices(args, step, rounds)
             problems = [run.task.problem("train", index, args.seed) for index in indices]
             seeds = [completion_seed(args.seed, step, j, rounds, i) for j in range(B) for i in range(G)]
@@ -187,6 +190,8 @@ def main(args: Args, task=None, sampler=None) -> Path:
             correct = run.sampled.correct()  # right completions of every group so far
             kept = [i for i, count in enumerate(correct) if 0 < count < G or not args.dynamic_sampling]
             rounds += 1
+            if len(kept) < B:
+                say_if_slow(began, f"  round {rounds}: {len(kept)} of {B} groups have differences")
         rollout = run.sampled.select(kept[:B])  # N graded completions  [D1]
 
         # --- 2 reward and advantage

@@ -188,12 +188,14 @@ def save_figure(figure, path: Path) -> Path:
 
 
 def main(runs: list[str]) -> None:
+    from plainrl.screen import fail, say
+
     if not runs:
-        sys.exit("error: give the folder of a run: python -m plainrl.curves runs/grpo/chain-seed0")
+        fail("give the folder of a run: python -m plainrl.curves runs/grpo/chain-seed0")
     for run in runs:
         if not (Path(run) / "metrics.jsonl").is_file():
-            sys.exit(f"error: {run}: has no metrics.jsonl; give the folder of a training run")
-        print(plot_run(Path(run)))
+            fail(f"{run}: has no metrics.jsonl; give the folder of a training run")
+        say(f"{plot_run(Path(run))}")
 
 
 if __name__ == "__main__":

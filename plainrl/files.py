@@ -1,77 +1,509 @@
-"""Your own file of problems, one JSON object a line."""
+"""Your own file of problems: JSON lines, a JSON array or CSV, each also as .gz, or Parquet.
 
+`load_file` reads it. Which fields hold the prompt and the answer is found by their names, or said in --task:
+jsonl:PATH?prompt=question&answer=final. A line that cannot be used is left out and named on the screen; a
+file of which more than half is like that is refused.
+"""
+
+import csv
+import functools
+import gzip
+import itertools
 import json
+import math
+import re
+import time
+import zlib
 from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import TextIO
 
-from plainrl.answers import MAX_ANSWER_CHARS
-from plainrl.grading import is_readable
-from plainrl.sources import ListTask
-from plainrl.tasks import BOXED_INSTRUCTION, Problem
+from plainrl import grading
+from plainrl.answers import MAX_ANSWER_CHARS, bare_answer, canonical, last_boxed, number, plain_integer
+from plainrl.chains import calculator_program
+from plainrl.sources import BENCHMARKS, ListTask
+from plainrl.tasks import BOXED_INSTRUCTION, FILE_FIELDS, Problem, optional_package, say
+from plainrl.workers import WORKERS
+
+# Where the prompt and the answer are looked for: the first that there is. A dot leads into an object.
+PROMPTS = ("prompt", "problem", "question", "query", "messages", "conversations")
+ANSWERS = ("answer", "final_answer", "expected_answer", "ground_truth", "reward_model.ground_truth")
+ANSWERS += ("solution", "messages", "conversations")
+WORKED = ("solution", "messages", "conversations")  # these show the answer in a box, if not named in --task
+KNOWN_FILES = {
+    ("question", "answer"): "GSM8K",
+    ("problem", "solution"): "MATH",
+    ("problem", "answer"): "OpenR1",
+    ("prompt", "reward_model.ground_truth"): "DAPO-17k",
+}
+DAPO_REQUEST = re.compile(  # what DAPO-17k says round each question, against the box that is asked for here
+    r"^Solve the following math problem step by step\. The last line of your response should be of the form "
+    r"Answer: \$?Answer\$? \(without quotes\) where \$?Answer\$? is the answer to the problem\.\s*"
+    r'|\s*Remember to put your answer on its own line after "Answer:"\.\s*$'
+)
+ASKS_FOR_A_BOX = re.compile(  # "\boxed{}", "\boxed{...}", "\boxed{your answer}", but not "\boxed{7}"
+    r"\\boxed(?!\s*\{)|\\boxed\s*\{[\s.…_?$]*\}|\\boxed\s*\{[^{}]*\b(?:answer|result|solution|number)\b", re.I
+)
+SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test", "dev": "dev"}
+SPLITS |= dict.fromkeys(("validation", "valid", "val", "development"), "dev")
+ROLES = {"human": "user", "gpt": "assistant", "developer": "system"}
+SLOW_SECONDS, PAUSE_SECONDS = 2.0, 10.0  # when the screen says first how far the reading is, and how often
+SURROGATE = re.compile("[\ud800-\udfff]")  # no file and no tokenizer takes one alone
+NAMED = 5  # so many of the lines that cannot be used are named
 
 
-def load_jsonl(path: str, hint: str = "hint") -> ListTask:
-    """One problem a line; `hint` names the field that holds the hint.
+def load_file(path: str, given: dict[str, str] | None = None) -> ListTask:
+    """The problems of a file. `given` says which field is the prompt, answer, hint, solution or split.
 
-    Lines may name their split, else `split_list` deals them out. Raises ValueError with the file, line and
-    field.
+    An empty name leaves that field out. Lines may name their split, else `split_list` deals them out. Raises
+    ValueError with the file, the line or field, and the way out.
     """
-    problems, named = [], {"train": [], "dev": [], "test": []}
+    flag, name = f"--task jsonl:{path}", name_of(path)
+    given = given or {}
+    unit, entries, columns = read_entries(path, flag, given)
+    if not entries:
+        raise ValueError(f"{path}: holds no problem")
+    has_rows = any(isinstance(row, dict) for _, row in entries)
+    names = choose_fields(columns, given, flag) if has_rows else {}
+    total, same = len(entries), {}
+    problems, splits, unusable, notes = {}, {}, {}, Counter()  # the first three by line
+    entries.reverse()  # they are taken from the end: 1.8 million of DAPO-17k are not wanted in memory twice
+    for _ in with_progress(range(total), name, f"of {total:,} {unit}s are made problems"):
+        line, row = entries.pop()
+        try:
+            problem, splits[line] = make_problem(row, names, path, notes)
+            problems[line] = same.setdefault(problem, problem)
+        except ValueError as error:
+            unusable[line] = str(error)
+    golds = gold_answers((problem.answer for problem in problems.values()), name)
+    for line, problem in list(problems.items()):
+        gold, reason = golds[problem.answer]
+        if gold != problem.answer:
+            problems[line] = replace(problem, answer=gold)
+        if reason:
+            unusable[line] = f"field {names['answer']!r} ({short(problem.answer)}) {reason}"
+            del problems[line], splits[line]
+    said = "; ".join(f"{unit} {line}: {unusable[line]}" for line in sorted(unusable)[:NAMED])
+    share = f"{len(unusable):,} of {total:,} {unit}s cannot be used"
+    if 2 * len(unusable) > total:
+        first = min(unusable)
+        raise ValueError(f"{path}, {unit} {first}: {unusable[first]} ({share})")
+    task = ListTask(name, deal(problems, splits, path, unit), flag)
+    lines = counts_of(list(problems.values()), task.problems) + fields_said(names)
+    lines += [f"{note}: {count:,}" for note, count in notes.items()]
+    lines += [f"left out, {share}: {said}"] if unusable else []
+    for line in lines:
+        say(f"{name}: {line}")
+    return task
+
+
+def name_of(path: str) -> str:
+    """What the task is called in folders and metric keys: the file's name, in letters that are safe there.
+
+    >>> name_of("data/my sums.jsonl.gz"), name_of("chain.json")
+    ('my-sums', 'chain-file')
+    """
+    stem = Path(path).name.removesuffix(".gz")
+    stem = re.sub(r"\.(jsonl|ndjson|json|csv|tsv|parquet|txt)$", "", stem, flags=re.I)
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.")[:60] or "file"
+    return f"{stem}-file" if stem in ("chain", "gsm8k", *BENCHMARKS) else stem
+
+
+def with_progress(items: Iterable, name: str, what: str) -> Iterator:
+    """The items one after the other. When that takes long, the screen says how many there were."""
+    said = time.monotonic() + SLOW_SECONDS - PAUSE_SECONDS
+    for done, item in enumerate(items, start=1):
+        yield item
+        if time.monotonic() - said > PAUSE_SECONDS:
+            said = time.monotonic()
+            say(f"{name}: {done:,} {what}")
+
+
+def short(text: str) -> str:
+    """A stranger's text for a message: cut, and whatever is odd in it as an escape."""
+    return ascii(text if len(text) <= 60 else text[:57] + "...")
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names of fields for a message, 20 of them at most."""
+    names = [short(str(name)) for name in names]
+    return (", ".join(names[:20]) or "none") + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+
+
+# --- from a file to its entries -----------------------------------------------------------------------------
+
+
+def read_entries(path: str, flag: str, given: dict[str, str]) -> tuple[str, list[tuple], list[str]]:
+    """What an entry is called ("line", "entry", "row"), the entries, and the names of all their fields.
+
+    An entry is its number and an object, or a text that says why there is none. Fields that nothing is read
+    from are dropped at once: OpenR1 has whole completions in them.
+    """
+    used = [*PROMPTS, *ANSWERS, *FILE_FIELDS, "horizon", *given.values()]
+    used = {*used, *(name.partition(".")[0] for name in used)}
     try:
-        with open(path, encoding="utf-8-sig") as file:  # with or without a byte order mark
-            lines = list(file)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"--task jsonl:{path}: cannot read the file ({error})") from None
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        row = _read_row(line, where, hint)
-        if row.get("split", "train") not in named:
-            raise ValueError(f"{where}: field 'split' must be train, dev or test")
-        if ("split" in row) != any(named.values()) and problems:
-            what = "new here" if "split" in row else "missing"
-            raise ValueError(f"{where}: field 'split' is {what}; give it in every line or in none")
-        prompt = row["prompt"] if "\\boxed" in row["prompt"] else f"{row['prompt']} {BOXED_INSTRUCTION}"
-        answer, horizon = row["answer"].strip(), row.get("horizon", 1)
-        problems.append(Problem(prompt, answer, row.get(hint), row.get("solution"), horizon, source=path))
-        if "split" in row:
-            named[row["split"]].append(problems[-1])
-    if hint != "hint" and not any(problem.hint for problem in problems):
-        raise ValueError(f"--task jsonl:{path}?hint={hint}: no line has a field {hint!r}")
-    return ListTask("jsonl", named if any(named.values()) else split_list(problems, path))
+        place = Path(path).expanduser()
+        with open(place, "rb") as file:
+            magic = file.read(4)
+        if magic == b"PAR1":
+            return "row", *slim_entries(read_parquet(place, used, flag), used, name_of(path))
+        is_packed = magic[:2] == b"\x1f\x8b"
+        with (gzip.open if is_packed else open)(place, "rt", encoding="utf-8-sig", newline="") as file:
+            unit, entries = text_entries(file, path)
+            return unit, *slim_entries(entries, used, name_of(path))
+    except UnicodeDecodeError as error:
+        way_out = "write JSON lines, a JSON array or CSV in UTF-8, perhaps as .gz, or Parquet"
+        raise ValueError(f"{flag}: cannot read the file (no UTF-8: {error.reason}); {way_out}") from None
+    except (OSError, EOFError, zlib.error, csv.Error, RuntimeError) as error:  # ~nobody is a RuntimeError
+        settings = ", ".join(f"{name}=" for name in (*FILE_FIELDS, "horizon"))
+        way_out = f"; settings are {settings}" if "?" in path else ""
+        raise ValueError(f"{flag}: cannot read the file ({error}){way_out}") from None
 
 
-def _read_row(line: str, where: str, hint: str) -> dict:
-    """A line of the file as an object whose fields are checked. An answer that is a number becomes a text."""
+def slim_entries(entries: Iterable[tuple], used: set[str], name: str) -> tuple[list[tuple], list[str]]:
+    """The entries with those fields alone that are used, and the names of all that there were."""
+    kept, columns = [], {}
+    for line, row in with_progress(entries, name, "entries are read"):
+        if isinstance(row, dict):
+            columns |= dict.fromkeys(row)
+            row = {field: value for field, value in row.items() if field in used}
+            for field, value in row.items():
+                if isinstance(value, dict):
+                    columns |= {f"{field}.{inner}": None for inner in value}
+        kept.append((line, row))
+    return kept, list(columns)
+
+
+def text_entries(file: TextIO, path: str) -> tuple[str, Iterable[tuple]]:
+    """What an entry is called, and the entries. What the file begins with decides what it is."""
+    first = next((line for line in file if line.strip()), "").strip()
+    file.seek(0)
+    delimiter = max(",;\t", key=first.count)
+    header = {cell.strip().strip('"') for cell in first.split(delimiter)}
+    is_named_so = Path(path.removesuffix(".gz")).suffix.lower() in (".csv", ".tsv")
+    if is_named_so or (header & set(PROMPTS) and header & set(ANSWERS)):
+        return "line", read_csv(file, delimiter)
+    if first.startswith("[") and not (isinstance(parse_json(first), list) and file_goes_on(file)):
+        return "entry", read_array(file.read(), path)
+    if first.startswith("{") and not isinstance(parse_json(first), dict):
+        entries = read_objects(file.read(), path)
+        if entries:
+            return "line", entries
+        file.seek(0)
+    return "line", read_lines(file)
+
+
+def file_goes_on(file: TextIO) -> bool:
+    """Is there more than one line that is not blank? The file is back at its start afterwards."""
+    lines = (line for line in file if line.strip())
+    goes_on = len(list(itertools.islice(lines, 2))) == 2
+    file.seek(0)
+    return goes_on
+
+
+def parse_json(text: str) -> object:
+    """The object or list that a JSON text is, else a text that says why it is none."""
     try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"{where}: not valid JSON ({error})") from None
-    if not isinstance(row, dict):
-        raise ValueError(f"{where}: expected an object with the fields prompt and answer")
-    for name in ("prompt", "answer"):
-        if name not in row:
-            raise ValueError(f"{where}: field {name!r} is missing")
-    if type(row["answer"]) is int:  # True is an int to isinstance
-        row["answer"] = str(row["answer"])
-    for name in ("prompt", "answer", hint, "solution"):
-        if name in row and (not isinstance(row[name], str) or not row[name].strip()):
-            example = ', e.g. "0.5"' if name == "answer" else ""
-            raise ValueError(f"{where}: field {name!r} must be a non-empty string{example}")
-    check_answer(row["answer"], where)
-    horizon = row.get("horizon", 1)
-    if type(horizon) is not int or horizon < 1:
-        raise ValueError(f"{where}: field 'horizon' must be a whole number from 1")
-    return row
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        return f"not valid JSON ({error.msg}, line {error.lineno} column {error.colno})"
+    except (ValueError, RecursionError) as error:  # an integer of 5,000 digits, 5,000 brackets
+        return f"not valid JSON ({str(error)[:80]})"
+    return value if isinstance(value, dict | list) else f"expected an object, found {short(text)}"
 
 
-def check_answer(answer: str, where: str) -> None:
-    """Raise when a gold answer cannot be read: better at load than as a silent reward of 0 for ever."""
-    if not is_readable(answer):
-        what = f"{where}: field 'answer' ({answer[:60]!r})"
-        raise ValueError(f"{what} is no expression that math-verify can read; write the bare answer")
+def as_object(value: object) -> dict | str:
+    """An object, or a text that says why it is none."""
+    if isinstance(value, dict | str):
+        return value
+    return f"expected an object, found {short(str(value))}"
+
+
+def read_lines(file: TextIO) -> Iterator[tuple]:
+    """One object a line; blank lines are passed over."""
+    for line, text in enumerate(file, start=1):
+        if text.strip():
+            yield line, as_object(parse_json(text.strip()))
+
+
+def read_array(text: str, path: str) -> Iterator[tuple]:
+    """The members of one array. Raises ValueError where it is broken."""
+    rows = parse_json(text)
+    if isinstance(rows, str):
+        raise ValueError(f"{path}: {rows}; the file begins like one array")
+    for entry, row in enumerate(rows, start=1):
+        yield entry, as_object([row] if isinstance(row, str) else row)
+
+
+def read_objects(text: str, path: str) -> list[tuple]:
+    """Objects of several lines, one after the other, each with its first line. Empty: the first is broken.
+
+    Raises ValueError where a later one is broken.
+    """
+    entries, line, end, decoder = [], 1, 0, json.JSONDecoder()
+    while True:
+        start = re.compile(r"\s*").match(text, end).end()
+        line += text.count("\n", end, start)
+        if start == len(text):
+            return entries
+        try:
+            row, end = decoder.raw_decode(text, start)
+        except (ValueError, RecursionError) as error:
+            if not entries:
+                return []
+            what = getattr(error, "msg", str(error)[:80])
+            raise ValueError(
+                f"{path}, line {line}: the object that begins here is no JSON ({what})"
+            ) from None
+        entries.append((line, as_object(row)))
+        line += text.count("\n", start, end)
+
+
+def read_csv(file: TextIO, delimiter: str) -> Iterator[tuple]:
+    """The lines below the header; an empty cell is a field that is absent."""
+    csv.field_size_limit(1 << 30)
+    reader = csv.reader(file, delimiter=delimiter)
+    header = [cell.strip() for cell in next(reader, [])]
+    line = reader.line_num + 1
+    for cells in reader:
+        row = {name: cell for name, cell in zip(header, cells) if cell.strip()}
+        if row.get("horizon", "").isdecimal():
+            row["horizon"] = int(row["horizon"])
+        if len(cells) > len(header):
+            yield line, f"has {len(cells)} cells under a header of {len(header)}"
+        elif row:
+            yield line, row
+        line = reader.line_num + 1  # of the next: a cell may run over several lines
+
+
+def read_parquet(path: Path, used: set[str], flag: str) -> Iterator[tuple]:
+    """The rows, with the columns that are used; the others are there and empty."""
+    optional_package("pyarrow", flag)
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.ParquetFile(path)
+        names = table.schema_arrow.names
+        batches = table.iter_batches(1000, columns=[name for name in names if name in used])
+        for line, row in enumerate((row for batch in batches for row in batch.to_pylist()), start=1):
+            yield line, dict.fromkeys(names) | row
+    except ValueError as error:  # pyarrow's own are of this kind
+        raise ValueError(f"{flag}: cannot read the file ({' '.join(str(error).split())[:200]})") from None
+
+
+# --- from an entry to a problem -----------------------------------------------------------------------------
+
+
+def choose_fields(columns: list[str], given: dict[str, str], flag: str) -> dict[str, str]:
+    """The name of the field that each of FILE_FIELDS is read from. Raises ValueError with those there are."""
+    for name in given.values():
+        if name and name not in columns:
+            raise ValueError(f"{flag}: no line has a field {name!r}; there are {listed(columns)}")
+    names = {name: name for name in FILE_FIELDS} | given
+    for field, candidates in (("prompt", PROMPTS), ("answer", ANSWERS)):
+        if not given.get(field):
+            names[field] = next((name for name in candidates if name in columns), None)
+    missing = [field for field in ("prompt", "answer") if names[field] is None]
+    if missing:
+        asked = " and ".join(f"which field is the {field}" for field in missing)
+        way_out = f"say ?{'&'.join(f'{field}=FIELD' for field in missing)} after the path"
+        raise ValueError(f"{flag}: {asked}? there are {listed(columns)}; {way_out}")
+    names["box"] = "needed" if names["answer"] in WORKED and not given.get("answer") else ""
+    return names
+
+
+def fields_said(names: dict[str, str]) -> list[str]:
+    """Which fields are read, where that is not plain from their names."""
+    pair = names["prompt"], names["answer"]
+    if pair == ("prompt", "answer"):
+        return []
+    like = f", {KNOWN_FILES[pair]}'s names" if pair in KNOWN_FILES else ""
+    return [f"the prompt is {short(pair[0])} and the answer {short(pair[1])}{like}"]
+
+
+def value_of(row: dict, name: str):
+    """A field, or by a dot one inside another. None where it is absent, null or blank."""
+    outer, _, inner = name.partition(".")
+    value = row.get(name)
+    if value is None and isinstance(row.get(outer), dict):
+        value = row[outer].get(inner)
+    return None if isinstance(value, str) and not value.strip() else value
+
+
+def text_of(row: dict, names: dict[str, str], field: str) -> str | None:
+    """An optional field, None where it is absent. Raises ValueError where it is no text."""
+    value = value_of(row, names[field])
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"field {names[field]!r} must be a text; ?{field}= leaves it out")
+    return value
+
+
+def make_problem(
+    row: dict | str, names: dict[str, str], path: str, notes: Counter
+) -> tuple[Problem, str | None]:
+    """A problem, its answer as the file spells it, and the split that the line names.
+
+    `notes` counts what was done to prompts. Raises ValueError with the field and the reason.
+    """
+    if isinstance(row, str):
+        raise ValueError(row)
+    prompt, reply = (value_of(row, names[field]) for field in ("prompt", "answer"))
+    for field, value in ((names["prompt"], prompt), (names["answer"], reply)):
+        if value is None:
+            raise ValueError(f"field {field!r} is missing or empty")
+    if isinstance(reply, list) and any(isinstance(turn, dict) for turn in reply):
+        reply = read_chat(reply, names["answer"], Counter())[1]
+    if isinstance(prompt, list):
+        prompt, _ = read_chat(prompt, names["prompt"], notes)
+    if not isinstance(prompt, str):
+        raise ValueError(f"field {names['prompt']!r} must be a text or a list of turns")
+    answer, worked = read_answer(reply, names["answer"], bool(names["box"]))
+    hint, solution, split = (text_of(row, names, field) for field in ("hint", "solution", "split"))
+    horizon = 1 if row.get("horizon") is None else row["horizon"]
+    if type(horizon) is not int or horizon < 1:  # True is an int to isinstance
+        raise ValueError("field 'horizon' must be a whole number from 1")
+    question = DAPO_REQUEST.sub("", prompt)
+    if question != prompt:
+        notes["prompts without their request for a line 'Answer:', since a box is asked for"] += 1
+    if not ASKS_FOR_A_BOX.search(question):
+        question = f"{question} {BOXED_INSTRUCTION}"
+    texts = [text for text in (question, answer, hint, solution, worked) if text and not text.isascii()]
+    if any(map(SURROGATE.search, texts)):
+        raise ValueError("half of a character (\\ud800 to \\udfff) stands alone in it")
+    problem = Problem(question, answer, hint, solution or worked, horizon, source=path)
+    if (
+        "<<" in str(reply) and plain_integer(answer) is not None
+    ):  # GSM8K's calculator notes say how the answer is computed
+        template, program, parts = calculator_program(question, reply, answer) or (None, None, ())
+        problem = replace(problem, template=template, program=program, parts=parts)
+    return problem, split
+
+
+def read_chat(turns: list, field: str, notes: Counter) -> tuple[str, str]:
+    """The last question of a chat, after its system turn, and the turn that answers it, else ""."""
+    said = []
+    for turn in turns:
+        if not isinstance(turn, dict):
+            raise ValueError(f"field {field!r} must be a text or a list of turns with role and content")
+        role, text = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
+        if isinstance(text, list) and all(isinstance(part, dict) and "text" in part for part in text):
+            text = "\n".join(str(part["text"]) for part in text)
+        if not isinstance(role, str) or not isinstance(text, str):
+            raise ValueError(f"field {field!r} has a turn without a role and a content that is text")
+        said.append((ROLES.get(role, role), text.strip()))
+    asked = [i for i, (role, text) in enumerate(said) if role == "user" and text]
+    if not asked:
+        raise ValueError(f"field {field!r} has no turn of the user")
+    system = [text for role, text in said if role == "system" and text]
+    if system:
+        notes["prompts that begin with the system turn of their chat"] += 1
+    if any(role != "system" for role, _ in said[: asked[-1]]):
+        notes["prompts without the turns before the last question of their chat"] += 1
+    replies = [text for role, text in said[asked[-1] :] if role == "assistant"]
+    return "\n\n".join([*system, said[asked[-1]][1]]), "".join(replies[:1])
+
+
+def read_answer(value, field: str, needs_box: bool) -> tuple[str, str | None]:
+    """The answer as it stands in the field, and the worked solution where the field is one."""
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if isinstance(value, float) and math.isfinite(value):
+        value = int(value) if value.is_integer() and abs(value) < 1e15 else value
+        value = str(value)
+    elif type(value) is int:
+        value = str(value)
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"field {field!r} has no answer: it must be a text or a number")
+    text, worked = value.strip(), None
+    answer = text
+    if "####" in text:
+        worked, _, answer = (part.strip() for part in text.rpartition("####"))
+        answer = canonical(answer)
+        worked = re.sub(r"<<[^>]*>>", "", worked)
+        worked = worked and f"{worked}\n\\boxed{{{answer}}}"
+    elif last_boxed(text) is not None:
+        worked, answer = text, last_boxed(text)
+        worked = None if re.match(r"\\(boxed|fbox)", text) else text
+    elif needs_box:
+        raise ValueError(f"field {field!r} has no \\boxed{{}} with the answer (bare ones: ?answer={field})")
+    if not answer:
+        raise ValueError(f"field {field!r} has no answer after #### or in its box")
     if len(answer) > MAX_ANSWER_CHARS:
-        raise ValueError(f"{where}: field 'answer' is longer than {MAX_ANSWER_CHARS} characters")
+        raise ValueError(f"field {field!r} is longer than {MAX_ANSWER_CHARS:,} characters")
+    return answer, worked or None
+
+
+# --- gold answers -------------------------------------------------------------------------------------------
+
+
+def gold_answers(texts: Iterable[str], name: str) -> dict[str, tuple[str, str]]:
+    """For each text the gold answer that it is, or why it cannot be one: (gold, "") or (text, reason).
+
+    Texts that are no plain integers are read several at a time, with a line on the screen when it takes long.
+    """
+    golds = dict.fromkeys(texts)
+    hard = []
+    for text in golds:
+        golds[text] = (text.strip(" $"), "")
+        if plain_integer(text) is None:
+            hard.append(text)
+    threads = ThreadPoolExecutor(WORKERS)
+    try:
+        read = zip(hard, threads.map(read_gold, hard))
+        for text, gold in with_progress(read, name, f"of {len(hard):,} gold answers are read"):
+            golds[text] = gold
+    finally:
+        threads.shutdown(cancel_futures=True)  # Ctrl-C does not wait for the rest
+    return golds
+
+
+@functools.cache
+def is_readable_form(answer: str) -> bool:
+    return grading.is_readable(answer)
+
+
+def read_gold(text: str) -> tuple[str, str]:
+    """The gold answer that a text is, or why it cannot be one: (gold, "") or (text, reason).
+
+    A worker needs 10 ms for a formula. Whether it can be read hardly depends on its digits, so formulas that
+    differ in them alone are asked once; where the answer is no, each is asked by itself.
+    """
+    try:
+        answer = bare_answer(text)
+        same_digits = re.sub("[1-9]", "7", answer)
+        return answer if is_readable_form(same_digits) else grading.gold_answer(text), ""
+    except ValueError as error:
+        return text, str(error)
+
+
+# --- splits -------------------------------------------------------------------------------------------------
+
+
+def deal(
+    problems: dict[int, Problem], splits: dict[int, str | None], path: str, unit: str
+) -> dict[str, list]:
+    """The problems by split: as their lines say, or else dealt out by `split_list`."""
+    lines = list(problems)
+    names = {line: SPLITS.get((splits[line] or "").strip().lower()) for line in lines}
+    for line in lines:
+        where = f"{path}, {unit} {line}: field 'split'"
+        if (splits[line] is None) != (splits[lines[0]] is None):
+            what = "new here" if splits[line] else "missing"
+            raise ValueError(
+                f"{where} is {what}; give it in every line or in none, or leave it out by ?split="
+            )
+        if splits[line] is not None and not names[line]:
+            known = "must be train, dev (validation, valid, val) or test"
+            raise ValueError(f"{where} is {short(splits[line])}; it {known}, or is left out by ?split=")
+    if splits[lines[0]] is None:
+        return split_list(list(problems.values()), path)
+    dealt = {"train": [], "dev": [], "test": []}
+    for line, problem in problems.items():
+        dealt[names[line]].append(problem)
+    return measured_once(dealt)
 
 
 def split_list(problems: list[Problem], where: str) -> dict[str, list[Problem]]:
@@ -88,4 +520,31 @@ def split_list(problems: list[Problem], where: str) -> dict[str, list[Problem]]:
             side[problem.prompt] = {8: "dev", 9: "test"}.get(counts[problem.horizon] % 10, "train")
             counts[problem.horizon] += 1
         splits[side[problem.prompt]].append(problem)
+    return measured_once(splits)
+
+
+def measured_once(splits: dict[str, list[Problem]]) -> dict[str, list[Problem]]:
+    """Dev and test without the copies of a prompt: the first counts."""
+    for split in ("dev", "test"):
+        splits[split] = list({problem.prompt: problem for problem in reversed(splits[split])}.values())[::-1]
     return splits
+
+
+def counts_of(problems: list[Problem], splits: dict[str, list[Problem]]) -> list[str]:
+    """What the screen says of sizes, of copies, and of measured problems that are trained on."""
+    sizes = ", ".join(f"{len(members):,} {split}" for split, members in splits.items())
+    lines = [f"{sum(map(len, splits.values())):,} problems: {sizes}"]
+    answers = {}  # of each prompt
+    for problem in problems:
+        value = number(problem.answer)
+        answers.setdefault(problem.prompt, set()).add(problem.answer if value is None else value)
+    copies = len(problems) - len(answers)
+    if copies:
+        several = sum(len(found) > 1 for found in answers.values())
+        lines.append(f"problems with the prompt of another: {copies:,}; dev and test have each prompt once")
+        lines += [f"prompts that come with different answers: {several:,}"] if several else []
+    trained = {problem.prompt for problem in splits["train"]}
+    leaked = sum(problem.prompt in trained for split in ("dev", "test") for problem in splits[split])
+    if leaked:
+        lines.append(f"problems of dev and test that are in train as well: {leaked:,}")
+    return lines

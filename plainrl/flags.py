@@ -14,15 +14,19 @@ import dataclasses
 import difflib
 import importlib
 import math
+import os
+import socket
 import sys
 import typing
+import urllib.parse
+import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
-from plainrl.screen import fail
+from plainrl.screen import fail, say
 
 EVAL_SEED = 2**31  # evaluation has its own seed: every checkpoint meets the same problems and random numbers
 EVAL_LENGTHS = {"tiny": 160, "small": 1024, "large": 3072}  # longest completions of eval.py, by size
@@ -69,7 +73,10 @@ def resolve_defaults(args, parameters: int) -> None:
 
 @dataclass(frozen=True)
 class Bounds:
-    """The numbers that a flag may have. Without `infinite`, infinity is refused too; nan always is."""
+    """The numbers that a flag may have. `infinite` allows infinity besides; nan is always refused.
+
+    An upper end is where a number can only be a slip, far from what anybody asks for on purpose.
+    """
 
     at_least: float = -math.inf
     above: float = -math.inf
@@ -78,13 +85,10 @@ class Bounds:
     infinite: bool = False
 
     def contain(self, value: float) -> bool:
-        finite = math.isfinite(value) or (self.infinite and not math.isnan(value))
-        return (
-            finite
-            and value >= self.at_least
-            and value > self.above
-            and value <= self.at_most
-            and (value < self.below or math.isinf(self.below))
+        if value == math.inf:
+            return self.infinite
+        return (  # nan and minus infinity are within no such limits
+            value >= self.at_least and value > self.above and value <= self.at_most and value < self.below
         )
 
     def __str__(self) -> str:
@@ -94,20 +98,40 @@ class Bounds:
             ("at most", self.at_most),
             ("below", self.below),
         )
-        words = " and ".join(f"{word} {limit}" for word, limit in limits if math.isfinite(limit))
-        return f"must be {words}" if words else "must be a number"
+        words = " and ".join(f"{word} {limit:,}" for word, limit in limits if math.isfinite(limit))
+        none = ", or inf for no limit" if self.infinite else ""
+        return f"must be {words}{none}" if words else "must be a number"
 
 
-Count = Annotated[int, Bounds(at_least=1)]
-NotNegative = Annotated[float, Bounds(at_least=0)]
-Natural = Annotated[int, Bounds(at_least=0)]
-ClipRange = Annotated[float, Bounds(at_least=0, infinite=True)]  # inf: no clip at all, which is a choice
-Positive = Annotated[float, Bounds(above=0, infinite=True)]  # inf: no limit
+Count = Annotated[int, Bounds(at_least=1, at_most=10**9)]
+Natural = Annotated[int, Bounds(at_least=0, at_most=10**9)]
+NotNegative = Annotated[float, Bounds(at_least=0, at_most=1000)]
+Positive = Annotated[float, Bounds(above=0, infinite=True)]
+ClipRange = Annotated[float, Bounds(at_least=0, at_most=1, infinite=True)]
 Share = Annotated[float, Bounds(above=0, at_most=1)]
 Fraction = Annotated[float, Bounds(at_least=0, at_most=1)]
 Number = Annotated[float, Bounds()]
-Temperature = Annotated[float, Bounds(above=0)]  # a greedy group has no differences to learn from
-GroupSize = Annotated[int, Bounds(at_least=2)]  # a completion is compared with its group
+Temperature = Annotated[
+    float, Bounds(above=0, at_most=100)
+]  # a greedy group has no differences to learn from
+Prompts = Annotated[int, Bounds(at_least=1, at_most=100_000)]
+GroupSize = Annotated[int, Bounds(at_least=2, at_most=10_000)]  # a completion is compared with its group
+Samples = Annotated[int, Bounds(at_least=1, at_most=10_000)]
+Length = Annotated[int, Bounds(at_least=1, at_most=2**20)]  # tokens of a completion
+Problems = Annotated[int, Bounds(at_least=1, at_most=10**6)]  # that are scored
+Tokens = Annotated[int, Bounds(at_least=1, at_most=10**15)]
+Rank = Annotated[int, Bounds(at_least=1, at_most=2**16)]
+
+BY_NAME = {  # of flags that stand in every script
+    "lr": Bounds(at_most=0.1),  # AdamW moves every weight by about so much a step
+    "weight_decay": Bounds(at_most=10),
+    "max_grad_norm": Bounds(at_least=1e-6, infinite=True),
+    "importance_cap": Bounds(at_least=0.01, infinite=True),
+    "epochs": Bounds(at_most=1000),
+    "max_refills": Bounds(at_most=1000),
+}
+OWN_FOLDERS = ("models", "runs")  # of this project: no names of the hub begin like that
+COLDEST = 0.01  # least temperature that is not 0: logits divided by less are no numbers any more
 
 
 # --- the flags ----------------------------------------------------------------------------------------------
@@ -123,15 +147,18 @@ class RunFlags:
     """chain[?horizon=3&family=plain], jsonl:PATH, gym:NAME?key=value or gsm8k (see plainrl/tasks.py)"""
     system_prompt: str | None = None
     """system turn put before every prompt"""
+    enable_thinking: Literal["yes", "no"] | None = None
+    """what the chat template is told of `enable_thinking` (default: nothing, so that its own default holds);
+    a template that does not know the word ignores it"""
     steps: Count | None = by_size(tiny=80, small=60, large=500)
     """steps: batches sampled and trained on"""
-    token_budget: Count | None = None
+    token_budget: Tokens | None = None
     """stop after this many sampled tokens, should that come before --steps"""
-    prompts_per_step: Count | None = by_size(tiny=16, small=8, large=128)
+    prompts_per_step: Prompts | None = by_size(tiny=16, small=8, large=128)
     """B, prompts sampled per step"""
     group_size: GroupSize | None = by_size(tiny=16, small=8, large=8)
     """G, completions per prompt"""
-    max_new_tokens: Count | None = by_size(tiny=160, small=256, large=3072)
+    max_new_tokens: Length | None = by_size(tiny=160, small=256, large=3072)
     """longest completion; Dr. GRPO divides by it"""
     temperature: Temperature = 1.0
     """sampling temperature; the same one divides the logits in the loss"""
@@ -147,7 +174,7 @@ class RunFlags:
     changes memory and speed, never the result"""
     activation_checkpointing: bool = False
     """recompute activations in the backward pass: less memory, about a third slower"""
-    lora_rank: Count | None = None
+    lora_rank: Rank | None = None
     """train adapters of this rank instead of all weights (LoRA; needs peft)"""
     engine: Literal["auto", "hf", "vllm"] = "auto"
     """sampler; auto takes vLLM where CUDA and vLLM are there, in one process"""
@@ -161,11 +188,11 @@ class RunFlags:
 
     eval_every: Count | None = by_size(tiny=20, small=20, large=20)
     """steps between two scores on dev"""
-    eval_problems: Count | None = by_size(tiny=64, small=32, large=128)
+    eval_problems: Problems | None = by_size(tiny=64, small=32, large=128)
     """problems in a dev score"""
-    eval_samples: Count | None = by_size(tiny=16, small=4, large=4)
+    eval_samples: Samples | None = by_size(tiny=16, small=4, large=4)
     """completions per problem in dev and test scores: k of avg@k, pass@k, maj@k"""
-    test_problems: Count | None = by_size(tiny=128, small=64, large=500)
+    test_problems: Problems | None = by_size(tiny=128, small=64, large=500)
     """problems in the test score, taken before the first step and after the last"""
     save_every: Count = 20
     """steps between two checkpoints"""
@@ -249,10 +276,17 @@ def check_flags(args) -> None:
     together."""
     for name, hint in typing.get_type_hints(type(args), include_extras=True).items():
         value = getattr(args, name)
-        for bounds in bounds_of(hint):
+        for bounds in bounds_of(hint) + ([BY_NAME[name]] if name in BY_NAME else []):
             if isinstance(value, int | float) and not bounds.contain(value):
-                finite = "" if math.isfinite(value) else " and a finite number"
+                odd = isinstance(value, float) and not math.isfinite(value)
+                finite = " and a finite number" if odd and not bounds.infinite else ""
                 fail(f"{flag_of(name)} {value}: {bounds}{finite}")
+    temperature = getattr(args, "temperature", None)
+    if temperature is not None and 0 < temperature < COLDEST:
+        greedy = "" if isinstance(args, RunFlags) else ", or 0 for greedy sampling"
+        fail(f"--temperature {temperature}: must be at least {COLDEST}{greedy}")
+    for flag in ("model", "baseline"):
+        check_model_is_there(getattr(args, flag, None), flag_of(flag))
     minibatches, prompts = getattr(args, "minibatches", 1), getattr(args, "prompts_per_step", None)
     if prompts is not None and prompts % minibatches:
         fail(f"--minibatches {minibatches}: does not divide --prompts-per-step {prompts}")
@@ -266,6 +300,37 @@ def check_flags(args) -> None:
             importlib.import_module(TRACKERS[args.track])
         except ImportError:
             fail(f"--track {args.track}: the package is not installed; run: pip install {args.track}")
+
+
+def check_model_is_there(name: str | None, flag: str) -> None:
+    """Refuse a model that is not on this machine where no network can bring it: transformers would ask for
+    it for a minute. Say so where the hub is asked."""
+    if not name or name == "models/tiny" or os.path.exists(os.path.expanduser(name)):
+        return
+    if name.split("/")[0] in OWN_FOLDERS:
+        fail(f"{flag} {name}: no such folder or file; give a Hugging Face folder, a hub name or a .gguf file")
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith(".gguf"):
+        return  # a path: `load_model` refuses it without a network
+    from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        in_cache = isinstance(try_to_load_from_cache(name, "config.json"), str)
+    except HFValidationError:
+        return  # no name that the hub could have: `load_model` says so
+    if in_cache or constants.HF_HUB_OFFLINE:
+        return
+    address = urllib.parse.urlsplit(constants.ENDPOINT)
+    say(f"{flag} {name}: no such folder here; asking {address.hostname}")
+    if urllib.request.getproxies():
+        return  # what is behind a proxy is not seen from here
+    try:
+        socket.create_connection((address.hostname, address.port or 443), timeout=10).close()
+    except OSError as error:
+        fail(
+            f"{flag} {name}: no such folder here, and {address.hostname} cannot be reached ({error}); "
+            "give a folder, or try again with a network"
+        )
 
 
 def bounds_of(hint) -> list[Bounds]:

@@ -1,22 +1,69 @@
-"""The output folder of a run: who may write there, its logs, and checkpoints that a kill never halves."""
+"""The output folder of a run: who may write there, its logs, and checkpoints that neither a kill nor a bad
+disk turns into another run without a word."""
 
+import contextlib
 import json
+import pickle
 from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
 
 from plainrl import ranks
-from plainrl.models import load_weights, save_model
-from plainrl.screen import fail
+from plainrl.models import damage, put_weights, real_folder, save_model
+from plainrl.screen import fail, say
+
+NO_RECORD_YET = {".lock", "config.json"}  # what a run has written before its first record
+ANEW = "or use another --out-dir"
 
 
-def check_out_dir(out_dir: Path, resume: bool) -> None:
-    """A run never overwrites another."""
-    if out_dir.exists() and not resume:
+def claim(out_dir: Path, resume: bool) -> FileLock:
+    """Make the folder of a fresh run, or find the one to go on with, and keep other processes out of it.
+
+    A run never overwrites another: a fresh one takes no folder in which there is a record.
+    """
+    with or_one_line(out_dir):
+        if resume and not out_dir.exists():
+            fail(f"--resume: there is no run in --out-dir {out_dir}")
+        if out_dir.exists() and not out_dir.is_dir():
+            fail(f"--out-dir {out_dir}: is a file; choose a folder")
+        refuse_another_run(out_dir, resume)  # before anything is written there
+        out_dir.mkdir(parents=True, exist_ok=True)
+        held = lock(out_dir)
+        refuse_another_run(out_dir, resume)  # one that began and ended in between
+    return held
+
+
+def refuse_another_run(out_dir: Path, resume: bool) -> None:
+    """A fresh run needs an unused folder, a resumed one that of a run."""
+    if is_unused(out_dir):
+        return
+    if not resume:
         fail(f"--out-dir {out_dir} exists; continue that run with --resume, or choose another --out-dir")
-    if resume and not out_dir.exists():
-        fail(f"--resume: there is no run in --out-dir {out_dir}")
+    try:
+        json.loads((out_dir / "config.json").read_text())["flags"]
+    except (OSError, ValueError, KeyError, TypeError):
+        fail(
+            f"--resume: {out_dir / 'config.json'} is missing or damaged, so that nobody can tell whose run "
+            f"this is; put it back, {ANEW}"
+        )
+
+
+def is_unused(folder: Path) -> bool:
+    """Whether there is no such folder, or no run has written a record into it."""
+    if not folder.exists():
+        return True
+    return all(path.name in NO_RECORD_YET or path.name.endswith(".tmp") for path in folder.iterdir())
+
+
+def remove_if_unused(folder: Path, held: FileLock) -> None:
+    """A fresh run that fails before its first record leaves no folder that would bar the next try."""
+    if folder.exists() and is_unused(folder):
+        with contextlib.suppress(OSError):  # then an empty folder stays, which bars nobody either
+            for path in folder.iterdir():
+                path.unlink()
+            folder.rmdir()
+    held.release(force=True)
 
 
 def lock(folder: Path, message: str = "") -> FileLock:
@@ -27,50 +74,181 @@ def lock(folder: Path, message: str = "") -> FileLock:
     except Timeout:
         in_use = f"--out-dir {folder}: another process is writing there"
         fail(message or f"{in_use}; wait for its end, or choose another --out-dir")
+    except OSError as error:
+        fail(f"--out-dir {folder}: cannot be written ({error.strerror}); choose another --out-dir")
     return held
+
+
+@contextlib.contextmanager
+def or_one_line(folder: Path):
+    """A full disk, missing rights or a folder that is gone end the run with one line."""
+    try:
+        yield
+    except OSError as error:
+        fail(
+            f"--out-dir {folder}: cannot be written ({error.strerror or error}); what was saved before is "
+            "untouched; mend this, then go on with --resume, or choose another --out-dir"
+        )
 
 
 def write_text(path: Path, text: str) -> None:
     """Write aside, then rename: a kill leaves the old file or the new one, never a half. Makes the folder."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(path.name + ".tmp")
-    aside.write_text(text, encoding="utf-8")
+    aside.write_bytes(content)
     aside.replace(path)
+
+
+# --- logs ---------------------------------------------------------------------------------------------------
+
+
+def record_of(line: bytes) -> dict | None:
+    """The record in a line of a log; None for a line that a kill or a bad disk has spoiled."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    whole = isinstance(record, dict) and isinstance(record.get("step"), int) and line.endswith(b"\n")
+    return record if whole else None
+
+
+def last_step(path: Path) -> int:
+    """The highest step in a log; -1 where there is none."""
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    return max((record["step"] for record in map(record_of, lines) if record), default=-1)
 
 
 def truncate_log(path: Path, last_step: int) -> None:
     """Drop what a resumed run will write again: the records after its checkpoint, and the closing test
-    scores."""
+    scores. Says how many. A spoiled line in the middle goes to a file of its own, and the rest stays."""
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text().splitlines(keepends=True):
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            break  # the line that the kill cut short
-        closing = record["step"] > 0 and all(name == "step" or name.startswith("test/") for name in record)
-        if line.endswith("\n") and record["step"] <= last_step and not closing:
+    lines = path.read_bytes().splitlines(keepends=True)
+    records = list(map(record_of, lines))
+    kept, broken, dropped = [], [], 0
+    for i, (line, record) in enumerate(zip(lines, records)):
+        if record is None and any(records[i:]):
+            broken.append(i)
+        elif record is not None and record["step"] <= last_step and not is_closing(record):
             kept.append(line)
-    write_text(path, "".join(kept))
+        elif record is None or not is_closing(record):
+            dropped += 1
+    if broken:
+        aside = path.with_name(path.name + ".broken")
+        with open(aside, "ab") as file:
+            file.writelines(lines[i] for i in broken)
+        numbers = ", ".join(str(i + 1) for i in broken[:5]) + ", ..." * (len(broken) > 5)
+        say(f"{path}: line {numbers} cannot be read and went to {aside.name}; all others are kept")
+    if dropped:
+        after = f"after step {last_step}" if last_step >= 0 else "without a checkpoint"
+        say(f"{path}: {dropped} lines {after} are dropped; the run writes them again")
+    if kept != lines:
+        write_bytes(path, b"".join(kept))
+
+
+def is_closing(record: dict) -> bool:
+    """Whether it holds the test scores that end a run, and nothing else."""
+    return record["step"] > 0 and all(name == "step" or name.startswith("test/") for name in record)
+
+
+# --- checkpoints --------------------------------------------------------------------------------------------
+
+
+def previous(folder: Path) -> Path:
+    """The checkpoint before the one in this folder. It is all that a kill between two renames leaves."""
+    return folder.with_name(folder.name + ".old")
 
 
 def save_checkpoint(folder: Path, model, tokenizer, optimizer, state: dict) -> None:
     """Everything a run needs to go on: weights, optimizer, and a small JSON state (the step and the script's
-    own)."""
+    own). The one before stays as last.old/: the disk never holds more than two, as while one is written."""
     extra = {"optimizer.pt": ranks.full_optimizer(model, optimizer), "state.json": state}
-    save_model(folder, model, tokenizer, extra)
+    save_model(folder, model, tokenizer, extra, keep_previous=True)
 
 
-def load_checkpoint(folder: Path, model, optimizer) -> dict | None:
-    """Restore model and optimizer in place and return the state; None when there is no checkpoint yet."""
-    old = folder.with_name(folder.name + ".old")  # all that a kill between two renames leaves
-    for candidate in (folder, old):
-        if (candidate / "state.json").exists():
-            load_weights(candidate, model)
-            saved = {}
-            if ranks.MAIN:
-                saved = torch.load(candidate / "optimizer.pt", map_location="cpu", weights_only=True)
-            ranks.load_optimizer(model, optimizer, saved)
-            return json.loads((candidate / "state.json").read_text())
+def load_checkpoint(folder: Path, model, optimizer, run: str = "") -> dict | None:
+    """Restore model and optimizer in place and return the state; None when there is no checkpoint yet.
+
+    A damaged checkpoint is kept aside and the one before takes its place, in one line. Where there is none
+    either, the run ends in one line, before anything is changed. `run` is what `state["run"]` must be.
+    """
+    folder, problems = real_folder(folder), []
+    for candidate in (folder, previous(folder)):
+        state, problem = ranks.gather([read_state(candidate, run) if ranks.MAIN else None])[0]
+        problem = problem or put_weights(candidate, model) or put_optimizer(candidate, model, optimizer)
+        if problem is None:
+            if problems:
+                step = f"{candidate.name}/, step {state['step']}"
+                kept = set_right(folder) if ranks.MAIN else ""
+                say(f"{folder}: {problems[0]}; going on from {step}{kept}")
+            return state
+        problems.append(problem)
+    if not ranks.any_rank(folder.exists() or previous(folder).exists()):
+        return None
+    fail(
+        f"--resume: {folder}: {problems[0]}, and {folder.name}.old: {problems[1]}; nothing was changed; put "
+        f"a copy of it back, {ANEW}"
+    )
+
+
+def set_right(folder: Path) -> str:
+    """Let the checkpoint before take the place of a damaged one, which is kept. Returns what to say."""
+    aside, kept = folder.with_name(folder.name + ".damaged"), ""
+    with or_one_line(folder):
+        if folder.exists():
+            number = 1
+            while aside.exists():
+                number += 1
+                aside = folder.with_name(f"{folder.name}.damaged{number}")
+            folder.rename(aside)
+            kept = f"; the damaged one is kept as {aside.name}/"
+        previous(folder).rename(folder)
+    return kept
+
+
+def read_state(folder: Path, run: str) -> tuple[dict, str | None]:
+    """The state of a checkpoint, and what is wrong with the folder; None where nothing is."""
+    problem = damage(folder)
+    if problem:
+        return {}, problem
+    try:
+        state = json.loads((folder / "state.json").read_text())
+    except (OSError, ValueError):
+        return {}, "is damaged (state.json cannot be read)"
+    if not isinstance(state, dict) or not state.keys() >= {"step", "tokens", "best", "test_before"}:
+        return {}, "is damaged (state.json is not the state of a run)"
+    if "run" in state and not (folder / "checksums.json").exists():
+        return {}, "is damaged (checksums.json is missing)"
+    if run and state.get("run", run) != run:
+        return {}, f"belongs to another run ({state['run']}, not {run})"
+    return state, None
+
+
+def put_optimizer(folder: Path, model, optimizer) -> str | None:
+    """Restore the optimizer in place; returns what is wrong with the file, None where nothing is."""
+    saved, problem = {}, None
+    if ranks.MAIN:
+        try:
+            saved = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
+            problem = optimizer_problem(saved, model)
+        except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+            problem = f"is damaged (optimizer.pt: {str(error).splitlines()[0]})"
+    problem = ranks.gather([problem])[0]
+    if problem is None:
+        ranks.load_optimizer(model, optimizer, saved)
+    return problem
+
+
+def optimizer_problem(saved, model) -> str | None:
+    """Whether these are the moments of the weights that this model trains."""
+    if not isinstance(saved, dict) or not saved.keys() >= {"state", "param_groups"}:
+        return "is damaged (optimizer.pt holds no optimizer)"
+    shapes = {name: weight.shape for name, weight in model.named_parameters() if weight.requires_grad}
+    for name, entry in saved["state"].items():
+        if name not in shapes or any(part.ndim and part.shape != shapes[name] for part in entry.values()):
+            return f"is damaged (optimizer.pt: {name} is none of this model's)"
     return None

@@ -6,15 +6,20 @@ Letters in shapes: P problems, n samples of each, M metrics.
 
 import functools
 import math
+import time
 from collections import Counter
 
 import numpy as np
 
 from plainrl.answers import canonical
 from plainrl.flags import EVAL_SEED
+from plainrl.grading import is_error
 from plainrl.hints import with_hint
 from plainrl.rollout import completion_seed, sample_rollout
+from plainrl.screen import working
 from plainrl.tasks import Grade
+
+VOTE_SECONDS = 60.0  # for comparing the answers to one problem with each other
 
 # --- the metrics of one problem -----------------------------------------------------------------------------
 
@@ -39,15 +44,23 @@ def votes(task, grades: list[Grade]) -> list[str | None]:
     """The vote of every sample of a problem: the first answer equivalent to its own; None for no answer.
 
     Equal canonical strings are one answer. Different ones are compared by the task's `same_answer`, if it has
-    one (math-verify for mathematical answers), and only with one representative of each answer found before.
-    That relation is not transitive (50% is 50 and is 0.5), so the order of the samples matters in rare cases.
+    one (plainrl/equality.py for mathematical answers), and only with one representative of each answer found
+    before. That relation is not transitive (50% is 50 and is 0.5), so the order of the samples matters in
+    rare cases. An answer on which the grader failed (it hung) is not compared, nor is any after VOTE_SECONDS.
     """
     same = getattr(task, "same_answer", lambda first, second: False)
     vote_of: dict[str, str] = {}
+    end = time.monotonic() + VOTE_SECONDS
+    failed = {canonical(grade.parsed) for grade in grades if grade.parsed is not None and is_error(grade)}
     for grade in grades:
         if grade.parsed is not None and (answer := canonical(grade.parsed)) not in vote_of:
-            representatives = dict.fromkeys(vote_of.values())
-            vote_of[answer] = next((other for other in representatives if same(other, answer)), answer)
+            others = dict.fromkeys(vote_of.values()) if answer not in failed else ()
+            alike = (
+                other
+                for other in others
+                if other not in failed and time.monotonic() < end and same(other, answer)
+            )
+            vote_of[answer] = next(alike, answer)
     return [None if grade.parsed is None else vote_of[canonical(grade.parsed)] for grade in grades]
 
 
@@ -148,9 +161,14 @@ def ladder(n: int) -> list[int]:
 
 def problem_values(row: dict) -> dict[str, float]:
     """Every metric of one problem, a row of `count`; the metric of a set of problems is their mean. pass@k is
-    there for every k, maj@k for 1, 2, 4, ... and n."""
+    there for every k, maj@k for 1, 2, 4, ... and n.
+
+    `score` is the mean of the grader's scores, which may lie between wrong and right. Rows of older files
+    have none: their problems count as wrong or right.
+    """
     n = row["n"]
     return {
+        "score": row.get("score", row["correct"]) / n,
         f"avg@{n}": row["correct"] / n,
         **{f"pass@{k}": pass_at_k(n, row["correct"], k) for k in range(1, n + 1)},
         **{f"maj@{k}": maj_at_k(row["votes"], row["right"], k) for k in ladder(n)},
@@ -275,13 +293,15 @@ def summarise(
     columns: dict[str, np.ndarray], strata: np.ndarray, difference: bool = False
 ) -> dict[str, dict]:
     """{metric: [P] values} -> {metric: {value, low, high, too_narrow}}. Rates stay within 0 and 1,
-    differences within -1 and 1; low and high are None where there is no interval."""
+    differences within -1 and 1; low and high are None where there is no interval. Lengths, and scores of a
+    grader that gives more or less, have no such bounds."""
     lows, highs = intervals(np.stack(list(columns.values()), axis=1), strata)
     summary = {}
     for (name, values), low, high in zip(columns.items(), lows.tolist(), highs.tolist()):
         entry = {"value": float(values.mean()), "low": low, "high": high, "too_narrow": False}
-        if name != "len_mean":  # tokens are not a rate: they have no bounds
-            entry["low"] = max(low, -1.0 if difference else 0.0)
+        least = -1.0 if difference else 0.0
+        if name != "len_mean" and least <= values.min() and values.max() <= 1:
+            entry["low"] = max(low, least)
             entry["high"] = min(high, 1.0)
             entry["too_narrow"] = too_narrow(values, difference)
         if math.isnan(low):
@@ -303,6 +323,7 @@ def judged(task, rollout, first: int, n: int) -> list[dict]:
             "parsed": grade.parsed,
             "vote": vote,
             "correct": grade.correct,
+            "score": grade.score,
             "why": grade.why,
             "tokens": len(completion.ids),
             "finish_reason": completion.finish_reason,
@@ -319,6 +340,7 @@ def count(samples: list[dict], index: int, horizon: int, source: str) -> dict:
         "source": source,
         "n": len(samples),
         "correct": sum(sample["correct"] for sample in samples),
+        "score": sum(sample.get("score", sample["correct"]) for sample in samples),
         "parsed": sum(sample["parsed"] is not None for sample in samples),
         "truncated": sum(sample["finish_reason"] == "length" for sample in samples),
         "timeouts": sum(sample["why"].startswith("timeout") for sample in samples),
@@ -343,28 +365,31 @@ def evaluate(
     hint: bool = False,
     at_once: int = 64,
 ) -> tuple[dict, list[dict]]:
-    """Returns (metrics, rows): avg@n, pass@n, maj@n and the rates behind them, and one row a problem with its
-    counts.
+    """Returns (metrics, rows): the mean score, avg@n, pass@n, maj@n and the rates behind them, and one row a
+    problem with its counts.
 
     A split that has fewer problems than `num_problems` is measured on all of them, once. Problems and random
-    numbers are the same at every call, whatever the run's seed.
+    numbers are the same at every call, whatever the run's seed. The screen says how far it is where that
+    takes long.
     """
     rows, settings = [], (num_samples, max_new_tokens, temperature, system, top_p)
     num_problems = min(num_problems, task.size(split)) if hasattr(task, "size") else num_problems
-    for start in range(0, num_problems, at_once):
-        indices = range(start, min(start + at_once, num_problems))
-        problems = [task.problem(split, index, EVAL_SEED) for index in indices]
-        prompts = [with_hint(problem) if hint else problem.prompt for problem in problems]
-        seeds = [
-            completion_seed(EVAL_SEED, 0, index, 0, sample)
-            for index in indices
-            for sample in range(num_samples)
-        ]
-        rollout = sample_rollout(sampler, tokenizer, task, problems, prompts, seeds, *settings)
-        for i, problem in enumerate(problems):
-            samples = judged(task, rollout, i * num_samples, num_samples)
-            rows.append(count(samples, indices[i], problem.horizon, problem.source))
+    with working(f"scoring {split}", num_problems * num_samples, "completions") as work:
+        for start in range(0, num_problems, at_once):
+            indices = range(start, min(start + at_once, num_problems))
+            problems = [task.problem(split, index, EVAL_SEED) for index in indices]
+            prompts = [with_hint(problem) if hint else problem.prompt for problem in problems]
+            seeds = [
+                completion_seed(EVAL_SEED, 0, index, 0, sample)
+                for index in indices
+                for sample in range(num_samples)
+            ]
+            rollout = sample_rollout(sampler, tokenizer, task, problems, prompts, seeds, *settings)
+            for i, problem in enumerate(problems):
+                samples = judged(task, rollout, i * num_samples, num_samples)
+                rows.append(count(samples, indices[i], problem.horizon, problem.source))
+            work["before"] = len(rows) * num_samples
     values = [problem_values(row) for row in rows]
-    names = [f"avg@{num_samples}", f"pass@{num_samples}", f"maj@{num_samples}"]
+    names = ["score", f"avg@{num_samples}", f"pass@{num_samples}", f"maj@{num_samples}"]
     names += ["frac_unparsed", "frac_truncated", "len_mean"]
     return {name: sum(value[name] for value in values) / num_problems for name in names}, rows

@@ -9,11 +9,13 @@ import json
 import os
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors import SafetensorError, safe_open
 
 from plainrl import lora, ranks
 from plainrl.screen import fail, or_fail
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 EMBEDDED = Path(__file__).resolve().parent / "tiny"  # models/tiny, wherever plainrl/ was copied to
+CHECKSUMS = "checksums.json"
 WAY_OUT = "give a Hugging Face folder, a hub name or a .gguf file"
 
 
@@ -47,7 +50,7 @@ def load_model(
 
     On a GPU the model body computes in bfloat16 autocast over these float32 weights; the head stays float32.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # one line a step is progress enough
@@ -64,7 +67,7 @@ def load_model(
         path, kwargs = os.path.dirname(path) or ".", {"gguf_file": os.path.basename(path)}
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **kwargs)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, **kwargs)
+        model = read_model(path, **kwargs)
     except (OSError, ValueError) as error:
         fail(f"--model {name}: cannot be loaded ({str(error).splitlines()[0]}); {WAY_OUT}")
     if kwargs:
@@ -151,45 +154,164 @@ def model_hash(model) -> str:
     return ranks.gather([digest.hexdigest()[:16]])[0]
 
 
-def save_model(folder: Path, model, tokenizer, extra: dict | None = None) -> None:
+def save_model(
+    folder: Path, model, tokenizer, extra: dict | None = None, keep_previous: bool = False
+) -> None:
     """Write a plain Hugging Face folder aside, then rename it: a kill leaves the old one or the new one,
-    never a half.
+    never a half. Its files' checksums are written last. A disk that is full ends the run in one line.
 
-    `extra` holds further files: {"name.json": what json writes, "name.pt": what torch writes}.
+    `extra` holds further files: {"name.json": what json writes, "name.pt": what torch writes}. With
+    `keep_previous` the folder that was there stays as folder.old. A link leads to where all this is done.
     """
     weights = ranks.full_weights(model)
     if not ranks.MAIN:
         return
+    folder = real_folder(folder)
     aside, old = folder.with_name(folder.name + ".tmp"), folder.with_name(folder.name + ".old")
     shutil.rmtree(aside, ignore_errors=True)
-    model.save_pretrained(aside, state_dict=lora.merged(weights, model))
-    lora.save_adapter(aside / "adapter", weights, model)
-    tokenizer.save_pretrained(aside)
-    for name, content in (extra or {}).items():
-        if name.endswith(".json"):
-            (aside / name).write_text(json.dumps(content))
-        else:
-            torch.save(content, aside / name)
-    if folder.exists():
+    try:
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)  # room for the new one; where there is none, old is all
+        model.save_pretrained(aside, state_dict=lora.merged(weights, model))
+        lora.save_adapter(aside / "adapter", weights, model)
+        tokenizer.save_pretrained(aside)
+        for name, content in (extra or {}).items():
+            if name.endswith(".json"):
+                (aside / name).write_text(json.dumps(content))
+            else:
+                torch.save(content, aside / name)
+        (aside / CHECKSUMS).write_text(json.dumps(checksums(aside)))
+        if folder.exists():
+            folder.rename(old)
+        aside.rename(folder)
+    except Exception as error:
+        if not is_of_the_disk(error):
+            raise
+        shutil.rmtree(aside, ignore_errors=True)  # what was half written needs the room
+        fail(
+            f"{folder}: cannot be written ({str(error).splitlines()[0]}); what was saved before is whole; "
+            "mend this, then go on with --resume"
+        )
+    if not keep_previous:
         shutil.rmtree(old, ignore_errors=True)
-        folder.rename(old)
-    aside.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+
+
+def real_folder(folder: Path) -> Path:
+    """Where a link leads, so that what is written beside and renamed is on the same disk."""
+    return folder.resolve() if folder.is_symlink() else folder
+
+
+def is_of_the_disk(error: Exception) -> bool:
+    """Whether a file could not be written. Of the libraries that write, each has an error of its own for
+    it."""
+    text = str(error)
+    written = ("os error", "Os {", "PytorchStreamWriter", "unexpected pos")  # tokenizers, safetensors, torch
+    return isinstance(error, OSError) or any(part in text for part in written)
+
+
+def checksums(folder: Path) -> dict[str, str]:
+    """{file: SHA-256} of everything in the folder but the list itself, several files at once."""
+    names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
+    names = [name for name in names if name != CHECKSUMS]
+    with ThreadPoolExecutor(4) as pool:
+        return dict(zip(names, pool.map(lambda name: sha256(folder / name), names)))
+
+
+def sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a saved folder, None where nothing is. Of one without checksums (older, or of
+    others) no more is known than that its files of weights are whole."""
+    if not folder.is_dir():
+        return "is missing"
+    if not (folder / CHECKSUMS).exists():
+        return damage_without_checksums(folder)
+    try:
+        listed = json.loads((folder / CHECKSUMS).read_text())
+        here = checksums(folder)
+        changed = [name for name, digest in listed.items() if here.get(name) != digest]
+    except (OSError, ValueError, AttributeError) as error:
+        return f"is damaged ({CHECKSUMS} or a file beside it cannot be read: {type(error).__name__})"
+    if not changed and {"config.json", "tokenizer.json"} & listed.keys():
+        return None
+    missing = "is missing" if changed and changed[0] not in here else "is not what was written"
+    return f"is damaged ({(changed or [CHECKSUMS])[0]} {missing})"
+
+
+def damage_without_checksums(folder: Path) -> str | None:
+    if (folder / "chosen.json").exists():  # only written with them
+        return f"is damaged ({CHECKSUMS} is missing)"
+    files = [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]
+    if not files or not (folder / "config.json").exists():
+        return "is damaged (its weights or config.json are missing)"
+    for path in files:
+        try:
+            if path.suffix == ".safetensors":
+                safe_open(path, "pt")  # compares the sizes of all tensors with that of the file
+        except (OSError, SafetensorError) as error:
+            return f"is damaged ({path.name}: {str(error).splitlines()[0]})"
+    return None
 
 
 def load_weights(folder: Path, model) -> None:
-    """Copy the weights of a saved folder into a model of the same shape."""
+    """Copy the weights of a saved folder into a model of the same shape. One that is damaged ends the run."""
+    ranks.wait_for_all()  # until the main rank has written it
+    problem = ranks.gather([damage(folder) if ranks.MAIN else None])[0] or put_weights(folder, model)
+    if problem:
+        fail(f"{folder}: {problem}; put a copy of it back, or start anew with another --out-dir")
+
+
+def put_weights(folder: Path, model) -> str | None:
+    """Copy the weights of a saved folder into a model; returns what is wrong with them, None where nothing
+    is. Every weight of the model must be there: none is left as it was."""
+    ranks.wait_for_all()
+    saved, problem = {}, None
+    if ranks.MAIN:
+        try:
+            saved = read_weights(folder, model)
+        except ValueError as error:
+            problem = f"is damaged ({error})"
+    problem = ranks.gather([problem])[0]
+    if problem is None:
+        ranks.load_weights(model, saved, strict=not lora.has_adapter(model))
+    return problem
+
+
+def read_weights(folder: Path, model) -> dict[str, torch.Tensor]:
+    """The weights of a saved folder by this model's names. Raises ValueError where they are not all there,
+    or of another shape."""
+    if lora.has_adapter(model):
+        try:
+            saved = lora.load_adapter(folder / "adapter")
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"adapter: {str(error).splitlines()[0]}") from None
+        needed = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    else:
+        saved = read_model(folder).state_dict()
+        needed = model.state_dict()
+    for name, weight in needed.items():
+        if name not in saved or saved[name].shape != weight.shape:
+            raise ValueError(f"{name} is missing or of another shape")
+    return saved
+
+
+def read_model(path: str | Path, **kwargs):
+    """The model in a folder or of a hub name, in float32. Raises ValueError where a weight is missing, which
+    transformers would fill with random numbers."""
     from transformers import AutoModelForCausalLM
 
-    ranks.wait_for_all()  # until the main rank has written it
-    if lora.has_adapter(model):
-        saved = lora.load_adapter(folder / "adapter") if ranks.MAIN else {}
-        ranks.load_weights(model, saved, strict=False)
-    else:
-        saved = {}
-        if ranks.MAIN:
-            saved = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict()
-        ranks.load_weights(model, saved)
+    settings = {"dtype": torch.float32, "output_loading_info": True} | kwargs
+    try:
+        model, found = AutoModelForCausalLM.from_pretrained(path, **settings)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ValueError(str(error).splitlines()[0]) from None
+    missing = sorted(found["missing_keys"])
+    if missing:
+        raise ValueError(f"{len(missing)} of its weights are missing, {missing[0]} among them")
+    return model
 
 
 # --- the machine --------------------------------------------------------------------------------------------

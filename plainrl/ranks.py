@@ -12,6 +12,7 @@ before the update.
 """
 
 import atexit
+import contextlib
 import gc
 import os
 import sys
@@ -67,8 +68,9 @@ def several() -> bool:
 def leave(message: str = "") -> None:
     """End this process at once. An orderly end could wait for ranks that wait for this one; torchrun then
     ends them."""
-    print(message, end="\n" * bool(message), file=sys.stderr, flush=True)
-    sys.stdout.flush()
+    with contextlib.suppress(OSError, AttributeError):  # a closed pipe, or no stream at all
+        print(message, end="\n" * bool(message), file=sys.stderr, flush=True)
+        sys.stdout.flush()
     os._exit(1)
 
 

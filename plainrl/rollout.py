@@ -11,7 +11,9 @@ import numpy as np
 import torch
 
 from plainrl import ranks
+from plainrl.flags import EVAL_SEED
 from plainrl.grading import grade_all
+from plainrl.screen import fail, or_fail
 from plainrl.tasks import Grade, Problem
 
 
@@ -161,14 +163,87 @@ def completion_seed(*key: int) -> int:
 
 def encode_prompt(tokenizer, text: str, system: str | None = None) -> list[int]:
     """Ids of one user turn, ready for the model to answer. A model without a chat template gets the bare
-    text."""
+    text. `set_thinking` says what a template hears of thinking."""
     if tokenizer.chat_template is None:
         return tokenizer.encode(f"{system}\n\n{text}" if system else text)
     messages = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": text})
+    thinking = getattr(tokenizer, "enable_thinking", None)
+    told = {} if thinking is None else {"enable_thinking": thinking}
     return tokenizer.apply_chat_template(
-        messages, add_generation_prompt=True, tokenize=True, return_dict=False
+        messages, add_generation_prompt=True, tokenize=True, return_dict=False, **told
     )
+
+
+def set_thinking(tokenizer, enable_thinking: str | None) -> None:
+    """--enable-thinking, kept with the tokenizer: every prompt that is made with it, sampled or scored, is
+    made alike."""
+    tokenizer.enable_thinking = None if enable_thinking is None else enable_thinking == "yes"
+
+
+# --- prompts that cannot work -------------------------------------------------------------------------------
+
+
+def check_template(tokenizer, system: str | None = None) -> None:
+    """Refuse a chat template that cannot write a prompt, or that drops what the prompt should hold."""
+    plain = encoded_or_fail(tokenizer, "1", None, "--model", "use another model")
+    if not plain or plain == encoded_or_fail(tokenizer, "2", None, "--model", "use another model"):
+        fail("--model: its chat template leaves the prompt out; use another model")
+    if system:
+        way_out = "leave the flag out, or put the text into the prompts"
+        with_system = encoded_or_fail(tokenizer, "1", system, "--system-prompt", way_out)
+        if with_system == plain:
+            fail(f"--system-prompt: the chat template of --model leaves a system turn out; {way_out}")
+
+
+def encoded_or_fail(tokenizer, text: str, system: str | None, flag: str, way_out: str) -> list[int]:
+    """`encode_prompt`, where the template may raise."""
+    try:
+        return encode_prompt(tokenizer, text, system)
+    except Exception as error:  # a template is a program of its own and raises what it likes
+        kind, said = type(error).__name__, " ".join(str(error).split())[:200]
+        turns = "a system turn" if system else "a prompt"
+        fail(f"{flag}: the chat template of --model cannot write {turns} ({kind}: {said}); {way_out}")
+
+
+def check_prompts(task, tokenizer, sampler, args) -> None:
+    """Refuse a template that cannot work, and prompts that are scored and cannot be.
+
+    For a run to call before anything is written. A training prompt that is too long ends it in
+    `sample_rollout`: which ones come is the script's.
+    """
+    check_template(tokenizer, args.system_prompt)
+    for split, count in (("dev", args.eval_problems), ("test", args.test_problems)):
+        count = min(count, or_fail(task.size, split)) if hasattr(task, "size") else count
+        for index in range(count):
+            problem = or_fail(task.problem, split, index, EVAL_SEED)
+            ids = encode_prompt(tokenizer, problem.prompt, args.system_prompt)
+            check_prompt(ids, args.max_new_tokens, sampler, f"{split} problem {index}")
+
+
+def check_prompt(ids: list[int], max_new_tokens: int, sampler, which: str) -> None:
+    """Refuse a prompt without a token, with one that the model does not have, or too long for its context.
+
+    `sampler.room` and `sampler.vocabulary`, in tokens, are None or absent where nobody knows them.
+    """
+    room, vocabulary = getattr(sampler, "room", None), getattr(sampler, "vocabulary", None)
+    if not ids:
+        fail(f"--task: {which} has no token; leave it out")
+    if vocabulary is not None and max(ids) >= vocabulary:
+        fail(
+            f"--model: its tokenizer makes token {max(ids)} of {which}, and its weights have {vocabulary} "
+            "tokens; the tokenizer is another model's"
+        )
+    if room is not None and len(ids) + max_new_tokens > room:
+        left = room - len(ids)
+        way_out = f"ask for {left} or fewer" if left > 0 else "leave it out"
+        fail(
+            f"--max-new-tokens {max_new_tokens}: {which} has {len(ids)} tokens, and the model's context "
+            f"{room}; {way_out}, or use a model with a longer context"
+        )
+
+
+# --- sampling -----------------------------------------------------------------------------------------------
 
 
 def sample_rollout(
@@ -187,6 +262,8 @@ def sample_rollout(
     """Sample `group_size` completions for each prompt, one seed each, and grade them. Ranks share the
     prompts."""
     prompt_ids = [encode_prompt(tokenizer, prompt, system) for prompt in prompts]
+    for prompt, ids in zip(prompts, prompt_ids):
+        check_prompt(ids, max_new_tokens, sampler, f"the prompt {prompt[:40]!r}")
     mine = ranks.share(len(prompts))
     rows = slice(mine.start * group_size, mine.stop * group_size)
     completions = sampler.generate(
@@ -195,7 +272,9 @@ def sample_rollout(
     if len(completions) != len(problems[mine]) * group_size:
         raise ValueError("the sampler must return n completions for each prompt")
     texts = [tokenizer.decode(completion.ids, skip_special_tokens=True) for completion in completions]
-    grades = grade_all(task, texts, [problem for problem in problems[mine] for _ in range(group_size)])
+    grades = or_fail(
+        grade_all, task, texts, [problem for problem in problems[mine] for _ in range(group_size)]
+    )
     completions, texts, grades = (ranks.gather(part) for part in (completions, texts, grades))
     return Rollout(
         problems, [ids for ids in prompt_ids for _ in range(group_size)], completions, texts, grades

@@ -12,7 +12,8 @@ Nothing here belongs to an algorithm. A script that needs another order leaves `
     return run.finish()                       the best checkpoint by dev, scored on test
 
 The folder holds config.json, metrics.jsonl (one record a step), samples.jsonl (the first group of every
-step), curves.png, last/ (to resume from), best/ (by dev) and final/ (the best, scored on test).
+step), curves.png, last/ (to resume from), last.old/ (the one before), best/ (by dev) and final/ (the best,
+scored on test).
 """
 
 import contextlib
@@ -27,6 +28,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
@@ -43,10 +45,20 @@ from plainrl.flags import (
     resolve_defaults,
     size_of,
 )
-from plainrl.folder import check_out_dir, load_checkpoint, lock, save_checkpoint, truncate_log, write_text
+from plainrl.folder import (
+    claim,
+    last_step,
+    load_checkpoint,
+    or_one_line,
+    remove_if_unused,
+    save_checkpoint,
+    truncate_log,
+    write_text,
+)
 from plainrl.grading import is_error
 from plainrl.metrics import evaluate
 from plainrl.models import (
+    damage,
     device_name,
     eos_ids,
     keep_freed_memory,
@@ -56,10 +68,18 @@ from plainrl.models import (
     peak_gb,
     save_model,
 )
-from plainrl.rollout import Batch, Rollout, completion_seed, encode_prompt, sample_rollout
+from plainrl.rollout import (
+    Batch,
+    Rollout,
+    check_prompts,
+    completion_seed,
+    encode_prompt,
+    sample_rollout,
+    set_thinking,
+)
 from plainrl.sampler import check_gap, make_sampler, push_weights
 from plainrl.scoring import logprob_and_entropy, micro_batches, score, score_all
-from plainrl.screen import fail, minutes, or_fail, say
+from plainrl.screen import fail, minutes, or_fail, say, shown
 from plainrl.tasks import load_task
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -109,24 +129,49 @@ class Run:
         ranks.start()
         torch.manual_seed(args.seed)
         check_flags(args)
-        self.script, self.args, self.keep, self.started = script, args, keep, time.time()
+        self.script, self.args, self.keep, self.started = script, args, keep, time.monotonic()
+        self.stop, self.saved, self.give_back = StopRequest(), False, None
         self.task = or_fail(load_task, args.task) if task is None else task
         args.task = args.task if task is None else None
         args.out_dir = self.dir = args.out_dir or Path(f"runs/{script}/{self.task.name}-seed{args.seed}")
-        check_out_dir(self.dir, args.resume)
-        self.model, self.tokenizer = load_model(args.model, args.activation_checkpointing, args.lora_rank)
-        resolve_defaults(args, self.model.num_parameters())
-        if args.max_logprob_gap is None:
-            args.max_logprob_gap = 0.05 if torch.cuda.is_available() else 1e-4
-        check_flags(args)
-        self.own_sampler = sampler is not None
-        self.sampler = sampler or make_sampler(args, self.model, eos_ids(self.model, self.tokenizer))
+        with self.before_the_first_record():
+            self.claim_folder()
+            check_task(self.task, args)
+            self.model, self.tokenizer = load_model(args.model, args.activation_checkpointing, args.lora_rank)
+            set_thinking(self.tokenizer, args.enable_thinking)
+            resolve_defaults(args, self.model.num_parameters())
+            if args.max_logprob_gap is None:
+                args.max_logprob_gap = 0.05 if torch.cuda.is_available() else 1e-4
+            check_flags(args)
+            check_task(self.task, args)
+            self.own_sampler = sampler is not None
+            self.sampler = sampler or make_sampler(args, self.model, eos_ids(self.model, self.tokenizer))
+        if self.give_back:
+            self.give_back()  # a script's own checks come next: `restore` claims the folder again
         ranks.release_weights(self.model)  # so that the optimizer gets this rank's part of them
-        self.state = {"step": 0, "tokens": 0, "best": -1.0, "skips_in_a_row": 0, "test_before": {}}
-        self.state |= state or {}
+        self.state = {"step": 0, "tokens": 0, "best": None, "best_step": 0, "skips_in_a_row": 0}
+        self.state |= {"test_before": {}} | (state or {})
         self.budget = math.inf if args.token_budget is None else args.token_budget
-        self.optimizer, self.lock, self.interrupted, self.lines = None, None, False, 0
+        self.optimizer, self.interrupted, self.lines, self.first_began = None, False, 0, None
         self.send_to_tracker = lambda metrics, step: None
+
+    def claim_folder(self) -> None:
+        """Before minutes of loading: a second run with this folder is refused at once."""
+        self.lock = claim(self.dir, self.args.resume) if ranks.MAIN else None
+        ranks.wait_for_all()
+        if self.lock and not self.args.resume:
+            self.give_back = partial(remove_if_unused, self.dir, self.lock)
+
+    @contextlib.contextmanager
+    def before_the_first_record(self):
+        """What fails in here leaves no folder of a fresh run behind."""
+        try:
+            yield
+        except BaseException:
+            self.stop.forget()
+            if self.give_back:
+                self.give_back()
+            raise
 
     def load_reference(self):
         """A frozen copy of the starting model, in evaluation mode."""
@@ -134,8 +179,15 @@ class Run:
 
     def restore(self, optimizer: torch.optim.Optimizer) -> None:
         """Open the output folder, or go on from its last checkpoint with --resume."""
+        with self.before_the_first_record():
+            if not self.args.resume:
+                self.claim_folder()
+            self.start_or_go_on(optimizer)
+
+    def start_or_go_on(self, optimizer: torch.optim.Optimizer) -> None:
         args, self.optimizer = self.args, optimizer
         check_task(self.task, args)
+        check_prompts(self.task, self.tokenizer, self.sampler, args)
         self.config = {
             "script": self.script,
             "flags": json.loads(json.dumps(dataclasses.asdict(args), default=str)),  # as it is read back
@@ -148,15 +200,42 @@ class Run:
                 **{name: version(name) for name in ("torch", "transformers", "numpy")},
             },
         }
-        self.lock = lock(self.dir) if self.dir.exists() and ranks.MAIN else None
-        if args.resume and (self.dir / "config.json").exists():
-            self.compare_with(json.loads((self.dir / "config.json").read_text()))
-        if args.resume:
-            self.state = load_checkpoint(self.dir / "last", self.model, optimizer) or self.state
+        self.state["run"] = f"{self.config['model_hash']}, seed {args.seed}"  # which run's it is
+        lost = self.go_on(optimizer) if args.resume and (self.dir / "config.json").exists() else None
         self.open_folder()
-        self.stop = StopRequest()
         self.begin_step()
         self.push_weights()
+        if lost:
+            self.replace_best(lost)
+
+    def go_on(self, optimizer: torch.optim.Optimizer) -> str | None:
+        """Take up the run that is in the folder. Everything that is wrong there is found before any of it is
+        changed. Returns what is wrong with best/, None where nothing is."""
+        before = json.loads((self.dir / "config.json").read_text())
+        self.compare_with(before)
+        state = load_checkpoint(self.dir / "last", self.model, optimizer, self.state["run"])
+        if state is None:
+            logged = ranks.gather([last_step(self.dir / "metrics.jsonl")])[0]
+            if before.get("saved", logged > before["flags"]["save_every"]):  # older runs do not say
+                fail(
+                    f"--resume: {self.dir / 'last'}: the checkpoint is missing, though the log goes to step "
+                    f"{logged}; nothing was changed; put it back, or use another --out-dir"
+                )
+            return None
+        self.state, self.saved = self.state | state, True
+        if "stage_best" in self.state and self.state["stage_best"] >= 0:
+            problem = ranks.gather([damage(self.dir / "stage") if ranks.MAIN else None])[0]
+            if problem:
+                self.state["stage_best"] = -1.0
+                say(f"{self.dir / 'stage'}: {problem}; the best model of this stage is chosen anew")
+        return ranks.gather([damage(self.dir / "best") if ranks.MAIN else None])[0]
+
+    def replace_best(self, problem: str) -> None:
+        """The best model is lost: the current one is scored and takes its place."""
+        step = self.state["step"]
+        say(f"{self.dir / 'best'}: {problem}; the model of step {step} is scored and takes its place")
+        self.state["best"] = None
+        self.keep_if_best(self.measure("eval", "dev", self.args.eval_problems), step)
 
     # --- the loop -------------------------------------------------------------------------------------------
 
@@ -165,21 +244,35 @@ class Run:
         first."""
         args, state = self.args, self.state
         if state["step"] == 0:
-            self.say_how_long()
-            state["test_before"] = self.measure("test", "test", args.test_problems)
-            self.log({"step": 0} | self.measure("eval", "dev", args.eval_problems) | state["test_before"])
+            with self.before_the_first_record():
+                self.score_the_start()
+        self.first_began = time.monotonic()
         while state["step"] < args.steps and state["tokens"] < self.budget and not self.interrupted:
             step = state["step"] + 1
             self.begin_step()
+            self.stop.in_step = True
             yield step
             if state["step"] != step:
                 raise RuntimeError(f"step {step} did not end with run.end_step(...) or run.save()")
+
+    def score_the_start(self) -> None:
+        """The scores before the first step. The starting model is the first best one."""
+        args, state = self.args, self.state
+        self.say_how_long()
+        say(
+            f"scoring the starting model on {args.test_problems} test and {args.eval_problems} dev problems, "
+            f"{args.eval_samples} completions each"
+        )
+        state["test_before"] = self.measure("test", "test", args.test_problems)
+        scores = self.measure("eval", "dev", args.eval_problems)
+        self.keep_if_best(scores, 0)
+        self.log({"step": 0} | scores | state["test_before"])
 
     def begin_step(self) -> None:
         """Nothing is sampled yet and no update made."""
         self.sampled: Rollout | None = None  # everything that the step sampled
         self.sums, self.grad_norms = Counter(), []  # over the step's updates
-        self.times, self.clock = dict.fromkeys(("rollout", "train", "sync"), 0.0), time.time()
+        self.times, self.clock = dict.fromkeys(("rollout", "train", "sync"), 0.0), time.monotonic()
 
     @property
     def is_last(self) -> bool:
@@ -208,7 +301,7 @@ class Run:
         )
         self.state["tokens"] += rollout.tokens
         self.sampled = rollout if self.sampled is None else self.sampled + rollout
-        self.times["rollout"] = time.time() - self.clock
+        self.times["rollout"] = time.monotonic() - self.clock
         return rollout
 
     def score(self, batch: Batch, model=None, prompt_ids=None, token_function=logprob_and_entropy) -> tuple:
@@ -265,9 +358,11 @@ class Run:
             return final
         say(f"\n{'test (best checkpoint by dev)':32} {'before':>8} {'after':>8}")
         for name, value in after.items():
-            say(f"{name.split('/', 1)[1]:32} {before[name]:8.3f} {value:8.3f}")
-        took = minutes(time.time() - self.started)
-        say(f"\ntook {took}; curves: {self.dir / 'curves.png'}; model: {final}")
+            start = f"{before[name]:8.3f}" if name in before else " " * 8  # an older run did not log it
+            say(f"{name.split('/', 1)[1]:32} {start} {value:8.3f}")
+        say(f"\n{self.what_is_final()}")
+        took = minutes(time.monotonic() - self.started)
+        say(f"took {took}; curves: {self.dir / 'curves.png'}; model: {final}")
         evaluation = ROOT / "eval.py"  # a fork may have none, or another
         if self.args.task is not None and evaluation.exists() and "plainrl" in evaluation.read_text("utf-8"):
             say(f"evaluate it: {self.eval_command(final)}")
@@ -278,10 +373,10 @@ class Run:
 
     def push_weights(self) -> None:
         """Hand the weights to a sampler that has its own, and make sure that it samples from them."""
-        pushing = time.time()
+        pushing = time.monotonic()
         self.times["train"] = pushing - self.clock - self.times["rollout"]
         push_weights(self.sampler, self.model, self.tokenizer, self.task, self.args)
-        self.times["sync"] = time.time() - pushing
+        self.times["sync"] = time.monotonic() - pushing
 
     def record(self) -> dict:
         """The metrics that every script logs, under the same keys; docs/metrics.md defines them.
@@ -294,7 +389,7 @@ class Run:
                 "run.record() is about what run.sample(...) has sampled in this step: call it first"
             )
         rewards = rollout.rewards()  # [B, G] of everything that was sampled
-        count, tokens = len(rollout.texts), sums.get("tokens", 0)
+        count, tokens, seconds = len(rollout.texts), sums.get("tokens", 0), sum(self.times.values())
         per_token = lambda name: sums[name] / tokens if tokens else None  # noqa: E731
         per_update = lambda total: total / updates if updates else None  # noqa: E731
         return {
@@ -316,7 +411,7 @@ class Run:
             "optim/lr": self.optimizer.param_groups[0]["lr"],
             "optim/skipped": sums["skipped"],
             **{f"time/{name}": seconds for name, seconds in self.times.items()},
-            "perf/tokens_per_s": rollout.tokens / sum(self.times.values()),
+            "perf/tokens_per_s": rollout.tokens / seconds if seconds > 0 else None,  # a clock may stand still
             "perf/peak_gb": peak_gb(),
         }
 
@@ -343,18 +438,34 @@ class Run:
         return found
 
     def score_dev(self) -> dict[str, float]:
-        """Scores on dev. The highest mean score so far is kept in best/; of equal ones the first."""
+        """Scores on dev of the current step. The model with the highest mean score so far is in best/."""
         scores = self.measure("eval", "dev", self.args.eval_problems)
-        dev = scores[self.dev_score]
-        if dev > self.state["best"]:
-            self.state["best"] = dev
-            save_model(self.dir / "best", self.model, self.tokenizer)
+        self.keep_if_best(scores, self.state["step"] + 1)
         return scores
+
+    def keep_if_best(self, scores: dict[str, float], step: int) -> None:
+        """Of equal ones the later: a score that never changes does not undo the training."""
+        dev, best = scores[self.dev_score], self.state["best"]
+        if best is None or dev >= best:
+            self.state |= {"best": dev, "best_step": step}
+            chosen = {"step": step, "score": dev}
+            save_model(self.dir / "best", self.model, self.tokenizer, {"chosen.json": chosen})
 
     @property
     def dev_score(self) -> str:
         """The metric that chooses the best checkpoint."""
-        return f"eval/{self.task.name}/avg@{self.args.eval_samples}"
+        return f"eval/{self.task.name}/score"
+
+    def what_is_final(self) -> str:
+        """Which step's model was the best on dev, in one line."""
+        path = self.dir / "best" / "chosen.json"
+        if not path.exists():
+            return f"final = the best of dev ({self.dev_score} {self.state['best']:.3f})"  # an older run's
+        chosen = json.loads(path.read_text())
+        step, score = chosen["step"], f"{self.dev_score} {chosen['score']:.3f}"
+        if step == 0:
+            return f"final = step 0, the starting model: no step scored as well on dev ({score})"
+        return f"final = step {step}, the best on dev ({score})"
 
     def log(self, record: dict) -> None:
         """Append one record to metrics.jsonl, show it, and draw the curves when it has scores."""
@@ -362,8 +473,9 @@ class Run:
             return
         finite = lambda value: not isinstance(value, float) or math.isfinite(value)  # noqa: E731
         record = {name: value if finite(value) else None for name, value in record.items()}
-        with open(self.dir / "metrics.jsonl", "a") as file:
+        with or_one_line(self.dir), open(self.dir / "metrics.jsonl", "a") as file:
             file.write(json.dumps(record) + "\n")
+        self.give_back = None  # there is a record
         self.send_to_tracker(
             {name: value for name, value in record.items() if name != "step"}, record["step"]
         )
@@ -377,7 +489,7 @@ class Run:
         if not ranks.MAIN or not rollout.problems:
             return
         step, problem = self.state["step"] + 1, rollout.problems[0]
-        with open(self.dir / "samples.jsonl", "a") as file:
+        with or_one_line(self.dir), open(self.dir / "samples.jsonl", "a") as file:
             for i in range(rollout.group_size):
                 grade = rollout.grades[i]
                 row = {
@@ -394,11 +506,12 @@ class Run:
                 file.write(json.dumps(row) + "\n")
         if step % 10 == 1:
             grade = rollout.grades[0]
-            text = "\n".join(f"  | {line}" for line in f"{problem.prompt}\n> {rollout.texts[0]}".splitlines())
-            say(
-                f"{text}\n  | gold {problem.answer}, parsed {grade.parsed}, reward {grade.score:g} "
-                f"({grade.why})"
+            lines = shown(f"{problem.prompt}\n> {rollout.texts[0]}").splitlines()
+            text = "\n".join(f"  | {line}" for line in lines)
+            gold, parsed, why = (
+                shown(str(it), one_line=True) for it in (problem.answer, grade.parsed, grade.why)
             )
+            say(f"{text}\n  | gold {gold}, parsed {parsed}, reward {grade.score:g} ({why})")
 
     def save(self, now: bool = False) -> None:
         """End the step: a checkpoint when one is due, `now`, at the end, or after Ctrl-C."""
@@ -407,24 +520,36 @@ class Run:
         stopping = self.stop.requested
         if self.state["step"] % self.args.save_every == 0 or last or stopping or now:
             save_checkpoint(self.dir / "last", self.model, self.tokenizer, self.optimizer, self.state)
+            self.remember_that_it_is_saved()
+        self.stop.in_step = False
         if stopping and not last:
             self.interrupted = True
             self.draw_curves()
+
+    def remember_that_it_is_saved(self) -> None:
+        """From now on a missing checkpoint is one that was lost."""
+        self.stop.saved = True
+        if not self.saved:
+            self.saved = True
+            self.write_config()
 
     # --- folder and screen ----------------------------------------------------------------------------------
 
     def open_folder(self) -> None:
         """Create the folder, drop what a resumed run will write again, and say what is about to happen."""
-        self.first_step = self.state["step"]
-        ranks.wait_for_all()  # until the other ranks have seen that there was no such folder
+        self.first_step, self.stop.saved = self.state["step"], self.saved
+        ranks.wait_for_all()  # until the other ranks have read what is there
         if not ranks.MAIN:
             return
-        self.dir.mkdir(parents=True, exist_ok=True)
-        self.lock = self.lock or lock(self.dir)
-        write_text(self.dir / "config.json", json.dumps(self.config, indent=1) + "\n")
-        for name in ("metrics.jsonl", "samples.jsonl"):
-            # without a checkpoint step 0 is logged again too
-            truncate_log(self.dir / name, self.first_step or -1)
+        self.write_config()
+        with or_one_line(self.dir):
+            for name in ("metrics.jsonl", "samples.jsonl"):
+                # without a checkpoint step 0 is logged again too
+                truncate_log(self.dir / name, self.first_step or -1)
+        logged = last_step(self.dir / "metrics.jsonl")
+        if self.first_step > max(logged, 0):
+            lost = f"the records up to the checkpoint's step {self.first_step} are lost"
+            say(f"{self.dir / 'metrics.jsonl'} ends at step {logged}: {lost}")
         self.send_to_tracker = open_tracker(self.args.track, self.dir, self.config)
         args = self.args
         most = args.prompts_per_step * args.group_size * args.max_new_tokens
@@ -438,6 +563,12 @@ class Run:
         )
         resumed = f", going on after step {self.first_step}" if self.first_step else ""
         say(f"output: {self.dir}{resumed}")
+
+    def write_config(self) -> None:
+        if ranks.MAIN:
+            with or_one_line(self.dir):
+                config = self.config | {"saved": self.saved}
+                write_text(self.dir / "config.json", json.dumps(config, indent=1) + "\n")
 
     def compare_with(self, before: dict) -> None:
         """A resumed run goes on with the script, the flags and the starting model that it had."""
@@ -458,21 +589,23 @@ class Run:
         args = self.args
         if size_of(self.model.num_parameters()) == "tiny" or self.own_sampler or ranks.WORLD_SIZE > 1:
             return
-        tokens, started = min(16, args.max_new_tokens), time.time()
+        tokens, started = min(16, args.max_new_tokens), time.monotonic()
         indices = [index % (args.train_size or index + 1) for index in range(args.prompts_per_step)]
         problems = [or_fail(self.task.problem, "train", index, args.seed) for index in indices]
         prompts = [problem.prompt for problem in problems]
         prompt_ids = [encode_prompt(self.tokenizer, prompt, args.system_prompt) for prompt in prompts]
         seeds = [completion_seed(args.seed, 0, row) for row in range(len(problems) * args.group_size)]
         found = self.sampler.generate(prompt_ids, args.group_size, tokens, args.temperature, seeds)
-        sampling = (time.time() - started) / tokens * args.max_new_tokens
+        sampling = (time.monotonic() - started) / tokens * args.max_new_tokens
         ids = [completion.ids for completion in found]
         batch = Batch([prompt for prompt in prompt_ids for _ in range(args.group_size)], ids)
-        part, started = next(iter(micro_batches(self.model, batch, args.micro_batch_tokens))), time.time()
+        part = next(iter(micro_batches(self.model, batch, args.micro_batch_tokens)))
+        started = time.monotonic()
         logprobs, _ = score(self.model, part.prompt_ids, part.completion_ids, args.temperature)
         logprobs.sum().backward()
         self.optimizer.zero_grad()
-        training = (time.time() - started) / logprobs.count_nonzero().item() * len(ids) * args.max_new_tokens
+        per_token = (time.monotonic() - started) / logprobs.count_nonzero().item()
+        training = per_token * len(ids) * args.max_new_tokens
         scored = (args.eval_problems + args.test_problems) * args.eval_samples / len(ids) * sampling
         say(
             f"if completions are as long as they may, a step takes {minutes(sampling + training)} (sampling "
@@ -484,7 +617,13 @@ class Run:
 
     def show(self, record: dict) -> None:
         """One line a step on the screen, and one for scores."""
-        scores = [f"{name} {value:.3f}" for name, value in record.items() if "/avg@" in name]
+        shown = [name for name in record if "/avg@" in name]
+        shown += [  # of a reward that knows more than right and wrong
+            name
+            for name in record
+            if name.endswith("/score") and record[name] not in [record[other] for other in shown]
+        ]
+        scores = [f"{name} {record[name]:.3f}" for name in shown]
         if "reward/mean" in record:
             if self.lines % 20 == 0:
                 say(
@@ -500,7 +639,7 @@ class Run:
                 " " * width if shown.get(name) is None else f"{shown[name]:>{width}{form}}"
                 for _, name, width, form in COLUMNS
             ]
-            left = (time.time() - self.started) / (step - self.first_step) * (steps - step)
+            left = (time.monotonic() - self.first_began) / (step - self.first_step) * (steps - step)
             say(f"{step:>4}/{steps:<4} | {' '.join(cells)} | {minutes(left)}")
         if scores:
             say("  " + "   ".join(scores))
@@ -528,14 +667,16 @@ class Run:
             "scores": [grade.score for grade in rollout.grades],
         }
         if ranks.MAIN:
-            write_text(path, json.dumps(batch))
+            with or_one_line(self.dir):
+                write_text(path, json.dumps(batch))
         fail(
             f"loss or gradient was not finite in {MAX_SKIPS_IN_A_ROW} updates in a row; the batch is in "
             f"{path}; try a smaller --lr"
         )
 
     def close(self) -> None:
-        """Other processes may write into the folder."""
+        """Other processes may write into the folder, and signals do what they did before."""
+        self.stop.forget()
         if self.lock:
             self.lock.release()
 
@@ -548,6 +689,8 @@ class Run:
         command = [str(python), str(script), "--model", str(model), "--task", self.args.task]
         if self.args.system_prompt is not None:
             command += ["--system-prompt", self.args.system_prompt]
+        if self.args.enable_thinking is not None:
+            command += ["--enable-thinking", self.args.enable_thinking]
         if self.args.temperature != 1:
             command += ["--temperature", f"{self.args.temperature:g}"]
         if self.args.max_new_tokens != EVAL_LENGTHS[size_of(self.config["parameters"])]:
@@ -556,17 +699,35 @@ class Run:
 
 
 class StopRequest:
-    """Ctrl-C once: finish the step, save, stop. Twice: stop at once (the last checkpoint stays valid)."""
+    """Ctrl-C, SIGTERM or SIGHUP once: finish the step, save, stop. Twice, or where no step is to be finished:
+    stop at once (the last checkpoint stays valid)."""
 
     def __init__(self):
-        self.here = False
-        with contextlib.suppress(ValueError):  # a thread that is not the main one cannot listen
-            signal.signal(signal.SIGINT, self._first)
+        self.here, self.in_step, self.saved, self.before = False, False, False, {}
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)  # Windows has no SIGHUP
+            if number is None or name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN:
+                continue  # nohup
+            with contextlib.suppress(ValueError):  # a thread that is not the main one cannot listen
+                self.before[number] = signal.signal(number, self._hear)
 
-    def _first(self, *_):
-        self.here = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        say("\nfinishing this step, then saving; press Ctrl-C again to stop at once")
+    def _hear(self, number, _):
+        if self.in_step and not self.here:
+            self.here = True
+            say("\nfinishing this step, then saving; press Ctrl-C again to stop at once")
+            return
+        goes_on = "the same command with --resume goes on from its last checkpoint"
+        say(f"\nstopped at once; {goes_on if self.saved else 'there was no checkpoint yet'}")
+        if ranks.several():
+            ranks.leave()
+        raise SystemExit(128 + number)
+
+    def forget(self) -> None:
+        """Let signals do what they did before."""
+        while self.before:
+            number, handler = self.before.popitem()
+            with contextlib.suppress(ValueError):
+                signal.signal(number, handler)
 
     @property
     def requested(self) -> bool:
@@ -580,7 +741,9 @@ class StopRequest:
 def check_task(task, args) -> None:
     """Find out before anything is written whether the task has the problems that evaluation will ask for."""
     for split, count in (("dev", args.eval_problems), ("test", args.test_problems)):
-        or_fail(task.problem, split, count - 1, EVAL_SEED)
+        # a default may depend on the model's size, and a script says what is wrong with a task that has none
+        if count is not None and hasattr(task, "problem"):
+            or_fail(task.problem, split, count - 1, EVAL_SEED)
 
 
 def git_commit() -> str | None:

@@ -20,7 +20,7 @@ import torch
 from plainrl import ranks
 from plainrl.rollout import Completion, completion_seed, encode_prompt
 from plainrl.scoring import check_model, score_all
-from plainrl.screen import fail
+from plainrl.screen import fail, progress
 from plainrl.shared_prompts import GrowingCache, PackedRows, follow, model_arguments, prefill
 
 DROP_AT = 1 / 8  # share of finished rows at which they make room for others in the batch that is sampled
@@ -105,6 +105,8 @@ class HFSampler:
     def __init__(self, model, eos_ids: list[int], rows_at_once: int = ROWS_AT_ONCE):
         self.model, self.rows_at_once = model, rows_at_once
         self.eos_ids = torch.tensor(eos_ids, device=model.device)
+        self.room = context_length(model.config)  # what `check_prompt` asks for
+        self.vocabulary = model.get_input_embeddings().num_embeddings
 
     def load_weights(self, model) -> None:
         self.model = model
@@ -135,22 +137,26 @@ class HFSampler:
                 last, tokens = last + 1, tokens + len(prompt_ids[last])
             prompts = [prompt for prompt in prompt_ids[first:last] for _ in range(n)]
             own_seeds = seeds[first * n : last * n]
-            completions += self._generate(prompts, max_new_tokens, temperature, own_seeds, top_p)
+            settings = (max_new_tokens, temperature, own_seeds, top_p, len(completions))
+            completions += self._generate(prompts, *settings)
             first = last
         self.model.train(was_training)
         return completions
 
     @torch.inference_mode()
-    def _generate(self, prompts, max_new_tokens, temperature, seeds, top_p) -> list[Completion]:
-        """One completion for each prompt."""
+    def _generate(self, prompts, max_new_tokens, temperature, seeds, top_p, before) -> list[Completion]:
+        """One completion for each prompt; `before` others are done already."""
         completions = [None] * len(prompts)
+        finished = 0
         batch = ContinuousBatch(self.model, self.eos_ids, prompts, seeds, max_new_tokens, self.rows_at_once)
         while len(batch):
             batch.step(temperature, top_p)
             if batch.many_are_finished():
                 for row, completion in batch.finished_completions():
                     completions[row] = completion
+                    finished += 1
                 batch.exchange_finished()
+            progress(before + finished)
         return completions
 
 
@@ -277,12 +283,33 @@ class ContinuousBatch:
         self.set_context()
 
 
+def context_length(config) -> int | None:
+    """The most tokens that the model was made for, prompt and completion together; None where its config
+    does not say.
+
+    A model whose positions are scaled (YaRN, Llama 3) may name the length before scaling.
+    """
+    config = config.get_text_config()
+    longest = getattr(config, "max_position_embeddings", None)
+    if not isinstance(longest, int) or longest < 1:
+        return None
+    scaling = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    factor, original = scaling.get("factor"), scaling.get("original_max_position_embeddings")
+    return max(longest, int(factor * original)) if factor and original else longest
+
+
 # --- the sampler of a run -----------------------------------------------------------------------------------
 
 
 def make_sampler(args, model, eos_ids: list[int]):
     """The sampler that --engine and --vllm-server name."""
     check_model(model)
+    vocabulary = model.get_input_embeddings().num_embeddings
+    if min(eos_ids) >= vocabulary:
+        fail(
+            f"--model: it ends with token {min(eos_ids)}, and its weights have {vocabulary} tokens; the "
+            "tokenizer is another model's"
+        )
     server, engine = getattr(args, "vllm_server", None), args.engine
     if engine == "auto":
         alone_on_gpu = torch.cuda.is_available() and ranks.WORLD_SIZE == 1

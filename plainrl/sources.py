@@ -1,14 +1,18 @@
 """Problems in memory, datasets of the hub, and chains of any task's problems."""
 
 import copy
+import functools
 import math
 import random
 import re
+from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from plainrl.answers import MAX_ANSWER_CHARS
 from plainrl.chains import PLACEHOLDERS, calculator_program, chainable, choose_chain, horizons, write_chain
+from plainrl.equality import choice_letter
 from plainrl.grading import (
     grade_boxed,
     is_readable,
@@ -16,31 +20,48 @@ from plainrl.grading import (
     plain_integer,
     same_answer,
 )
-from plainrl.tasks import BOXED_INSTRUCTION, Grade, Problem, optional_package
+from plainrl.tasks import BOXED_INSTRUCTION, Grade, Problem, optional_package, say
 
 # --- problems in memory -----------------------------------------------------------------------------------
 
 
+@functools.lru_cache(maxsize=16)  # an epoch of each horizon of a curriculum
+def shuffled(length: int, seed: int, epoch: int) -> array:
+    """The order of an epoch. It takes seconds for a million problems, so it is made once."""
+    return array("I", random.Random(f"{seed}/{epoch}").sample(range(length), length))
+
+
 @dataclass
 class ListTask:
-    """A task over problems in memory, by split; answers are graded by mathematical equivalence."""
+    """A task over problems in memory, by split; answers are graded by mathematical equivalence.
+
+    `flag` is how messages call it, where that is not by its name.
+    """
 
     name: str
     problems: dict[str, list[Problem]]
+    flag: str = ""
     grader = "math-verify"
 
+    @functools.cached_property
+    def different(self) -> list[Problem]:
+        """Every problem, without copies of a prompt: the first counts."""
+        every = [problem for members in self.problems.values() for problem in members]
+        return list({problem.prompt: problem for problem in reversed(every)}.values())[::-1]
+
     def members(self, split: str) -> list[Problem]:
-        """The problems of a split; "all" is every split, one after the other."""
+        """The problems of a split; "all" is every split, one after the other, without copies of a prompt."""
+        flag = self.flag or f"--task {self.name}"
         if split == "all":
-            return [problem for members in self.problems.values() for problem in members]
+            return self.different
         if split not in self.problems:
-            raise ValueError(f"--task {self.name}: has no split {split!r}; it has {', '.join(self.problems)}")
+            raise ValueError(f"{flag}: has no split {split!r}; it has {', '.join(self.problems)}")
         if not self.problems[split]:
             number = sum(map(len, self.problems.values()))
-            raise ValueError(
-                f"--task {self.name}: its {number} problems leave nothing for {split}; "
-                "give at least 10 different ones, or measure them with eval.py --split all"
-            )
+            way_out = "give at least 10 different ones, or measure them with eval.py --split all"
+            if len(self.different) >= 10:
+                way_out = "name it in the field split, or add ?split= to the path, which deals them out"
+            raise ValueError(f"{flag}: its {number} problems leave nothing for {split}; {way_out}")
         return self.problems[split]
 
     def size(self, split: str) -> int:
@@ -51,7 +72,7 @@ class ListTask:
         problems = self.members(split)
         epoch, position = divmod(index, len(problems))
         if split == "train":
-            position = random.Random(f"{seed}/{epoch}").sample(range(len(problems)), len(problems))[position]
+            position = shuffled(len(problems), seed, epoch)[position]
         return problems[position]
 
     def grade(self, completion: str, problem: Problem) -> Grade:
@@ -69,7 +90,7 @@ class ListTask:
         if not any(chosen.values()):
             found = sorted({problem.horizon for problem in self.members("all")})
             raise ValueError(
-                f"--task {self.name}: has no problem of horizon {horizon}, "
+                f"{self.flag or f'--task {self.name}'}: has no problem of horizon {horizon}, "
                 f"only of {', '.join(map(str, found))}; horizon=1 in --task chains them"
             )
         return replace(self, problems=chosen)
@@ -82,13 +103,15 @@ class ChoiceTask(ListTask):
 
     def grade(self, completion: str, problem: Problem) -> Grade:
         parsed = last_boxed(completion)
-        # B, (B), $B$, \text{B}, \textbf{(B)}, "B. 4"
-        wrapped_letter = r"\$?(?:\\(?:text|mathrm|mathbf|textbf)\{)?[\s({]*([A-J])(?:[.:)}$]|$)"
-        letter = re.match(wrapped_letter, parsed or "")
+        if not parsed:
+            return Grade(False, 0.0, None, "no_box" if parsed is None else "empty_box")
+        letter = choice_letter(parsed[:MAX_ANSWER_CHARS])
+        if not letter and len(parsed.strip(" ().")) == 1:
+            letter = choice_letter(parsed.upper())
         if not letter:
-            return Grade(False, 0.0, None, "no_box" if parsed is None else "no_letter")
-        correct = letter[1] == problem.answer
-        return Grade(correct, float(correct), letter[1], "correct" if correct else "wrong")
+            return Grade(False, 0.0, None, "no_letter")
+        correct = letter == problem.answer
+        return Grade(correct, float(correct), letter, "correct" if correct else "wrong")
 
     def same_answer(self, first: str, second: str) -> bool:
         return first == second
@@ -236,7 +259,7 @@ def load_benchmark(name: str) -> ListTask:
         return ChoiceTask(name, {"test": problems})
     unread = sum(not is_readable(problem.answer) for problem in problems)
     if unread:
-        print(
+        say(
             f"{name}: {unread} of {len(problems)} gold answers are no expression to math-verify; "
             "only the same text is right there"
         )
@@ -260,6 +283,7 @@ class ComposedTask:
 
     def __init__(self, base, horizon: str):
         self.base, self.name = base, base.name
+        self.flag = getattr(base, "flag", "") or f"--task {self.name}"
         self.low, self.high = horizons(horizon, base.name, self.max_horizon)
         self.pool = None  # the problems that can be chained, where they are finite
         if isinstance(base, ListTask):
@@ -272,13 +296,13 @@ class ComposedTask:
             self.size = lambda split: len(self.members(split))  # only a finite task has a size
             kept, whole = len(self.pool.members("all")), len(base.members("all"))
             how = "their programs" if by_program else "an offset"
-            print(f"{self.name}: {kept} of {whole} problems can be chained, by {how}")
+            say(f"{self.name}: {kept} of {whole} problems can be chained, by {how}")
 
     def members(self, split: str) -> list[Problem]:
         """What the first steps of a split's chains are."""
         if not self.base.members(split) or not self.pool.problems.get(split, split == "all"):
             raise ValueError(
-                f"--task {self.name}: none of its problems in {split} can be chained; "
+                f"{self.flag}: none of its problems in {split} can be chained; "
                 "they need a whole number, 2 or more, in question and answer"
             )
         return self.pool.members(split)
@@ -304,7 +328,7 @@ class ComposedTask:
             if chain := choose_chain(others, horizon, rng, math.inf, first):
                 return write_chain(chain, "h1")
         raise ValueError(
-            f"--task {self.name}: cannot chain {horizon} of its problems in {split}; "
+            f"{self.flag}: cannot chain {horizon} of its problems in {split}; "
             "it needs more with whole numbers in question and answer, or a shorter horizon"
         )
 

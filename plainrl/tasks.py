@@ -2,8 +2,11 @@ r"""What a task is: problems and a grader. `load_task` makes the one that a --ta
 
     chain                        the embedded world: word problems, each using the answer before it (default)
     chain?horizon=5&family=mixed its settings, see `plainrl.world.ChainTask`
-    jsonl:PATH[?hint=FIELD]      your own file, one {"prompt": ..., "answer": ...} a line;
-                                 optional are hint, solution, horizon, split
+    jsonl:PATH                   your own file: JSON lines, a JSON array, CSV or Parquet, with the fields
+                                 prompt and answer; optional are hint, solution, horizon, split
+    jsonl:PATH?prompt=FIELD&answer=FIELD&hint=FIELD&solution=FIELD&split=FIELD
+                                 fields of other names, see `plainrl.files`; those of GSM8K, MATH, OpenR1,
+                                 DAPO-17k and of chats are found without
     gym:NAME?key=value&...       any reasoning-gym task with its settings and its own scorer
     gsm8k                        openai/gsm8k through the `datasets` library (needs a network)
     gsm8k?horizon=2-4, jsonl:PATH?horizon=3, gym:NAME?key=value&horizon=3
@@ -28,7 +31,11 @@ Answers are asked for in \boxed{}; the last box counts. How they are compared is
 import ast
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import parse_qsl
+
+FILE_FIELDS = ("prompt", "answer", "hint", "solution", "split")  # of a file, with other names by --task
+FILE_SETTINGS = (*FILE_FIELDS, "horizon")
 
 BOXED_INSTRUCTION = "Put the final answer in \\boxed{}."
 
@@ -68,7 +75,7 @@ def load_task(spec: str):
     from plainrl import files, gym, sources, world  # here, because they import this module
 
     if spec.startswith("jsonl:"):  # a path may have a "?" of its own
-        pattern = r"(jsonl:.*?)(?:\?((?:hint|horizon)=.*))?"
+        pattern = rf"(jsonl:.*?)(?:\?((?:{'|'.join(FILE_SETTINGS)})=.*))?"
     else:
         pattern = r"([^?]*)\??(.*)"
     name, query = re.fullmatch(pattern, spec, re.S).groups(default="")
@@ -85,12 +92,14 @@ def load_task(spec: str):
     if name.startswith("gym:"):
         task = gym.GymTask(spec, name[4:], {key: _setting(value) for key, value in settings.items()})
     elif name.startswith("jsonl:"):
-        check_settings(spec, settings, "hint", "horizon")
-        task = files.load_jsonl(name[6:], settings.get("hint", "hint"))
+        check_settings(spec, settings, *FILE_SETTINGS)
+        task = files.load_file(name[6:], settings)
     elif name == "gsm8k" or name in sources.BENCHMARKS:
         check_settings(spec, settings, "horizon")
         task = sources.load_gsm8k() if name == "gsm8k" else sources.load_benchmark(name)
     else:
+        if Path(name).suffix or "/" in name:
+            raise ValueError(f"--task {spec}: unknown; if it is a file, write --task jsonl:{spec}")
         known = ", ".join(sources.BENCHMARKS)
         raise ValueError(f"--task {spec}: unknown; use chain, jsonl:PATH, gym:NAME?key=value, gsm8k, {known}")
     return task if horizon is None else sources.ComposedTask(task, horizon)
@@ -109,6 +118,13 @@ def _setting(text: str):
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return {"true": True, "false": False}.get(text, text)
+
+
+def say(text: str) -> None:
+    """A line on the screen about a task."""
+    from plainrl import screen  # here, because it takes torch along, which the graders' processes do without
+
+    screen.say(text)
 
 
 def optional_package(module: str, what: str, package: str | None = None):

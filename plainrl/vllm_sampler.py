@@ -17,7 +17,6 @@ import json
 import math
 import os
 import shutil
-import sys
 import tempfile
 import threading
 import time
@@ -37,7 +36,7 @@ from plainrl import lora, ranks
 from plainrl.folder import lock, write_text
 from plainrl.models import load_model
 from plainrl.rollout import Completion
-from plainrl.screen import fail
+from plainrl.screen import complain, fail, say
 
 # vLLM works in this process: no second copy of the start-up, one Ctrl-C.
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
@@ -306,7 +305,7 @@ class ServerSampler:
                 fail(f"{self.where}: no answer for {PATIENCE} s ({reason}); {GO_ON}")
             if ranks.LOCAL_RANK == 0 and time.monotonic() - self.said > 60:  # of each machine
                 self.said = time.monotonic()
-                print(f"waiting for the vLLM server at {self.url} ({reason})", file=sys.stderr, flush=True)
+                complain(f"waiting for the vLLM server at {self.url} ({reason})")
             time.sleep(pause)
             pause = min(2 * pause, 15)
 
@@ -473,11 +472,11 @@ def main(args: Args) -> None:
     if not cuda:
         serve += f" --no-enable-chunked-prefill --kv-cache-memory-bytes {memory}"
     address = "localhost" if args.host == "127.0.0.1" else "NAME-OF-THIS-MACHINE"
-    print(f"wrote {args.folder.absolute()}; start the server with\n\n{serve}\n")
-    print(f"and the run with --vllm-server http://{address}:{args.port}")
+    say(f"wrote {args.folder.absolute()}; start the server with\n\n{serve}\n")
+    say(f"and the run with --vllm-server http://{address}:{args.port}")
     if cuda:
         option = '--weight-transfer-config \'{"backend": "nccl"}\''
-        print(f"\nadd to the server's line, for weights from GPU to GPU: {option}")
+        say(f"\nadd to the server's line, for weights from GPU to GPU: {option}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Shared by all tests: the repository's modules are importable, nothing looks for a network, one very small
 model on disk."""
 
+import gc
 import os
 import signal
 import sys
@@ -25,6 +26,12 @@ LONGEST_FIRST = [
     "test_compare",
     "test_eval",
 ]
+
+
+def pytest_collection_finish() -> None:
+    """What was imported by now stays: collections of garbage need not look through it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_configure(config) -> None:

@@ -94,6 +94,7 @@ def run_case(case: dict, place: Path) -> dict:
     with open(place.with_suffix(".txt"), "w") as output:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
+    gc.disable()  # a second's work leaves little garbage
     sys.meta_path.insert(0, EditedSource(case["edits"]))
     outcomes = Outcomes()
     options = [*OPTIONS, f"--rootdir={ROOT}", f"--basetemp={place}.tmp"]

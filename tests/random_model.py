@@ -78,7 +78,8 @@ class Float64:
 
     @staticmethod
     def from_pretrained(path, **kwargs):
-        return in_float64(AutoModelForCausalLM.from_pretrained(path))
+        model = in_float64(AutoModelForCausalLM.from_pretrained(path))
+        return (model, {"missing_keys": set()}) if kwargs.get("output_loading_info") else model
 
 
 def sample(

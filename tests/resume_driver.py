@@ -6,6 +6,7 @@ memory is inherited). Leaves OUT/<script>/<point>/, OUT/<script>/uninterrupted/ 
 the exit status of each life and what lay on the disk between them.
 """
 
+import gc
 import json
 import os
 import signal
@@ -28,6 +29,14 @@ from plainrl import curves, run  # noqa: E402
 from plainrl.rollout import completion_seed  # noqa: E402
 
 SEED = 10
+SCRIPTS = (
+    (grpo, {}),
+    (dapo, {"max_refills": 3, "overlong_buffer": 4}),
+    (siren, {"beta": 1.0}),
+    (guide, {"max_refills": 2}),
+    (adaptive_bonus, {"bonus": 0.1, "bonus_rate": 1e-3, "target_share": 1.1}),
+    (h1_curriculum, {"max_horizon": 3, "steps_per_stage": 2, "eval_problems": 3}),
+)
 
 
 def die():
@@ -85,33 +94,56 @@ POINTS = {
 }
 
 
-def score_that_rises(sampler, tokenizer, task, *rest) -> tuple[dict, list]:
-    """In place of metrics.evaluate: the distance from the first weights, so that every score writes best/ "
-    "anew."""
-    first = load_file(Path(sys.argv[1]) / "model.safetensors")
-    distance = sum(
-        (weight - first[name]).abs().sum().item() for name, weight in sampler.model.named_parameters()
-    )
-    return {"avg@2": distance}, []
+def score_that_rises(toy_model: str):
+    """In place of metrics.evaluate: the distance from the first weights, so that every score writes best/
+    anew."""
+
+    def evaluate(sampler, tokenizer, task, *rest) -> tuple[dict, list]:
+        first = load_file(Path(toy_model) / "model.safetensors")
+        weights = sampler.model.named_parameters()
+        distance = sum((weight - first[name]).abs().sum().item() for name, weight in weights)
+        return {"score": distance, "avg@2": distance}, []
+
+    return evaluate
 
 
-def live(script, flags: dict, point: str | None) -> int:
-    """Run main in a forked process, killed at `point`; returns the exit status (-9: killed)."""
+def flags_of(toy_model: str, out_dir: Path, extra: dict) -> dict:
+    """Of a run of five steps that takes a second."""
+    common = dict(minibatches=2, max_new_tokens=6, micro_batch_tokens=200, seed=SEED)
+    return toys.quick_flags(toy_model, out_dir, **common, **extra)
+
+
+def start(script, flags: dict, prepare=lambda script: None, screen: Path | None = None) -> int:
+    """Run main in a forked process, which calls `prepare` first; its screen may go to a file. Returns its
+    process id."""
     child = os.fork()
     if child == 0:
         status = 1
         try:
+            if screen:
+                file = os.open(screen, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+                os.dup2(file, 1), os.dup2(file, 2)
             curves.plot_run = lambda folder: None
             run.git_commit = lambda: None
-            run.evaluate = score_that_rises
-            if point:
-                POINTS[point](script)
+            run.evaluate = score_that_rises(flags["model"])
+            prepare(script)
             script.main(script.Args(**flags), task=toys.HashTask())
             status = 0
+        except SystemExit as stop:  # as the interpreter ends
+            if isinstance(stop.code, int):
+                status = stop.code
+            else:
+                print(stop.code, file=sys.stderr, flush=True)
         except BaseException:
             traceback.print_exc()
         finally:
+            sys.stdout.flush()
             os._exit(status)
+    return child
+
+
+def end_of(child: int) -> int:
+    """The exit status (-9: killed)."""
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
@@ -128,35 +160,26 @@ def on_disk(folder: Path) -> dict:
 
 def rehearse(script, extra: dict, toy_model: str, out: Path) -> None:
     """The uninterrupted run of one script, and a killed and resumed one for each point."""
-    flags = toys.quick_flags(
-        toy_model, out, minibatches=2, max_new_tokens=6, micro_batch_tokens=200, seed=SEED, **extra
-    )
-    report = {"uninterrupted": live(script, flags | {"out_dir": out / "uninterrupted"}, None)}
-    for point in POINTS:
+    flags = flags_of(toy_model, out, extra)
+    report = {"uninterrupted": end_of(start(script, flags | {"out_dir": out / "uninterrupted"}))}
+    for point, prepare in POINTS.items():
         folder = out / point
-        killed = live(script, flags | {"out_dir": folder}, point)
+        killed = end_of(start(script, flags | {"out_dir": folder}, prepare))
         between = on_disk(folder)
-        resumed = live(script, flags | {"out_dir": folder, "resume": True}, None)
+        resumed = end_of(start(script, flags | {"out_dir": folder, "resume": True}))
         report[point] = {"killed": killed, "between": between, "resumed": resumed}
     (out / "report.json").write_text(json.dumps(report, indent=1))
 
 
 def main(toy_model: str, out: Path) -> None:
+    gc.freeze()  # what was imported here need not be looked through in every life
     children = []
-    scripts = (
-        (grpo, {}),
-        (dapo, {"max_refills": 3, "overlong_buffer": 4}),
-        (siren, {"beta": 1.0}),
-        (guide, {"max_refills": 2}),
-        (adaptive_bonus, {"bonus": 0.1, "bonus_rate": 1e-3, "target_share": 1.1}),
-        (h1_curriculum, {"max_horizon": 3, "steps_per_stage": 2, "eval_problems": 3}),
-    )
-    for script, extra in scripts:
+    for script, extra in SCRIPTS:
         children.append(os.fork())
         if children[-1] == 0:
             rehearse(script, extra, toy_model, out / script.__name__.split(".")[-1])
             os._exit(0)
-    sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children))
+    sys.exit(max(map(end_of, children)))
 
 
 if __name__ == "__main__":

@@ -124,7 +124,7 @@ def test_every_page_of_a_script_has_its_parts():
 def commands(text: str) -> list[tuple[str, list[str]]]:
     """Every `python script.py flags` in it, `torchrun .. script.py flags` and `python -m plainrl.x` too."""
     text = re.sub(r"\\\n\s*", "", text)  # a command that goes on in the next line
-    found = re.findall(r"(?:python|torchrun [^\n]*?) (?:-m )?([\w/.-]+)([^\n&`#|;]*)", text)
+    found = re.findall(r"(?:python|torchrun [^\n]*?) (?:-m )?([\w/.-]+)((?:\"[^\n\"]*\"|[^\n&`#|;])*)", text)
     scripts = [
         (name if name.endswith(".py") else name.replace(".", "/") + ".py", rest) for name, rest in found
     ]

@@ -5,6 +5,7 @@ import json
 import math
 import random
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -241,20 +242,51 @@ def test_every_row_says_how_it_was_measured(toy_model, tmp_path):
 # --- the training scripts' score ----------------------------------------------------------------------------
 
 
+class Words:
+    """A tokenizer: a token is a letter."""
+
+    chat_template = None
+    encode = staticmethod(lambda text: [ord(letter) for letter in text])
+    decode = staticmethod(lambda ids, **_: "".join(map(chr, ids)))
+
+
 def test_evaluate_agrees_with_the_tables_numbers():
     """Catches training scores that mean something else than eval.py's."""
-
-    class Words:
-        chat_template = None
-        encode = staticmethod(lambda text: [ord(letter) for letter in text])
-        decode = staticmethod(lambda ids, **_: "".join(map(chr, ids)))
-
     rng = random.Random(3)
     sampler = FakeSampler(lambda prompt, sample, seed: ([ord(rng.choice("00123"))], "stop"))
     metrics, rows = evaluate(sampler, Words, FunctionTask(lambda text, problem: text == "0"), "dev", 30, 8, 4)
     entries = results_of("m", rows)["rows"][0]["metrics"]
     assert {name: entries[name]["value"] for name in metrics} == pytest.approx(metrics)
-    assert 0 < metrics["maj@8"] < 1 and metrics["pass@8"] > metrics["avg@8"]
+    assert 0 < metrics["maj@8"] < 1 and metrics["pass@8"] > metrics["avg@8"] == metrics["score"]
+
+
+@mutant(
+    "score that counts right answers only",
+    "plainrl/metrics.py",
+    '"score": grade.score,',
+    '"score": float(grade.correct),',
+)
+@mutant(
+    "scores that stop at 0 and 1",
+    "plainrl/metrics.py",
+    'if name != "len_mean" and least <= values.min() and values.max() <= 1:',
+    'if name != "len_mean":',
+)
+def test_score_of_a_grader_with_partial_scores(capsys):
+    """Catches a mean score that sees right and wrong alone: a run on a graded reward that is never exactly 1
+    would then keep its first model. And an interval cut off where scores may be larger."""
+    task = FunctionTask(lambda text, problem: {"0": 1, "1": 0.25, "2": -3}[text])
+    sampler = FakeSampler(lambda prompt, sample, seed: ([ord("0112"[sample])], "stop"))
+    metrics, rows = evaluate(sampler, Words, task, "dev", 5, 4, 4)
+    assert next(iter(metrics)) == "score" and metrics["score"] == (1 + 0.25 + 0.25 - 3) / 4
+    assert metrics["avg@4"] == 0.25 and [row["score"] for row in rows] == [-1.5] * 5
+    results = results_of("m", rows)
+    entry = results["rows"][0]["metrics"]["score"]
+    assert entry["value"] == -0.375 and entry["low"] < -0.375
+    evaluation.show(results)
+    assert re.search(r"^score +-0.375 ", capsys.readouterr().out, re.M)
+    old = [{name: value for name, value in row.items() if name != "score"} for row in rows]
+    assert results_of("m", old)["rows"][0]["metrics"]["score"]["value"] == 0.25  # files without scores
 
 
 # --- the files ----------------------------------------------------------------------------------------------
@@ -449,6 +481,9 @@ def test_plot_of_several_results(tmp_path, monkeypatch):
         (dict(temperature=-1.0), "--temperature -1"),
         (dict(temperature=math.nan), "--temperature nan"),
         (dict(temperature=0.0, samples=2), "--temperature 0 --samples 2: greedy samples are all equal"),
+        (dict(temperature=1e-30), "--temperature 1e-30: must be at least 0.01, or 0 for greedy sampling"),
+        (dict(samples=10**9), "--samples 1000000000: must be at least 1 and at most 10,000"),
+        (dict(max_new_tokens=250), "--max-new-tokens 250: test problem 0 has"),
         (dict(top_p=0.0), "--top-p 0.0: must be above 0"),
         (dict(seed=-1), "--seed -1"),
         (dict(task="chain?horizon=11"), "--task chain: horizon=11 is not within"),
@@ -474,6 +509,27 @@ def test_bad_flags(toy_model, tmp_path, changes, said):
     with pytest.raises(SystemExit) as stop:
         evaluation.main(evaluation.Args(**flags | changes))
     assert stop.value.code.startswith(f"error: {said}") and "\n" not in stop.value.code
+
+
+@mutant(
+    "evaluation without the flag for thinking",
+    "eval.py",
+    "    set_thinking(tokenizer, args.enable_thinking)\n",
+    "",
+)
+def test_enable_thinking_is_in_the_prompt(toy_model, tmp_path):
+    """Catches a flag that is recorded, and prompts that are made without it."""
+    model = tmp_path / "model"
+    shutil.copytree(toy_model, model)
+    template = "{{ messages[0]['content'] }}{% if enable_thinking is false %} no{% endif %}"
+    (model / "chat_template.jinja").write_text(template)
+    flags = dict(model=str(model), problems=1, samples=1, max_new_tokens=2)
+    for choice, end in ((None, "."), ("no", " no")):
+        out = tmp_path / str(choice)
+        results = evaluation.main(evaluation.Args(**flags, enable_thinking=choice, out_dir=out))
+        assert results["settings"].get("enable_thinking") == choice
+        row = json.loads((out / "samples.jsonl").read_text().splitlines()[0])
+        assert row["prompt"].endswith(end)
 
 
 def test_presets_fill_what_is_left_open(toy_model, tmp_path):

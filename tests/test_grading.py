@@ -1,6 +1,7 @@
 """Tests of plainrl/answers.py and plainrl/grading.py: which box counts, when two answers are the same."""
 
 import doctest
+import functools
 import os
 import random
 import time
@@ -8,14 +9,15 @@ from collections import Counter
 from fractions import Fraction
 from pathlib import Path
 
+import math_verify
 import pytest
 from mutants import mutant
 
-from plainrl import answers as reading, workers
+from plainrl import answers as reading, grading, workers
 from plainrl.answers import number, plain_integer
 from plainrl.grading import (
-    ask_worker,
     grade_all,
+    grade_box,
     grade_boxed,
     is_error,
     same_answer,
@@ -61,9 +63,9 @@ GRADES = [  # (completion, gold, why)
     ("", "42", NO_BOX),
     ("42", "42", NO_BOX),
     ("The answer is 42.", "42", NO_BOX),
-    ("\\boxed 42", "42", NO_BOX),
-    ("\\boxed {42}", "42", NO_BOX),
-    ("\\fbox{42}", "42", NO_BOX),
+    ("\\boxed 42", "42", RIGHT),
+    ("\\boxed {42}", "42", RIGHT),
+    ("\\fbox{42}", "42", RIGHT),
     ("boxed{42}", "42", NO_BOX),
     ("\\boxed{}", "42", EMPTY_BOX),
     ("\\boxed{  \n }", "42", EMPTY_BOX),
@@ -96,7 +98,7 @@ GRADES = [  # (completion, gold, why)
     (box("1.000"), "1000", WRONG),
     (box("1{,}000"), "1000", RIGHT),
     (box("1\\!,\\!000"), "1000", RIGHT),
-    (box("1\\,000"), "1000", WRONG),  # math-verify joins no digits over a space
+    (box("1\\,000"), "1000", RIGHT),
     (box("4 2"), "42", WRONG),
     (box("4\n2"), "42", WRONG),
     (box("$42$"), "42", RIGHT),
@@ -152,7 +154,7 @@ GRADES = [  # (completion, gold, why)
     # digits are ASCII digits: a sampler that draws others has not learned the format
     (box("４２"), "42", WRONG),
     (box("٤٢"), "42", WRONG),
-    (box("4²"), "16", WRONG),
+    (box("4²"), "16", RIGHT),
     # hostile text
     (box("9**9**9"), "42", WRONG),
     (box("\\frac{1}{0}"), "42", WRONG),
@@ -167,7 +169,10 @@ GRADES = [  # (completion, gold, why)
     (box("42\ud800"), "42", WRONG),
     (box("1" * 500), "1" * 500, RIGHT),
     (box("1" * 500), "1" * 499 + "2", WRONG),
-    (box("1" * 5000), "1" * 5000, TOO_LONG),
+    (box("1" * 5000), "42", TOO_LONG),
+    (box("1" * 5000), "1" * 5000, RIGHT),  # as long as the right answer is
+    (box("1" * 5000), "1" * 4999 + "2", WRONG),
+    (box("1" * 5000), "1" * 2400, TOO_LONG),
     (box("1" * MEGABYTE), "42", TOO_LONG),
     (box("{" * MEGABYTE + "}" * MEGABYTE), "42", TOO_LONG),
     ("\\boxed{" + "{" * MEGABYTE, "42", NO_BOX),
@@ -193,7 +198,12 @@ def test_grade_table(case):
     assert not os.path.exists("pwned") and not Path(workers.__file__).with_name("pwned").exists()
 
 
-@mutant("first box for the last", "plainrl/answers.py", 'text.rfind("\\\\boxed{")', 'text.find("\\\\boxed{")')
+@mutant(
+    "first box for the last",
+    "plainrl/answers.py",
+    'text.rfind("\\\\boxed", 0, end_of_search)',
+    'text.find("\\\\boxed", 0, end_of_search)',
+)
 def test_grade_reports_what_was_in_the_last_box():
     """Catches a log that shows the first box, or one cut at the first inner brace."""
     assert grade("\\boxed{1} \\boxed{ \\frac{1}{2} } {}", "0.5").parsed == "\\frac{1}{2}"
@@ -210,6 +220,8 @@ def spelling(rng: random.Random, value: int) -> str:
 
 def test_plain_integers_never_disagree_with_math_verify():
     """Catches a spelling that the short cut reads otherwise than math-verify, e.g. 0,123 as 123."""
+    parse = functools.partial(math_verify.parse, parsing_timeout=None)
+    verify = functools.partial(math_verify.verify, timeout_seconds=None)
     rng, compared = random.Random(0), Counter()
     while compared.total() < 300:
         value = rng.choice([0, 7, rng.randint(-99, 99), rng.randint(-(10**7), 10**7), rng.randint(0, 10**60)])
@@ -223,10 +235,7 @@ def test_plain_integers_never_disagree_with_math_verify():
         if ours is None or theirs is None:
             continue
         assert (ours, theirs) == (value, other)
-        assert ask_worker({"kind": "math", "gold": gold, "answer": answer}) == (float(ours == theirs), ""), (
-            answer,
-            gold,
-        )
+        assert verify(parse(box(gold)), parse(box(answer))) == (ours == theirs), (answer, gold)
         compared[ours == theirs] += 1
     assert min(compared[True], compared[False]) > 50
 
@@ -295,3 +304,77 @@ def test_grade_all_with_workers_keeps_order():
     answers = [box(gold) if n % 3 else box("5/11") for n, gold in enumerate(golds)]
     verdicts = grade_all(ListTask("list", {}), answers, [Problem("", gold) for gold in golds])
     assert [v.correct for v in verdicts] == [bool(n % 3) for n in range(24)]
+
+
+class StrangeTask:
+    """Its grade() does what it is told to."""
+
+    name = "strange"
+
+    def __init__(self, does):
+        self.does = does
+
+    def grade(self, completion: str, problem: Problem) -> Grade:
+        return self.does() if callable(self.does) else self.does
+
+
+def refusal(does, completions: int = 4) -> str:
+    return message(grade_all, StrangeTask(does), ["1"] * completions, [Problem("", "1")] * completions)
+
+
+@mutant("NaN as a score", "plainrl/grading.py", "or not math.isfinite(score)", "")
+def test_what_is_no_grade_is_refused():
+    """Catches a reward function that forgets its return, or returns a bare number or a score of nan, which
+    ends in rewards of nan or in a crash in the middle of the loss."""
+    for value in (None, True, 0.5, "right", (True, 1.0, "1", "right")):
+        assert f"grade() returned {type(value).__name__} instead of Grade(" in refusal(value)
+    for score in (float("nan"), float("inf"), None, True, "1"):
+        said = refusal(Grade(False, score, "1", ""))
+        assert said.startswith("--task strange: grade() returned the score") and "finite number" in said
+    assert "strings for parsed and why" in refusal(Grade(True, 1.0, 1, "right"))
+    assert "strings for parsed and why" in refusal(Grade(True, 1.0, "1", None))
+    assert grade_all(StrangeTask(Grade(True, 1, None, "")), ["1"], [Problem("", "1")])[0].score == 1
+
+
+@mutant("errors on all completions", "plainrl/grading.py", "len(grades) >= 4", "len(grades) >= 4000")
+def test_grade_that_always_raises_ends_the_run():
+    """Catches a broken reward function that trains for hours on rewards of 0, and an exception whose text
+    takes over the terminal."""
+
+    def fail():
+        raise KeyError("field\x1b[2J\nmissing")
+
+    said = refusal(fail)
+    assert "failed on all 4 completions of a batch" in said and "KeyError" in said and "\x1b" not in said
+    assert all(
+        map(is_error, grade_all(StrangeTask(fail), ["1"] * 3, [Problem("", "1")] * 3))
+    )  # it may be chance
+
+
+def test_grade_that_never_returns_ends_the_run(monkeypatch):
+    """Catches a reward function that sleeps for ever: the run stands still without a word."""
+    monkeypatch.setattr(grading, "TASK_SECONDS", 0.1)
+    monkeypatch.setattr(workers, "GRADE_SECONDS", 0.05)
+    start = time.monotonic()
+    assert "grade() has not returned for" in refusal(lambda: time.sleep(3))
+    assert time.monotonic() - start < 2
+
+
+@mutant("gym answers with wrappers", "plainrl/grading.py", "score(bare)", "score(parsed)")
+def test_wrappers_do_not_cost_the_reward():
+    r"""Catches \text{} or $ round the answer to a reasoning-gym question that reaches the scorer, and a
+    wrapper that is part of the answer and is taken away."""
+    asked = []
+
+    def score(answer):
+        asked.append(answer)
+        return float(answer == "up, left"), ""
+
+    for spelled in ("up, left", "\\text{up, left}", "$\\text{up, left}$", "\\(up, left\\)", "`up, left`"):
+        asked.clear()
+        verdict = grade_box(box(spelled), score)
+        assert verdict.correct and verdict.parsed == spelled and asked == ["up, left"]
+    assert grade_box(box("$x$"), lambda answer: (float(answer == "$x$"), "")).correct
+    assert grade_box(box("$x$"), lambda answer: (0.0, "timeout")).why == "timeout"
+    assert grade_box(box("ab" * 800), score).why == "too_long"
+    assert grade_box(box("ab" * 800), score, gold="ab" * 800).why == "wrong"

@@ -173,7 +173,7 @@ def test_advance_at_accuracy(run, monkeypatch):
     def evaluate(sampler, tokenizer, task, split, problems, *rest):
         rates = [next(right, 0), next(right, 0)] if split == "dev" else [0, 0]
         rows = [{"correct": rate, "n": 1, "horizon": h} for h, rate in enumerate(rates, start=1)]
-        return {"avg@2": sum(rates) / 2}, rows
+        return {"score": sum(rates) / 2, "avg@2": sum(rates) / 2}, rows
 
     monkeypatch.setattr(run_module, "evaluate", evaluate)
     folder = run(max_horizon=2, advance_at=0.9, steps_per_stage=100, steps=6)
@@ -216,9 +216,8 @@ def test_next_stage_starts_from_the_best_checkpoint_of_the_stage(run, monkeypatc
         return original(model, *rest)
 
     monkeypatch.setattr(h1, "accumulate_gradients", accumulate_gradients)
-    monkeypatch.setattr(
-        run_module, "evaluate", lambda *args: ({"avg@2": next(dev) if args[3] == "dev" else 0.0}, [])
-    )
+    scores = lambda score: ({"score": score, "avg@2": score}, [])  # noqa: E731
+    monkeypatch.setattr(run_module, "evaluate", lambda *args: scores(next(dev) if args[3] == "dev" else 0.0))
     folder = run(max_horizon=3, steps_per_stage=3, steps=8, eval_every=1, prompts_per_step=4, eval_problems=3)
     after = snapshots[1:]  # after[i]: the weights after step i + 1, before the next
     assert column(folder, "h1/stage") == [1, 1, 1, 2, 2, 2, 3, 3]

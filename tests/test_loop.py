@@ -133,24 +133,22 @@ def watch(monkeypatch, owner, name: str) -> list[tuple]:
 @mutant(
     "resume repeats a step",
     "plainrl/run.py",
-    'self.state = load_checkpoint(self.dir / "last", self.model, optimizer) or self.state\n',
-    'self.state = load_checkpoint(self.dir / "last", self.model, optimizer) or self.state\n     '
-    '       self.state["step"] -= 1\n',
+    "self.state, self.saved = self.state | state, True\n",
+    'self.state, self.saved = self.state | state, True\n        self.state["step"] -= 1\n',
     case="grpo",
 )
 @mutant(
     "resume skips a step",
     "plainrl/run.py",
-    'self.state = load_checkpoint(self.dir / "last", self.model, optimizer) or self.state\n',
-    'self.state = load_checkpoint(self.dir / "last", self.model, optimizer) or self.state\n     '
-    '       self.state["step"] += 1\n',
+    "self.state, self.saved = self.state | state, True\n",
+    'self.state, self.saved = self.state | state, True\n        self.state["step"] += 1\n',
     case="grpo",
 )
 @mutant(
     "resume forgets the optimizer",
     "plainrl/folder.py",
-    "            ranks.load_optimizer(model, optimizer, saved)\n",
-    "",
+    "        ranks.load_optimizer(model, optimizer, saved)\n",
+    "        pass\n",
     case="grpo",
 )
 @each_flagship
@@ -159,10 +157,8 @@ def test_ctrl_c_finishes_the_step_and_resumes(run, script, capsys):
 
     class Interrupting(HashTask):
         def problem(self, split, index, seed):
-            listening = (
-                signal.getsignal(signal.SIGINT) is not signal.default_int_handler
-            )  # guide.py looks for hints before
-            if (split, index) == ("train", 1) and listening:  # in the first step
+            scored = any(split == "dev" for split, _ in self.asked[6:])  # guide.py looks for hints before
+            if (split, index) == ("train", 1) and scored:  # in the first step
                 os.kill(os.getpid(), signal.SIGINT)
             return super().problem(split, index, seed)
 
@@ -226,7 +222,7 @@ STEP_KEYS = {
     "perf/tokens_per_s",
     "perf/peak_gb",
 }
-SCORES = {"avg@2", "pass@2", "maj@2", "frac_unparsed", "frac_truncated", "len_mean"}
+SCORES = {"score", "avg@2", "pass@2", "maj@2", "frac_unparsed", "frac_truncated", "len_mean"}
 DAPO_KEYS = {"dapo/rounds", "dapo/frac_kept"}
 SIREN_KEYS = {"siren/entropy", "siren/anchor", "siren/nucleus_entropy", "siren/frac_selected"}
 GUIDE_KEYS = {
@@ -258,7 +254,7 @@ def test_output_folder(run, script, monkeypatch, capsys):
     if script is grpo:  # a picture takes its time
         monkeypatch.setattr(curves, "plot_run", real_plot_run)
     folder = run(script)
-    files = {"config.json", "metrics.jsonl", "samples.jsonl", "last", "best", "final", ".lock"}
+    files = {"config.json", "metrics.jsonl", "samples.jsonl", "last", "last.old", "best", "final", ".lock"}
     files |= {"stage"} if script is h1_curriculum else set()
     assert {path.name for path in folder.iterdir()} == files | ({"curves.png"} if script is grpo else set())
     assert script is not grpo or (folder / "curves.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
@@ -272,6 +268,7 @@ def test_output_folder(run, script, monkeypatch, capsys):
         "git_commit",
         "device",
         "versions",
+        "saved",
     }
     assert config["flags"].keys() == {field.name for field in fields(script.Args)}
     may_be_none = {
@@ -282,6 +279,7 @@ def test_output_folder(run, script, monkeypatch, capsys):
         "train_size",
         "vllm_server",
         "lora_rank",
+        "enable_thinking",
     }
     may_be_none |= {"hints", "advance_at"} & {field.name for field in fields(script.Args)}
     assert {
@@ -338,37 +336,58 @@ def test_learning_rate_warms_up_and_stays():
     assert grpo.learning_rate(grpo.Args(lr=0.6, warmup_steps=0), 1) == 0.6
 
 
-@mutant("last checkpoint for the best", "plainrl/run.py", 'if dev > self.state["best"]:', "if True:")
+@mutant("last checkpoint for the best", "plainrl/run.py", "if best is None or dev >= best:", "if True:")
+@mutant("first of equal ones", "plainrl/run.py", "dev >= best:", "dev > best:")
+@mutant("best that the start cannot be", "plainrl/run.py", "        self.keep_if_best(scores, 0)\n", "")
+@mutant(
+    "best that is a step off",
+    "plainrl/run.py",
+    '(scores, self.state["step"] + 1)',
+    '(scores, self.state["step"])',
+)
 @mutant(
     "last weights for the final model",
     "plainrl/run.py",
     '        load_weights(self.dir / "best", self.model)\n',
     "",
 )
-def test_best_checkpoint_is_the_first_of_the_highest_dev_score(run, monkeypatch):
-    """Catches best/ taken from the last score, the lowest one or from test, and a final model that is not
-    it."""
-    dev = iter([0.9, 0.2, 0.5, 0.5, 0.3])  # before the first step, then after each
-    test = iter([0.0, 1.0])
-    saved, original = [], models.save_model
+@mutant(
+    "best by what is right alone", "plainrl/run.py", '/{self.task.name}/score"', '/{self.task.name}/avg@2"'
+)
+@pytest.mark.parametrize(
+    "dev, chosen",
+    [([0.1, 0.2, 0.5, 0.5, 0.3], 3), ([0.9, 0.2, 0.5, 0.5, 0.3], 0), ([0.5] * 5, 4)],
+    ids=["later of equal ones", "start", "all alike"],
+)
+def test_best_checkpoint_is_the_last_of_the_highest_mean_score(run, monkeypatch, capsys, dev, chosen):
+    """Catches best/ taken from the last score, the lowest one, from test or from what is right alone, a
+    final model that is not it, and one that is worse than the starting model."""
+    scores, test, saved, original = iter(dev), iter([0.0, 1.0]), {}, models.save_model
 
-    def save_model(folder, model, tokenizer, extra=None):
-        saved.append((folder.name, model.get_output_embeddings().weight.detach().clone()))
-        original(folder, model, tokenizer, extra)
+    def save_model(folder, model, tokenizer, extra=None, keep_previous=False):
+        step = extra["state.json"]["step"] if folder.name == "last" else folder.name
+        saved[step] = model.get_output_embeddings().weight.detach().clone()
+        if extra and extra.get("chosen.json", {}).get("step") == 0:
+            saved[0] = saved["best"]
+        original(folder, model, tokenizer, extra, keep_previous)
 
     for module in (run_module, folder_module):
         monkeypatch.setattr(module, "save_model", save_model)
-    scores = lambda *args: ({"avg@2": next(dev if args[3] == "dev" else test)}, [])  # noqa: E731
-    monkeypatch.setattr(run_module, "evaluate", scores)
+
+    def evaluate(*args):
+        score = next(scores if args[3] == "dev" else test)
+        return {"score": score, "avg@2": 0.0 if args[3] == "dev" else score}, []
+
+    monkeypatch.setattr(run_module, "evaluate", evaluate)
     folder = run(grpo, eval_every=1, save_every=1, steps=4)
-    assert [name for name, _ in saved] == ["best", "last", "best", "last", "last", "last", "final"]
-    assert torch.equal(saved[-1][1], saved[2][1]) and not torch.equal(saved[-1][1], saved[-2][1])
-    assert records(folder)[-1] == {"step": 4, "test/hash/avg@2": 1.0}
+    assert [step for step in range(5) if torch.equal(saved["final"], saved[step])] == [chosen]
+    assert records(folder)[-1] == {"step": 4, "test/hash/score": 1.0, "test/hash/avg@2": 1.0}
+    out = capsys.readouterr().out
+    assert f"final = step {chosen}, " in out and ("no step scored as well" in out) == (chosen == 0)
+    assert f"eval/hash/score {max(dev):.3f}" in out
 
 
-@mutant(
-    "a run that overwrites another", "plainrl/folder.py", "if out_dir.exists() and not resume:", "if False:"
-)
+@mutant("a run that overwrites another", "plainrl/folder.py", "    if not resume:\n", "    if False:\n")
 def test_existing_folder_is_refused(run, tmp_path):
     """Catches a second run that overwrites the first, and a message without the way out."""
     (tmp_path / "run").mkdir()
@@ -583,8 +602,10 @@ def test_resume_with_another_architecture_is_one_line(run, toy_model, tmp_path):
         run(grpo, steps=2, resume=True, model=str(tmp_path / "other"))
 
 
-def test_task_without_enough_problems_is_found_before_anything_is_written(run, tmp_path):
-    """Catches a run that stops at its first score and leaves a folder that bars the next try."""
+def test_task_without_enough_problems_is_found_before_anything_is_written(run, tmp_path, monkeypatch):
+    """Catches a run that stops at its first score and leaves a folder that bars the next try, or that loads
+    a model before it looks."""
+    monkeypatch.setattr(run_module, "load_model", None)
     task = HashTask()
 
     def problem(split, index, seed):
@@ -600,10 +621,10 @@ def test_task_without_enough_problems_is_found_before_anything_is_written(run, t
 
 def test_reward_may_be_a_whole_number(run):
     """Catches a mean of integers, which torch refuses: the first thing a reward function of one's own
-    returns is True or 1."""
+    returns is 1."""
     task = HashTask()
     task.grade = lambda completion, problem: Grade(
-        len(completion) % 2 == 0, len(completion) % 2 == 0, completion, ""
+        len(completion) % 2 == 0, 1 - len(completion) % 2, completion, ""
     )
     run(grpo, task=task, steps=1)
 
@@ -1462,7 +1483,7 @@ def test_entropy_method_with_its_switch_off_is_dr_grpo(run, script):
     after two steps."""
     # row by row, so that log-probabilities before and during an update are the same to the last bit
     common = dict(minibatches=2, epochs=1, lr=1e-2, steps=2, micro_batch_tokens=1)
-    unclipped = dict(clip_low=1e9, clip_high=1e9)
+    unclipped = dict(clip_low=math.inf, clip_high=math.inf)
     theirs = run(dr_grpo, "theirs", **common, **unclipped)
     common |= {} if script is kl_cov else unclipped  # which never clips
     ours = run(script, "ours", **common | OFF[script])

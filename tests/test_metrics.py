@@ -171,8 +171,8 @@ def test_majority_by_hand(parsed, correct, by_hand):
 @mutant(
     "votes by string",
     "plainrl/metrics.py",
-    "if same(other, answer)), answer)",
-    "if other == answer), answer)",
+    "time.monotonic() < end and same(other, answer)",
+    "other == answer",
 )
 def test_votes_by_equivalence():
     """Catches voting by string: 1/2 wins over 2 only when its spellings vote together. Names and letters are

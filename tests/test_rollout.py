@@ -7,17 +7,22 @@ import numpy as np
 import pytest
 import torch
 from mutants import mutant
-from random_model import COMPLETIONS, EOS
+from random_model import COMPLETIONS, EOS, random_model
 
 from plainrl.rollout import (
     Completion,
     Rollout,
+    check_prompt,
+    check_prompts,
+    check_template,
     completion_seed,
     encode_prompt,
     pad,
     pad_values,
     sample_rollout,
+    set_thinking,
 )
+from plainrl.sampler import context_length, make_sampler
 from plainrl.tasks import Grade, Problem
 
 
@@ -54,6 +59,175 @@ def test_encode_prompt_with_and_without_chat_template():
     bare = SimpleNamespace(chat_template=None, encode=list)
     assert "".join(encode_prompt(bare, "2+3?")) == "2+3?"
     assert "".join(encode_prompt(bare, "2+3?", "Be brief.")) == "Be brief.\n\n2+3?"
+
+
+@mutant(
+    "template not told of thinking",
+    "plainrl/rollout.py",
+    "{} if thinking is None else",
+    "{} if not thinking else",
+)
+def test_enable_thinking_reaches_the_template():
+    """Catches a flag that the template never hears of, "no" that is taken for nothing, and a template that
+    is told something where the flag is left open."""
+    told = []
+    apply = lambda messages, **options: told.append(options.get("enable_thinking", "nothing")) or [1]  # noqa: E731
+    chat = SimpleNamespace(chat_template="x", apply_chat_template=apply)
+    encode_prompt(chat, "2+3?")
+    for choice in (None, "yes", "no"):
+        set_thinking(chat, choice)
+        encode_prompt(chat, "2+3?")
+    assert told == ["nothing", "nothing", True, False]
+
+
+# --- prompts that cannot work -------------------------------------------------------------------------------
+
+
+def tokenizer_with(template) -> SimpleNamespace:
+    """A tokenizer whose chat template is this function of {role: content}; a token is a letter's number."""
+
+    def apply(messages, **options):
+        text = template({message["role"]: message["content"] for message in messages})
+        return list(map(ord, text))
+
+    return SimpleNamespace(chat_template="x", apply_chat_template=apply)
+
+
+def raises(error: Exception):
+    raise error
+
+
+GOOD = lambda turns: turns.get("system", "") + turns["user"] + ">"  # noqa: E731
+
+
+@mutant(
+    "system turn left out without a word",
+    "plainrl/rollout.py",
+    "if with_system == plain:",
+    "if False:",
+)
+@mutant(
+    "template that forgets the prompt",
+    "plainrl/rollout.py",
+    'if not plain or plain == encoded_or_fail(tokenizer, "2", None, "--model", "use another model"):',
+    "if not plain:",
+)
+def test_templates_that_are_refused():
+    """Catches a system prompt that the model never sees, a traceback out of a template, and one that leaves
+    the problem out."""
+    check_template(tokenizer_with(GOOD), "Be brief.")
+    check_template(SimpleNamespace(chat_template=None, encode=list), "Be brief.")
+
+    def no_system(turns):
+        return raises(KeyError("System role\nnot supported")) if "system" in turns else GOOD(turns)
+
+    check_template(tokenizer_with(no_system))
+    for template, said in (
+        (no_system, "--system-prompt: the chat template of --model cannot write a system turn .KeyError"),
+        (lambda turns: turns["user"], "--system-prompt: the chat template of --model leaves a system turn"),
+        (lambda turns: raises(TypeError("x")), "--model: the chat template of --model cannot write a prompt"),
+        (lambda turns: ">", "--model: its chat template leaves the prompt out"),
+        (lambda turns: "", "--model: its chat template leaves the prompt out"),
+    ):
+        with pytest.raises(SystemExit, match=f"^error: {said}") as stop:
+            check_template(tokenizer_with(template), "Be brief.")
+        assert "\n" not in stop.value.code
+
+
+@mutant(
+    "context that is one token short",
+    "plainrl/rollout.py",
+    "if room is not None and len(ids) + max_new_tokens > room:",
+    "if room is not None and len(ids) + max_new_tokens >= room:",
+)
+@mutant(
+    "token that is one too many",
+    "plainrl/rollout.py",
+    "max(ids) >= vocabulary:",
+    "max(ids) > vocabulary:",
+)
+def test_prompts_that_are_refused():
+    """Catches a prompt that the model's context has no room for, one without a token, and a token that the
+    model has no weights for; and one refused that fits exactly."""
+    sampler = SimpleNamespace(room=10, vocabulary=50)
+    check_prompt([49] * 6, 4, sampler, "it")
+    check_prompt([99] * 1000, 4, SimpleNamespace(), "it")  # nobody knows
+    for ids, said in (
+        ([1] * 7, "--max-new-tokens 4: dev problem 3 has 7 tokens, .* context 10; ask for 3 or fewer"),
+        ([1] * 12, "--max-new-tokens 4: dev problem 3 has 12 tokens, .* context 10; leave it out"),
+        ([], "--task: dev problem 3 has no token"),
+        ([1, 50], "--model: its tokenizer makes token 50 of dev problem 3, and its weights have 50"),
+    ):
+        with pytest.raises(SystemExit, match=f"^error: {said}"):
+            check_prompt(ids, 4, sampler, "dev problem 3")
+
+
+@mutant(
+    "test prompts not looked at",
+    "plainrl/rollout.py",
+    '(("dev", args.eval_problems), ("test", args.test_problems)):\n        count = min(',
+    '(("dev", args.eval_problems),):\n        count = min(',
+)
+@mutant(
+    "problems looked for beyond the last",
+    "plainrl/rollout.py",
+    'count = min(count, or_fail(task.size, split)) if hasattr(task, "size") else count',
+    "count = count",
+)
+def test_prompts_are_checked_before_the_start():
+    """Catches a long prompt that is met after hours, one in a split that nobody looked at, and a short list
+    asked for more than it has."""
+    lengths = {"dev": 5, "test": 4}
+    asked = []
+
+    def problem(split, index, seed):
+        if index >= lengths[split]:
+            raise ValueError(f"no {split} {index}")
+        asked.append(split)
+        return Problem("x" * (90 if (split, index) == long else 5), "1")
+
+    task = SimpleNamespace(problem=problem, size=lengths.get)
+    args = SimpleNamespace(system_prompt=None, eval_problems=9, test_problems=3, max_new_tokens=10)
+    long = None
+    arguments = (task, tokenizer_with(GOOD), SimpleNamespace(room=50), args)
+    check_prompts(*arguments)
+    assert asked == ["dev"] * 5 + ["test"] * 3
+    for long in (("dev", 4), ("test", 2)):
+        with pytest.raises(SystemExit, match=f"{long[0]} problem {long[1]} has 91 tokens"):
+            check_prompts(*arguments)
+
+
+@mutant(
+    "completions that can never end",
+    "plainrl/sampler.py",
+    "if min(eos_ids) >= vocabulary:",
+    "if False:",
+)
+@mutant(
+    "sampler that does not know the context",
+    "plainrl/sampler.py",
+    "self.room = context_length(model.config)",
+    "self.room = None",
+)
+def test_sampler_knows_what_fits():
+    """Catches a sampler whose prompts nobody measures, and a tokenizer whose EOS the model does not have:
+    every completion would be cut."""
+    model, args = random_model(), SimpleNamespace(engine="hf", vllm_server=None)
+    sampler = make_sampler(args, model, [EOS])
+    assert sampler.room == model.config.max_position_embeddings
+    assert sampler.vocabulary == model.config.vocab_size
+    with pytest.raises(SystemExit, match="error: --model: it ends with token 9000, and its weights have"):
+        make_sampler(args, model, [9000])
+
+
+def test_context_length_of_a_config():
+    """Catches a context taken from before its scaling, and a model without one that is refused."""
+    config = lambda **values: SimpleNamespace(get_text_config=lambda: SimpleNamespace(**values))  # noqa: E731
+    yarn = {"factor": 4.0, "original_max_position_embeddings": 100}
+    assert context_length(config(max_position_embeddings=100)) == 100
+    assert context_length(config(max_position_embeddings=100, rope_scaling=yarn)) == 400
+    assert context_length(config(max_position_embeddings=800, rope_parameters=yarn)) == 800
+    assert context_length(config()) is context_length(config(max_position_embeddings=-1)) is None
 
 
 @mutant(
@@ -184,6 +358,19 @@ def test_sampler_must_return_n_completions_for_each_prompt():
     )
     with pytest.raises(ValueError, match="n completions"):
         sample_rollout(sampler, tokenizer, PairTask(), [Problem("1", "1")], ["1"], [0, 1], 2, 8, 1.0)
+
+
+@mutant(
+    "long prompts met in training go on",
+    "plainrl/rollout.py",
+    'check_prompt(ids, max_new_tokens, sampler, f"the prompt {prompt[:40]!r}")',
+    "pass",
+)
+def test_a_long_prompt_in_training_is_named(monkeypatch):
+    """Catches completions sampled beyond the model's context without a word."""
+    monkeypatch.setattr(CountingSampler, "room", 9, raising=False)
+    with pytest.raises(SystemExit, match="--max-new-tokens 8: the prompt '0' has 2 tokens"):
+        pair_rollout()
 
 
 # --- a batch ------------------------------------------------------------------------------------------------

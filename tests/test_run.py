@@ -1,13 +1,16 @@
 """Run by itself: guards on a model of two weights, resume, files; test_loop.py has whole runs."""
 
+import json
 import math
+import shutil
+import time
 from collections import Counter
 from types import SimpleNamespace
 
 import pytest
 import torch
 from mutants import mutant
-from toys import HashTask, quick_flags
+from toys import FakeSampler, HashTask, quick_flags
 
 import grpo
 from papers import dr_grpo
@@ -153,3 +156,70 @@ def test_files_are_written_in_utf_8(tmp_path, monkeypatch):
     monkeypatch.setattr("locale.getpreferredencoding", lambda do_setlocale=True: "ascii")
     write_text(tmp_path / "hints.jsonl", "a plan …")
     assert (tmp_path / "hints.jsonl").read_bytes() == "a plan …".encode()
+
+
+@mutant("time left that counts the scores before", "plainrl/run.py", "- self.first_began)", "- self.started)")
+@mutant("time left of all steps", "plainrl/run.py", "/ (step - self.first_step)", "/ step")
+def test_the_time_left_counts_from_the_first_step(run, monkeypatch, capsys):
+    """Catches a forecast that takes the scores before the first step, or those of an earlier life, for
+    steps."""
+    run.args.steps, run.lines, run.started, run.first_step, run.first_began = 10, 1, 0.0, 4, 90.0
+    monkeypatch.setattr(time, "monotonic", lambda: 100.0)
+    run.show({"step": 6, "reward/mean": 0.5})
+    assert capsys.readouterr().out.endswith("| 0:00:20\n")
+
+
+@mutant("speed of a clock that stands still", "plainrl/run.py", " if seconds > 0 else None,", ",")
+def test_a_clock_that_stands_still(toy_model, tmp_path, monkeypatch):
+    """Catches a division by no time at all."""
+    monkeypatch.setattr("plainrl.curves.plot_run", lambda folder: None)
+    monkeypatch.setattr(time, "monotonic", lambda: 5.0)
+    grpo.main(grpo.Args(**quick_flags(toy_model, tmp_path / "run", steps=1)), task=HashTask())
+    line = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[1])
+    assert line["perf/tokens_per_s"] is None and line["time/train"] == 0
+
+
+@mutant("no word of partial scores", "plainrl/run.py", "if name.endswith", "if not name.endswith")
+def test_a_score_is_shown_where_it_says_more(run, capsys):
+    """Catches a mean score that is never seen, or that is shown twice where answers are right or wrong."""
+    run.show({"step": 0, "eval/a/score": 0.25, "eval/a/avg@2": 0.0, "eval/b/score": 0.5, "eval/b/avg@2": 0.5})
+    assert capsys.readouterr().out.split() == [
+        "eval/a/avg@2",
+        "0.000",
+        "eval/b/avg@2",
+        "0.500",
+        "eval/a/score",
+        "0.250",
+    ]
+
+
+@mutant(
+    "run without the flag for thinking",
+    "plainrl/run.py",
+    "            set_thinking(self.tokenizer, args.enable_thinking)\n",
+    "",
+)
+@mutant(
+    "run that does not look at its prompts",
+    "plainrl/run.py",
+    "        check_prompts(self.task, self.tokenizer, self.sampler, args)\n",
+    "",
+)
+def test_a_run_checks_its_prompts_and_tells_the_template(quick, toy_model, tmp_path):
+    """Catches a run that begins with prompts its model has no room for, and one that records
+    --enable-thinking and samples without it."""
+    model = tmp_path / "model"
+    shutil.copytree(toy_model, model)
+    template = "{{ messages[0]['content'] }}{% if enable_thinking is false %} no{% endif %}"
+    (model / "chat_template.jinja").write_text(template)
+    flags = quick_flags(str(model), tmp_path / "run", steps=1)
+    with pytest.raises(SystemExit, match="--max-new-tokens 511: dev problem 0 has"):
+        grpo.main(grpo.Args(**flags | {"max_new_tokens": 511}), HashTask())
+    assert not (tmp_path / "run").exists()
+    ends = []
+    for choice in (None, "no"):
+        sampler = FakeSampler(lambda ids, sample, seed: ends.append(ids[-1]) or ([5, 6], "stop"))
+        changes = {"enable_thinking": choice, "max_logprob_gap": 1e9, "out_dir": tmp_path / str(choice)}
+        grpo.main(grpo.Args(**flags | changes), HashTask(), sampler)
+    half = len(ends) // 2
+    assert len(set(ends[:half])) == len(set(ends[half:])) == 1 and ends[0] != ends[-1]

@@ -31,7 +31,7 @@ def save_toy_model(folder: Path) -> str:
         num_attention_heads=2,
         num_key_value_heads=2,
         head_dim=16,
-        max_position_embeddings=256,
+        max_position_embeddings=512,
         tie_word_embeddings=True,
         initializer_range=0.1,
         bos_token_id=None,

@@ -18,7 +18,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # where plainrl/ lies
 
 from plainrl.flags import Count, check_flags, parse
 from plainrl.folder import write_text
-from plainrl.screen import fail, or_fail
+from plainrl.screen import fail, or_fail, say
 from plainrl.tasks import load_task
 
 FIELDS = ("prompt", "answer", "horizon", "hint", "solution")
@@ -64,10 +64,10 @@ def main(args: Args) -> None:
                 )
     write_text(args.out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows.values()))
     counts = Counter((row["horizon"], row["split"]) for row in rows.values())
-    print(f"{args.out}, each prompt once:")
+    say(f"{args.out}, each prompt once:")
     for horizon in args.horizons:
         numbers = ", ".join(f"{counts[horizon, split]} {split}" for split in ("train", "dev", "test"))
-        print(f"  horizon {horizon}: {numbers}")
+        say(f"  horizon {horizon}: {numbers}")
 
 
 if __name__ == "__main__":

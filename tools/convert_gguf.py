@@ -14,7 +14,7 @@ import tyro
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # where plainrl/ lies
 
 from plainrl.models import load_model, save_model
-from plainrl.screen import fail
+from plainrl.screen import fail, say
 
 
 def convert(gguf: tyro.conf.Positional[Path], folder: tyro.conf.Positional[Path]) -> None:
@@ -23,7 +23,7 @@ def convert(gguf: tyro.conf.Positional[Path], folder: tyro.conf.Positional[Path]
         fail(f"{folder} exists; choose another folder or remove it")
     model, tokenizer = load_model(str(gguf))
     save_model(folder, model, tokenizer)
-    print(f"{model.num_parameters():,} parameters -> {folder}")
+    say(f"{model.num_parameters():,} parameters -> {folder}")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ counted.
 import json
 import math
 import re
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # where plainrl/ lies
 from plainrl.flags import Count, Share, check_flags, parse
 from plainrl.folder import write_text
 from plainrl.hints import reveals
-from plainrl.screen import fail, or_fail
+from plainrl.screen import fail, or_fail, say
 from plainrl.tasks import Problem, load_task
 
 DIGITS = r"\$?\d[\d.,]*"
@@ -96,10 +97,11 @@ def main(args: Args) -> None:
         )
     write_text(args.out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     left_out = f"no solution: {without}; nothing left without the answer: {len(hints) - len(rows) - without}"
-    print(f"{args.out}: {len(rows)} hints; {left_out}")
+    say(f"{args.out}: {len(rows)} hints; {left_out}")
     # Of an endless task, guide.py must train on the problems that have hints.
     same = "" if finite else f" --train-size {count} --seed {args.seed}"
-    print(f"next: python guide.py --task {args.task} --hints {args.out}{same}")
+    task, hints_file = shlex.quote(args.task), shlex.quote(str(args.out))
+    say(f"next: python guide.py --task {task} --hints {hints_file}{same}")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ Its problems come from the split "sft", which shares none with train, dev and te
 """
 
 import itertools
-import json
 import math
 import random
 import sys
@@ -30,10 +29,11 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # where plainrl/ lies
 from plainrl.chains import LETTERS, hint_text, hinted_steps, run_program, start_number, write_chain
 from plainrl.flags import parse
 from plainrl.hints import with_hint
-from plainrl.models import keep_freed_memory
+from plainrl.models import keep_freed_memory, save_model
 from plainrl.rollout import encode_prompt
+from plainrl.run import StopRequest
 from plainrl.scoring import score
-from plainrl.screen import fail, in_one_process
+from plainrl.screen import fail, in_one_process, say
 from plainrl.tasks import Problem
 from plainrl.world import ChainTask
 
@@ -243,6 +243,7 @@ def main(args: Args) -> None:
     in_one_process("tools/make_tiny.py")
     if args.out_dir.exists():
         fail(f"--out-dir {args.out_dir} exists; choose another folder or remove it")
+    stop = StopRequest()  # Ctrl-C, SIGTERM and SIGHUP end this in one line, without half a model
     keep_freed_memory()
     torch.manual_seed(args.seed)
     pairs = itertools.islice(
@@ -261,7 +262,7 @@ def main(args: Args) -> None:
         torch.optim.Muon(matrices, lr=args.lr, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(others, lr=args.lr, weight_decay=0.1, betas=(0.9, 0.95)),
     ]
-    print(
+    say(
         f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens, {args.steps} "
         f"steps -> {args.out_dir}"
     )
@@ -282,19 +283,16 @@ def main(args: Args) -> None:
         losses.append(loss.item())
         if step % 25 == 0 or step == args.steps:
             seconds = (time.time() - start) / step
-            print(
+            say(
                 f"step {step:5d}/{args.steps} | loss {sum(losses[-25:]) / len(losses[-25:]):.4f} | "
-                f"{seconds:.2f} s a step, {seconds * (args.steps - step) / 60:.0f} min left",
-                flush=True,
+                f"{seconds:.2f} s a step, {seconds * (args.steps - step) / 60:.0f} min left"
             )
 
-    model.save_pretrained(args.out_dir)
-    tokenizer.save_pretrained(args.out_dir)
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(args).items()}
-    (args.out_dir / "sft.json").write_text(
-        json.dumps({**settings, "first_losses": losses[:5], "last_loss": losses[-1]}, indent=1) + "\n"
-    )
-    print(f"saved {args.out_dir}; try: python grpo.py --model {args.out_dir}")
+    settings |= {"first_losses": losses[:5], "last_loss": losses[-1]}
+    save_model(args.out_dir, model, tokenizer, {"sft.json": settings})  # aside, then renamed
+    stop.forget()
+    say(f"saved {args.out_dir}; try: python grpo.py --model {args.out_dir}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,581 @@
+"""Tests of plainrl/files.py: people's own files of problems, as they have them."""
+
+import doctest
+import gzip
+import json
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+from mutants import mutant
+from test_grading import box, message
+
+from plainrl import files, grading, workers
+from plainrl.sources import ListTask, gsm8k_problem
+from plainrl.tasks import BOXED_INSTRUCTION, Problem, load_task
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch):
+    """A busy machine must not turn a verdict into a timeout."""
+    monkeypatch.setattr(workers, "GRADE_SECONDS", 60.0)
+
+
+def lines_of(rows: list) -> str:
+    """JSON lines; a text among the rows is a line as it is."""
+    return "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
+
+
+def sums(count: int) -> list[dict]:
+    return [{"prompt": f"What is {n}+1?", "answer": str(n + 1)} for n in range(count)]
+
+
+def load(folder, content: list | str | bytes, name: str = "mine.jsonl", settings: str = "") -> ListTask:
+    """The task of a file with this content: rows, a text or bytes."""
+    content = lines_of(content) if isinstance(content, list) else content
+    (folder / name).write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+    return load_task(f"jsonl:{folder / name}{settings}")
+
+
+def all_problems(task: ListTask) -> list[Problem]:
+    return [problem for split in task.problems.values() for problem in split]
+
+
+def test_doctests():
+    """Catches examples that are wrong."""
+    assert doctest.testmod(files).failed == 0
+
+
+# --- kinds of files -----------------------------------------------------------------------------------------
+
+
+def table(separator: str) -> str:
+    cells = [("answer", "prompt", "note"), *((row["answer"], row["prompt"], "") for row in sums(12))]
+    return "".join(separator.join(line) + "\n" for line in cells)
+
+
+def made(make) -> str:
+    """JSON lines of what `make` makes of question and answer."""
+    return lines_of([make(row["prompt"], row["answer"]) for row in sums(12)])
+
+
+def turns(question: str, reply: str | None = None) -> list[dict]:
+    asked = [{"role": "user", "content": question}]
+    return asked + ([{"role": "assistant", "content": reply}] if reply else [])
+
+
+def dapo(question: str) -> str:
+    before = (
+        "Solve the following math problem step by step. The last line of your response should be of the form"
+    )
+    before += " Answer: $Answer (without quotes) where $Answer is the answer to the problem.\n\n"
+    return before + question + '\n\nRemember to put your answer on its own line after "Answer:".'
+
+
+LINES, ARRAY = lines_of(sums(12)), json.dumps(sums(12))
+KINDS = {  # {file name: what is in it}
+    "lines.jsonl": LINES,
+    "mark.jsonl": "\ufeff" + LINES,
+    "windows.jsonl": LINES.replace("\n", "\r\n"),
+    "blank.jsonl": LINES.replace("\n", "\n\n  \n"),
+    "no-newline.jsonl": LINES.strip(),
+    "array.json": ARRAY,
+    "array.jsonl": "\ufeff\n " + json.dumps(sums(12), indent=1),
+    "array-of-lines.json": ARRAY.replace("}, ", "},\n"),
+    "pretty.jsonl": "\n".join(json.dumps(row, indent=2) for row in sums(12)),
+    "lines.jsonl.gz": gzip.compress(LINES.encode()),
+    "packed.jsonl": gzip.compress(b"\xef\xbb\xbf" + ARRAY.encode()),
+    "comma.csv": table(","),
+    "semicolon.csv": "\ufeff" + table(";").replace("\n", "\r\n"),
+    "tab.tsv": table("\t"),
+    "comma.csv.gz": gzip.compress(table(",").encode()),
+    "csv.jsonl": table(","),
+    "int.jsonl": made(lambda q, a: {"prompt": q, "answer": int(a)}),
+    "float.jsonl": made(lambda q, a: {"prompt": q, "answer": float(a)}),
+    "list.jsonl": made(lambda q, a: {"prompt": q, "answer": [a]}),
+    "dollars.jsonl": made(lambda q, a: {"prompt": q, "answer": f" ${a}$"}),
+    "hash.jsonl": made(lambda q, a: {"prompt": q, "answer": f"#### {a}"}),
+    "boxes.jsonl": made(lambda q, a: {"prompt": q, "answer": box(a)}),
+    "null.jsonl": made(
+        lambda q, a: {
+            "prompt": q,
+            "answer": a,
+            "hint": None,
+            "solution": None,
+            "split": None,
+            "horizon": None,
+        }
+    ),
+    "empty.jsonl": made(lambda q, a: {"prompt": q, "answer": a, "hint": "", "solution": " ", "split": ""}),
+    "turns.jsonl": made(lambda q, a: {"prompt": turns(q), "answer": a}),
+    "parts.jsonl": made(lambda q, a: {"prompt": turns([{"type": "text", "text": q}]), "answer": a}),
+    "messages.jsonl": made(lambda q, a: {"messages": turns(q, box(a)), "source": "x"}),
+    "sharegpt.jsonl": made(
+        lambda q, a: {"conversations": [{"from": "human", "value": q}, {"from": "gpt", "value": box(a)}]}
+    ),
+    "gsm8k.jsonl": made(lambda q, a: {"question": q, "answer": f"Add.\n#### {a}"}),
+    "math.jsonl": made(lambda q, a: {"problem": q, "level": "Level 1", "solution": f"So $1=1$, ${box(a)}$."}),
+    "openr1.jsonl": made(
+        lambda q, a: {"problem": q, "solution": "Add.", "answer": a, "messages": turns(q, "?"), "uuid": "1"}
+    ),
+    "dapo.jsonl": made(
+        lambda q, a: {"prompt": turns(dapo(q)), "reward_model": {"ground_truth": a, "style": "rule"}}
+    ),
+}
+
+
+@mutant(
+    "a byte order mark is text",
+    "plainrl/files.py",
+    'place, "rt", encoding="utf-8-sig"',
+    'place, "rt", encoding="utf-8"',
+)
+@mutant(
+    "packed files by name alone", "plainrl/files.py", 'magic[:2] == b"\\x1f\\x8b"', 'path.endswith(".gz")'
+)
+@mutant("null is a value", "plainrl/files.py", 'if row.get("horizon") is None', 'if "horizon" not in row')
+@mutant(
+    "the first box of a solution", "plainrl/files.py", "text, last_boxed(text)", "text, text.split('$')[1]"
+)
+@mutant("DAPO asks for a line", "plainrl/files.py", 'DAPO_REQUEST.sub("", prompt)', "prompt")
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_of_file(tmp_path, name):
+    """Catches a file as people have them that is refused, or of which something else is read."""
+    task = load(tmp_path, KINDS[name], name)
+    assert {(problem.prompt, problem.answer) for problem in all_problems(task)} == {
+        (f"{row['prompt']} {BOXED_INSTRUCTION}", row["answer"]) for row in sums(12)
+    }
+    assert {split: len(members) for split, members in task.problems.items()} == {
+        "train": 10,
+        "dev": 1,
+        "test": 1,
+    }
+    assert all(problem.horizon == 1 and problem.hint is None for problem in all_problems(task))
+
+
+def test_a_parquet_file(tmp_path, monkeypatch):
+    """Catches columns that are lost or all loaded, and a missing package without the way to install it."""
+    rows = [{"question": row["prompt"], "answer": row["answer"]} for row in sums(12)]
+    asked = []
+
+    class ParquetFile:
+        schema_arrow = SimpleNamespace(names=["question", "answer", "generations"])
+
+        def __init__(self, path):
+            asked.append(path.name)
+
+        def iter_batches(self, size, columns):
+            asked.append(columns)
+            return [SimpleNamespace(to_pylist=lambda part=part: part) for part in (rows[:8], rows[8:])]
+
+    parquet = SimpleNamespace(ParquetFile=ParquetFile)
+    monkeypatch.setitem(sys.modules, "pyarrow", SimpleNamespace(parquet=parquet, __path__=[]))
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", parquet)
+    task = load(tmp_path, b"PAR1....", "my.parquet")
+    assert asked == ["my.parquet", ["question", "answer"]] and task.name == "my"
+    assert sorted(int(problem.answer) for problem in all_problems(task)) == list(range(1, 13))
+    assert "'generations'" in message(load, tmp_path, b"PAR1", "my.parquet", "?answer=final")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert message(load, tmp_path, b"PAR1", "my.parquet").endswith("run: pip install pyarrow")
+
+
+def test_home_folder_and_odd_paths(tmp_path, monkeypatch):
+    """Catches a home folder that is not found, and a question mark or a name of a setting in a path that
+    starts settings."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("mine.jsonl", "what?.jsonl", "horizon=1.jsonl"):
+        (tmp_path / name).write_text(LINES)
+        assert load_task(f"jsonl:~/{name}").size("all") == 12
+    assert load_task("jsonl:~/what?.jsonl?hint=&horizon=1").base.size("all") == 12
+
+
+@mutant("the folder in the name of a file", "plainrl/files.py", "stem = Path(path).name", "stem = path")
+def test_the_files_name_is_the_tasks_name(tmp_path):
+    """Catches a name that is no folder, a metric key with a slash, and one that is the embedded world's."""
+    names = {
+        "a/b.jsonl": "b",
+        "my sums?.v2.json.gz": "my-sums-.v2",
+        "chain.jsonl": "chain-file",
+        "...": "file",
+    }
+    names |= {"math500.csv": "math500-file", "日本.jsonl": "file", "x.parquet": "x", "-f.jsonl": "f"}
+    assert {path: files.name_of(path) for path in names} == names
+    assert load(tmp_path, LINES, "own sums.jsonl").name == "own-sums"
+
+
+# --- fields -------------------------------------------------------------------------------------------------
+
+
+@mutant(
+    "a box that is shown asks for one",
+    "plainrl/files.py",
+    "ASKS_FOR_A_BOX.search(question)",
+    '"boxed" in question',
+)
+def test_all_fields_are_read(tmp_path):
+    """Catches a prompt, answer, hint or solution that is lost, a request for a box added twice, one left out
+    because the question shows a box, and a line end inside a text."""
+    first = {"prompt": "Half of 5?", "answer": " 5/2 ", "hint": "Divide.", "solution": "5/2\n\\boxed{5/2}"}
+    asked = ["How many? Use \\boxed{}.", "Put it in \\boxed{your answer}, please.", "Write \\boxed with it."]
+    rows = [first, *({"prompt": text, "answer": 42} for text in asked), ""]
+    rows += ['{"prompt": "x\u2028y", "answer": "1", "id": 7}', {"prompt": "Why \\boxed{7}?", "answer": "2"}]
+    task = load(tmp_path, rows)
+    half, *many, separated, shown = all_problems(task)
+    assert half == Problem(
+        "Half of 5? Put the final answer in \\boxed{}.",
+        "5/2",
+        "Divide.",
+        "5/2\n\\boxed{5/2}",
+        source=str(tmp_path / "mine.jsonl"),
+    )
+    assert [(p.prompt, p.answer, p.hint) for p in many] == [(text, "42", None) for text in asked]
+    assert separated.prompt.startswith("x\u2028y")  # a separator that str.splitlines would cut at
+    assert shown.prompt == f"Why \\boxed{{7}}? {BOXED_INSTRUCTION}"
+    assert task.grade(box("2.5"), half).correct and not task.grade(box("2"), half).correct
+
+
+@mutant(
+    "other names are ignored",
+    "plainrl/files.py",
+    "for name in FILE_FIELDS} | given",
+    "for name in FILE_FIELDS}",
+)
+def test_fields_of_other_names(tmp_path, capsys):
+    """Catches a setting that does not reach its field, one inside another that is not found, and an empty
+    name that leaves nothing out."""
+    row = {
+        "q": "1+1?",
+        "meta": {"gold": 2, "part": "val"},
+        "plan": "Add.",
+        "how": "So \\boxed{2}.",
+        "hint": 5,
+    }
+    names = "?prompt=q&answer=meta.gold&hint=plan&solution=how&split=meta.part"
+    task = load(tmp_path, [row], settings=names)
+    [problem] = task.problems["dev"]
+    assert (problem.answer, problem.hint, problem.solution) == ("2", "Add.", "So \\boxed{2}.")
+    assert "mine: the prompt is 'q' and the answer 'meta.gold'\n" in capsys.readouterr().out
+    without = load(tmp_path, [row], settings="?prompt=q&answer=how&hint=&solution=&split=")
+    [problem] = without.problems["train"]
+    assert (problem.answer, problem.hint) == ("2", None)
+    bare = load(tmp_path, [{"prompt": "1+1?", "solution": "2"}], settings="?answer=solution")
+    assert all_problems(bare)[0].answer == "2"
+
+
+def test_the_screen_says_whose_names_they_are(tmp_path, capsys):
+    """Catches fields that were guessed in silence."""
+    said = {"gsm8k": "GSM8K's", "math": "MATH's", "openr1": "OpenR1's", "dapo": "DAPO-17k's"}
+    for name, whose in said.items():
+        load(tmp_path, KINDS[f"{name}.jsonl"], f"{name}.jsonl")
+        assert f", {whose} names\n" in capsys.readouterr().out
+    load(tmp_path, LINES)
+    assert capsys.readouterr().out == "mine: 12 problems: 10 train, 1 dev, 1 test\n"
+
+
+def test_a_file_of_gsm8k_is_what_the_task_gsm8k_makes_of_it(tmp_path):
+    """Catches a worked answer whose notes stay, whose solution or whose program for chains is lost."""
+    worked = "Half: 1846/2=<<1846/2=923>>923. All: 1846+923=<<1846+923=2769>>2769.\n#### 2,769"
+    question = "Ann sold 1846 cups, then half as many. Together?"
+    [problem] = load(tmp_path, [{"question": question, "answer": worked}]).problems["train"]
+    assert problem == Problem(
+        **vars(gsm8k_problem(question, worked, "")) | {"source": str(tmp_path / "mine.jsonl")}
+    )
+    assert problem.program == "x+(x/2)" and problem.solution.endswith("\n\\boxed{2769}")
+
+
+@mutant("the first question of a chat", "plainrl/files.py", "said[asked[-1]][1]", "said[asked[0]][1]")
+@mutant("no system turn", "plainrl/files.py", '"\\n\\n".join([*system, said', '"\\n\\n".join([said')
+def test_chats(tmp_path, capsys):
+    """Catches another turn than the last question and its reply, and a system turn that is lost in
+    silence."""
+    long = turns("1+1?", box("2")) + turns("And 1+2?", f"So {box('3')}.")
+    rows = [
+        {"messages": long},
+        {"messages": [{"role": "system", "content": "Be short."}, *turns("1+3?", box("4"))]},
+    ]
+    last, short = all_problems(load(tmp_path, rows))
+    assert (last.prompt, last.answer) == (f"And 1+2? {BOXED_INSTRUCTION}", "3")
+    assert last.solution == "So \\boxed{3}."
+    assert (short.prompt, short.answer) == (f"Be short.\n\n1+3? {BOXED_INSTRUCTION}", "4")
+    said = capsys.readouterr().out
+    assert "mine: prompts that begin with the system turn of their chat: 1\n" in said
+    assert "mine: prompts without the turns before the last question of their chat: 1\n" in said
+
+
+def test_numbers_and_cells(tmp_path):
+    """Catches 72.0 for a whole number, a decimal that is rounded, and a horizon that a table cannot give."""
+    rows = [{"prompt": f"{n}?", "answer": n} for n in (0.5, 72.0, -3, 1.25)]
+    assert [problem.answer for problem in all_problems(load(tmp_path, rows))] == ["0.5", "72", "-3", "1.25"]
+    cells = 'prompt,answer,horizon\n"Two\nlines, and ""quotes""",5,2\nplain,6,\n'
+    two, one = all_problems(load(tmp_path, cells, "mine.csv"))
+    assert two.prompt.startswith('Two\nlines, and "quotes"') and (two.horizon, one.horizon) == (2, 1)
+
+
+# --- what cannot be used ------------------------------------------------------------------------------------
+
+
+BAD_LINES = [
+    ("{'prompt': 'a', 'answer': '1'}", "not valid JSON"),
+    ('{"prompt": "a"', "not valid JSON"),
+    ('{"prompt": "a", "answer": ' + "1" * 5000 + "}", "not valid JSON"),  # too long for Python
+    ("[" * 100_000, "not valid JSON"),  # too deep for Python
+    ('["a", "1"]', "expected an object"),
+    ('"a"', "expected an object"),
+    ("5", "expected an object, found '5'"),
+    ({"question": "a", "answer": "1"}, "field 'prompt' is missing"),
+    ({"prompt": "a"}, "field 'answer' is missing"),
+    ({"prompt": 5, "answer": "1"}, "field 'prompt' must be a text or a list of turns"),
+    ({"prompt": " ", "answer": "1"}, "field 'prompt' is missing or empty"),
+    ({"prompt": ["a"], "answer": "1"}, "field 'prompt' must be a text or a list of turns"),
+    ({"prompt": [{"role": "user"}], "answer": "1"}, "field 'prompt' has a turn without"),
+    ({"prompt": [{"role": "system", "content": "a"}], "answer": "1"}, "has no turn of the user"),
+    ({"prompt": "a", "answer": ""}, "field 'answer' is missing or empty"),
+    ({"prompt": "a", "answer": None}, "field 'answer' is missing or empty"),
+    ({"prompt": "a", "answer": True}, "field 'answer' has no answer: it must be"),
+    ('{"prompt": "a", "answer": NaN}', "field 'answer' has no answer: it must be"),
+    ({"prompt": "a", "answer": ["1", "2"]}, "field 'answer' has no answer: it must be"),
+    ({"prompt": "a", "answer": turns("1+1?")}, "field 'answer' has no answer: it must be"),
+    ({}, "field 'prompt' is missing"),
+    ({"prompt": "a", "answer": "so ####"}, "field 'answer' has no answer after ####"),
+    ({"prompt": "a", "answer": "1", "hint": ["b"]}, "field 'hint' must be a text; ?hint= leaves it out"),
+    ({"prompt": "a", "answer": "1" * 1001}, "field 'answer' is longer than 1,000 characters"),
+    ('{"prompt": "\\ud800", "answer": "1"}', "half of a character"),
+    ({"prompt": "a", "answer": "\\frac{1}{"}, "field 'answer' ('\\\\frac{1}{') "),
+    ({"prompt": "a", "answer": "?\x1b?"}, "field 'answer' ('?\\x1b?') "),
+    *(({"prompt": "a", "answer": "1", "horizon": h}, "'horizon' must be") for h in ("2", 0, 1.5, True)),
+]
+
+
+@mutant(
+    "one bad line is passed over in silence",
+    "plainrl/files.py",
+    '    lines += [f"left out, ',
+    '    lines = lines or [f"left out, ',
+)
+@mutant("the text of a stranger as it is", "plainrl/files.py", "return ascii(text if", "return str(text if")
+def test_a_line_that_cannot_be_used_is_left_out_and_named(tmp_path, capsys):
+    """Catches a bad line that is rewarded with 0 for ever, one that costs the whole file, one without its
+    number or reason, and a stranger's text that reaches the terminal as it is."""
+    for line, reason in BAD_LINES:
+        task = load(tmp_path, [{"prompt": "fine", "answer": "2"}, "", line, *sums(12)])
+        assert task.size("all") == 13, line
+        shown = capsys.readouterr().out
+        assert "mine: left out, 1 of 14 lines cannot be used: line 3: " in shown and reason in shown, line
+        assert "\x1b" not in shown and len(shown.splitlines()) == 2
+    load(tmp_path, [*(["x"] * 7), *sums(8)])
+    shown = capsys.readouterr().out.splitlines()[-1]
+    assert "7 of 15" in shown and shown.count(": line ") + shown.count("; line ") == 5
+
+
+@mutant(
+    "half a file is enough to go on",
+    "plainrl/files.py",
+    "2 * len(unusable) > total",
+    "len(unusable) == total",
+)
+def test_a_file_of_which_more_than_half_is_bad_is_refused(tmp_path):
+    """Catches a run on the few lines that happen to be readable, and a refusal that does not say why."""
+    path, good = tmp_path / "mine.jsonl", sums(3)
+    assert load(tmp_path, [*good, "x", "x", "x"]).size("all") == 3
+    said = message(load, tmp_path, ["", *good, "x", "x", "x", "y"])
+    assert said.startswith(f"{path}, line 5: not valid JSON (") and said.endswith(
+        "(4 of 7 lines cannot be used)"
+    )
+    said = message(load, tmp_path, json.dumps([*good, 1, 2, 3, 4]), "mine.json")
+    assert said.startswith(f"{tmp_path}/mine.json, entry 4: expected an object, found '1'")
+    said = message(load, tmp_path, "prompt,answer\n1+1?,2,3\n1+2?,3,4\n", "mine.csv")
+    assert said.startswith(f"{tmp_path}/mine.csv, line 2: has 3 cells under a header of 2")
+
+
+def test_a_file_without_the_fields_says_what_it_has(tmp_path):
+    """Catches a refusal that names neither what is there nor the way out."""
+    said = message(load, tmp_path, [{"text": "1+1?", "gold": "2"}])
+    assert (
+        "which field is the prompt and which field is the answer? there are 'text', 'gold'; say ?prom" in said
+    )
+    assert "which field is the answer? there are none;" in message(load, tmp_path, [{}, "x"])
+    said = message(load, tmp_path, [{"prompt": "1+1?", "gold": "2"}])
+    assert said.endswith(
+        "which field is the answer? there are 'prompt', 'gold'; say ?answer=FIELD after the path"
+    )
+    said = message(load, tmp_path, sums(3), "mine.jsonl", "?answer=final")
+    assert said.endswith("mine.jsonl: no line has a field 'final'; there are 'prompt', 'answer'")
+    said = message(load, tmp_path, [{f"f{n}\n": n for n in range(30)}])
+    assert "'f0\\n', " in said and "and 10 more" in said
+    said = message(load, tmp_path, [{"problem": "1+1?", "solution": "2"}])
+    assert "field 'solution' has no \\boxed{} with the answer (bare ones: ?answer=solution)" in said
+
+
+def test_a_file_that_cannot_be_read(tmp_path):
+    """Catches a traceback for a missing file, a folder, a file that is no text, and one that is cut off."""
+    (tmp_path / "latin.jsonl").write_bytes(b'{"prompt": "caf\xe9", "answer": "1"}\n')
+    (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(LINES.encode())[:60])
+    for name in ("missing.jsonl", "", "latin.jsonl", "cut.jsonl.gz"):
+        path = str(tmp_path / name)
+        assert f"--task jsonl:{path}: cannot read the file" in message(load_task, f"jsonl:{path}")
+    assert "settings are prompt=, answer=" in message(load_task, f"jsonl:{tmp_path}/no.jsonl?colour=red")
+    assert message(load, tmp_path, "") == f"{tmp_path}/mine.jsonl: holds no problem"
+    said = message(load, tmp_path, '[{"prompt": "a", "answer": "1"},\n{"prompt": "b"\n]', "cut.json")
+    assert f"{tmp_path}/cut.json: not valid JSON (" in said and "line 3" in said and "like one array" in said
+    said = message(load, tmp_path, '{\n"prompt": "a",\n"answer": "1"\n}\n\n{\n"prompt": "b"\n"answer": 2}')
+    assert f"{tmp_path}/mine.jsonl, line 6: the object that begins here is no JSON" in said
+    assert message(load_task, "my.jsonl").endswith("if it is a file, write --task jsonl:my.jsonl")
+
+
+# --- gold answers -------------------------------------------------------------------------------------------
+
+
+@mutant(
+    "one gold answer after the other",
+    "plainrl/files.py",
+    "ThreadPoolExecutor(WORKERS)",
+    "ThreadPoolExecutor(1)",
+)
+@mutant(
+    "the same gold answer again and again",
+    "plainrl/files.py",
+    "    hard = []\n    for text in golds:",
+    "    hard = []\n    for text in [*golds, *golds]:",
+)
+def test_gold_answers_are_read_once_each_several_at_a_time(monkeypatch, capsys):
+    """Catches one answer after the other, the same one twice, plain integers sent round, an answer that goes
+    to another text, and a long wait in silence."""
+    asked, busy, together = [], [], []
+
+    def read_gold(text: str) -> tuple[str, str]:
+        asked.append(text)
+        busy.append(text)
+        time.sleep(0.02)
+        together.append(len(busy))
+        busy.remove(text)
+        return text.strip("$"), "" if "$" in text else "is no answer"
+
+    monkeypatch.setattr(files, "read_gold", read_gold)
+    monkeypatch.setattr(files, "SLOW_SECONDS", 0.1)
+    texts = [f"${n}/7$" for n in range(20)] + ["proof"]
+    golds = files.gold_answers(iter(texts * 3 + ["5"] * 100), "mine")
+    assert max(together) == workers.WORKERS > 1 and sorted(asked) == sorted(texts)
+    read = {f"${n}/7$": (f"{n}/7", "") for n in range(20)}
+    assert golds == read | {"proof": ("proof", "is no answer"), "5": ("5", "")}
+    shown = capsys.readouterr().out
+    assert shown.count("\n") == 1 and shown.startswith("mine: ") and "of 21 gold answers are read" in shown
+
+
+@mutant(
+    "one form speaks for all its numbers", "plainrl/files.py", "else grading.gold_answer(text)", 'else ""'
+)
+@mutant("every number is asked for", "plainrl/files.py", 're.sub("[1-9]", "7", answer)', "answer")
+def test_formulas_that_differ_in_their_digits_are_asked_once(monkeypatch):
+    """Catches 46,000 formulas that are sent to a worker one by one, and one that is refused because another
+    with its form cannot be read."""
+    asked = []
+
+    def is_readable(answer: str) -> bool:
+        asked.append(answer)
+        return answer in ("77\\sqrt{7}", "413_8")
+
+    monkeypatch.setattr(grading, "is_readable", is_readable)
+    files.is_readable_form.cache_clear()
+    assert [files.read_gold(f"${n}\\sqrt{{{n % 9 + 1}}}$") for n in (12, 35)] == [
+        ("12\\sqrt{4}", ""),
+        ("35\\sqrt{9}", ""),
+    ]
+    assert asked == ["77\\sqrt{7}"]
+    assert files.read_gold("413_8") == ("413_8", "") and files.read_gold("419_8")[1]  # there is no digit 9
+    assert asked[1:] == ["777_7", "413_8", "419_8"]
+    files.is_readable_form.cache_clear()
+
+
+# --- splits -------------------------------------------------------------------------------------------------
+
+
+def test_too_few_problems(tmp_path):
+    """Catches an empty split that is trained or measured on; repeated lines are no further problems; `all`
+    needs no splits."""
+    task = load(tmp_path, [{"prompt": f"p{n % 9}", "answer": "1"} for n in range(40)])
+    assert message(task.problem, "test", 0, 0).startswith(
+        f"--task jsonl:{tmp_path}/mine.jsonl: its 37 problems leave nothing for test; give at least 10"
+    )
+    assert task.size("all") == 9 and task.size("dev") == 1 and task.size("train") == 36
+    held_out = load(tmp_path, [row | {"split": "validation"} for row in sums(12)])
+    said = message(held_out.problem, "train", 0, 0)
+    assert "leave nothing for train; name it in the field split, or add ?split= to the path" in said
+
+
+@mutant("copies are measured", "plainrl/files.py", "return measured_once(splits)", "return splits")
+def test_splits_are_disjoint(tmp_path):
+    """Catches identical prompts on two sides or measured twice, a problem that is nowhere, and another share
+    than a tenth for dev and test."""
+    repeated = [{"prompt": f"What is {n}+1?", "answer": str(n + 1)} for n in (3, 9, 8, 8)]
+    many = [{"prompt": f"p{n}", "answer": str(n)} for n in range(86)]
+    task = load(tmp_path, repeated + many + many[:20] + repeated + sums(12))
+    prompts = {split: {problem.prompt for problem in problems} for split, problems in task.problems.items()}
+    assert len(set().union(*prompts.values())) == sum(map(len, prompts.values())) == 98
+    assert {split: len(members) for split, members in prompts.items()} == {"train": 80, "dev": 9, "test": 9}
+    assert [task.size(split) for split in ("train", "dev", "test", "all")] == [80 + 4 + 16 + 4, 9, 9, 98]
+
+
+@mutant("no contradictions", "plainrl/files.py", "sum(len(found) > 1 for", "sum(len(found) > 9 for")
+@mutant(
+    "another spelling is a contradiction",
+    "plainrl/files.py",
+    "problem.answer if value is None else value",
+    "problem.answer",
+)
+def test_copies_and_contradictions_are_counted(tmp_path, capsys):
+    """Catches a file that says twice as much as it has, and one that says two things, in silence."""
+    others = [{"prompt": f"What is {n}+1?", "answer": answer} for n, answer in ((0, "2"), (1, "2.0"))]
+    load(tmp_path, sums(12) + sums(2) + others)
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "mine: problems with the prompt of another: 4; dev and test have each prompt once",
+        "mine: prompts that come with different answers: 1",
+    ]
+    load(tmp_path, [row | {"split": split} for row in sums(3) for split in ("train", "dev", "dev", "test")])
+    assert capsys.readouterr().out.splitlines() == [
+        "mine: 9 problems: 3 train, 3 dev, 3 test",
+        "mine: problems with the prompt of another: 9; dev and test have each prompt once",
+        "mine: problems of dev and test that are in train as well: 6",
+    ]
+
+
+@mutant(
+    "validation is no dev",
+    "plainrl/files.py",
+    '"valid", "val", "development"), "dev"',
+    '"valid", "val", "development"), "test"',
+)
+def test_splits_that_a_file_names(tmp_path):
+    """Catches splits of a file that are dealt out anew, other spellings of them that are not known, and a
+    file that names them for some lines."""
+    names = {"dev": ("dev", "validation", "Valid"), "train": ("train", " TRAIN", "training")}
+    names["test"] = ("test", "test", "testing")
+    rows = [
+        {"prompt": f"{split} {n}?", "answer": "1", "split": spelt}
+        for split, spellings in names.items()
+        for n, spelt in enumerate(spellings)
+    ]
+    task = load(tmp_path, rows)
+    for split in names:
+        assert [problem.prompt.split()[0] for problem in task.members(split)] == [split] * 3
+    plain, path = {"prompt": "p", "answer": "1"}, tmp_path / "mine.jsonl"
+    assert message(load, tmp_path, [plain | {"split": "s\x1bft"}, *rows]) == (
+        f"{path}, line 1: field 'split' is 's\\x1bft'; "
+        "it must be train, dev (validation, valid, val) or test, or is left out by ?split="
+    )
+    assert f"{path}, line 2: field 'split' is new here" in message(load, tmp_path, [plain, *rows])
+    assert f"{path}, line 10: field 'split' is missing; give it in every line or in none" in message(
+        load, tmp_path, [*rows, plain]
+    )
+    assert load(tmp_path, [plain | {"split": "sft"}, *rows], settings="?split=").size("train") == 8
+
+
+def test_horizons_of_a_file(tmp_path):
+    """Catches the field horizon ignored, and a missing horizon that gives an empty task."""
+    rows = [{"prompt": f"{h} {n}?", "answer": "1", "horizon": h} for n in range(10) for h in (1, 2)]
+    task = load(tmp_path, rows)
+    assert {task.at_horizon(2).problem(split, 0, 0).horizon for split in ("train", "dev", "test")} == {2}
+    assert (
+        message(task.at_horizon, 3) == f"--task jsonl:{tmp_path}/mine.jsonl: has no problem of horizon 3, "
+        "only of 1, 2; horizon=1 in --task chains them"
+    )

@@ -1,0 +1,487 @@
+"""The output folder: who gets it, what a damaged, missing or linked checkpoint does, and a log with a broken
+line. Whole runs that are killed are in test_resume.py."""
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from filelock import FileLock
+from mutants import mutant
+from safetensors.torch import load_file, save_file
+from toys import HashTask, quick_flags, records
+
+import grpo
+from plainrl import models, run as run_module
+from plainrl.folder import or_one_line, read_state, remove_if_unused, truncate_log
+from tools import make_tiny
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+
+def go(toy_model, folder: Path, task=None, **changes) -> Path:
+    grpo.main(grpo.Args(**quick_flags(toy_model, folder, **changes)), task=task or HashTask())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def quietly():
+    """No pictures in fixtures of a module either."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("plainrl.curves.plot_run", lambda run: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def four_steps(quietly, toy_model, tmp_path_factory) -> Path:
+    """A run of four steps: last/ is of step 4, last.old/ of step 2."""
+    return go(toy_model, tmp_path_factory.mktemp("four") / "run", steps=4)
+
+
+@pytest.fixture(scope="module")
+def five_steps(quietly, toy_model, tmp_path_factory) -> Path:
+    """The same and a step more, without a break."""
+    return go(toy_model, tmp_path_factory.mktemp("five") / "run", steps=5)
+
+
+@pytest.fixture
+def copy(four_steps, tmp_path) -> Path:
+    return shutil.copytree(four_steps, tmp_path / "run")
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def assert_same(one: Path, other: Path) -> None:
+    assert records(one) == records(other)
+    for name in ("last/model.safetensors", "last/state.json", "final/model.safetensors", "samples.jsonl"):
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+
+
+# --- damage -------------------------------------------------------------------------------------------------
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@mutant(
+    "files that nobody compares", "plainrl/models.py", "if here.get(name) != digest", "if name not in here"
+)
+@mutant(
+    "files that may be missing",
+    "plainrl/models.py",
+    "here.get(name) != digest",
+    "here.get(name, digest) != digest",
+)
+@mutant(
+    "a list of files that may be missing",
+    "plainrl/folder.py",
+    'if "run" in state and not (folder / "checksums.json").exists():',
+    "if False:",
+)
+def test_every_kind_of_damage_to_every_file_is_noticed(copy):
+    """Catches a file that is left out of the checksums, a list of them that can itself be damaged, and one
+    kind of damage that passes."""
+    for name in ("last", "best"):
+        folder = copy / name
+        assert not problem_of(folder)
+        for path in sorted(folder.iterdir()):
+            before = path.read_bytes()
+            for harm in (flip, truncate, lambda path: path.write_bytes(b"{}"), Path.unlink):
+                harm(path)
+                assert problem_of(folder), (path.name, harm)
+                path.write_bytes(before)
+        assert not problem_of(folder)
+
+
+def problem_of(folder: Path) -> str | None:
+    """What a resume sees of the folder before it loads it."""
+    return read_state(folder, "")[1] if folder.name == "last" else models.damage(folder)
+
+
+def another_model(last: Path) -> None:
+    weights = load_file(last / "model.safetensors")
+    save_file(
+        {name: weight + 1 for name, weight in weights.items()}, last / "model.safetensors", {"format": "pt"}
+    )
+
+
+def missing_tensor(last: Path) -> None:
+    """As an older run may have it: without checksums."""
+    weights = load_file(last / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, last / "model.safetensors", {"format": "pt"})
+    forget_checksums(last)
+
+
+def forget_checksums(last: Path) -> None:
+    (last / "checksums.json").unlink()
+    state = json.loads((last / "state.json").read_text())
+    del state["run"]
+    (last / "state.json").write_text(json.dumps(state))
+
+
+def half_an_optimizer(last: Path) -> None:
+    forget_checksums(last)
+    truncate(last / "optimizer.pt")
+
+
+def empty_optimizer(last: Path) -> None:
+    torch.save({"state": {}, "param_groups": []}, last / "optimizer.pt")
+
+
+def empty_state(last: Path) -> None:
+    forget_checksums(last)
+    (last / "state.json").write_text("{}")
+
+
+DAMAGES = {
+    another_model: "model.safetensors is not what was written",
+    missing_tensor: "1 of its weights are missing, model.layers.1.mlp.up_proj.weight",
+    half_an_optimizer: "optimizer.pt: ",
+    empty_optimizer: "optimizer.pt is not what was written",
+    empty_state: "state.json is not the state of a run",
+    shutil.rmtree: "is missing",
+}
+
+
+@mutant(
+    "random weights for missing ones",
+    "plainrl/models.py",
+    "    if missing:\n",
+    "    if False:\n",
+    case="missing_tensor",
+)
+@mutant(
+    "a state of nothing",
+    "plainrl/folder.py",
+    'not state.keys() >= {"step", "tokens", "best", "test_before"}',
+    "False",
+    case="empty_state",
+)
+@pytest.mark.parametrize("harm", DAMAGES, ids=lambda harm: harm.__name__)
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(toy_model, five_steps, copy, capsys, harm):
+    """Catches a run that goes on from random weights, from another model or without its optimizer, starts
+    again, or loses what went before; and one that says nothing about it."""
+    harm(copy / "last")
+    go(toy_model, copy, steps=5, resume=True)
+    said = next(line for line in capsys.readouterr().out.splitlines() if "going on from last.old" in line)
+    assert DAMAGES[harm] in said and "step 2" in said
+    assert_same(copy, five_steps)
+    assert (copy / "last.damaged").exists() == (harm is not shutil.rmtree)
+
+
+@mutant("previous checkpoint that nobody keeps", "plainrl/folder.py", ", keep_previous=True", "")
+def test_an_older_checkpoint_goes_on(toy_model, five_steps, copy, capsys):
+    """Catches a checkpoint from before the checksums that is refused, and one checkpoint alone."""
+    forget_checksums(copy / "last")
+    shutil.rmtree(copy / "last.old")
+    go(toy_model, copy, steps=5, resume=True)
+    assert "damaged" not in capsys.readouterr().out and (copy / "last.old").exists()
+    assert_same(copy, five_steps)
+
+
+def both_damaged(run: Path) -> None:
+    flip(run / "last" / "model.safetensors")
+    truncate(run / "last.old" / "optimizer.pt")
+
+
+def both_missing(run: Path) -> None:
+    shutil.rmtree(run / "last")
+    shutil.rmtree(run / "last.old")
+
+
+def of_another_seed(run: Path) -> None:
+    """Everything in it fits together."""
+    for folder in (run / "last", run / "last.old"):
+        state = json.loads((folder / "state.json").read_text())
+        state["run"] = state["run"].replace("seed 0", "seed 1")
+        (folder / "state.json").write_text(json.dumps(state))
+        (folder / "checksums.json").write_text(json.dumps(models.checksums(folder)))
+
+
+def no_config(run: Path) -> None:
+    (run / "config.json").write_text("")
+
+
+REFUSED = {
+    both_damaged: "last: is damaged .model.safe.*, and last.old: is damaged .optimizer.pt is not",
+    both_missing: "the checkpoint is missing, though the log goes to step 4",
+    of_another_seed: "last: belongs to another run .*seed 1, not .*seed 0",
+    no_config: "config.json is missing or damaged",
+}
+
+
+@mutant(
+    "start again where a checkpoint is lost",
+    "plainrl/run.py",
+    'if before.get("saved", ',
+    'if False and ("saved", ',
+    case="both_missing",
+)
+@mutant(
+    "checkpoint of another run",
+    "plainrl/folder.py",
+    'if run and state.get("run", run) != run:',
+    "if False:",
+    case="of_another_seed",
+)
+@pytest.mark.parametrize("harm", REFUSED, ids=lambda harm: harm.__name__)
+def test_what_cannot_be_gone_on_from_is_refused_and_left_alone(toy_model, copy, harm):
+    """Catches a resume that starts again and wipes the logs, or goes on with another run's checkpoint."""
+    harm(copy)
+    before = contents(copy)
+    with pytest.raises(SystemExit, match=f"^error: --resume: .*{REFUSED[harm]}"):
+        go(toy_model, copy, steps=5, resume=True)
+    assert contents(copy) == before
+
+
+@mutant(
+    "best that is missed at the end",
+    "plainrl/run.py",
+    "        if lost:\n",
+    "        if False:\n",
+    case="missing",
+)
+@pytest.mark.parametrize(
+    "harm", [shutil.rmtree, lambda best: flip(best / "model.safetensors")], ids=["missing", "flipped"]
+)
+def test_a_lost_best_model_is_noticed_before_the_training(toy_model, copy, capsys, harm):
+    """Catches a run that finds out after all training that it has no best model."""
+    harm(copy / "best")
+    go(toy_model, copy, steps=5, resume=True)
+    out = capsys.readouterr().out
+    assert "/best: is " in out and "the model of step 4 is scored and takes its place" in out
+    assert out.index("takes its place") < out.index("   5/5 ") and models.damage(copy / "best") is None
+
+
+def test_a_link_to_another_disk(toy_model, five_steps, copy, tmp_path):
+    """Catches a checkpoint that cannot be replaced twice where last/ is a link, or that replaces the link."""
+    elsewhere = tmp_path / "disk"
+    elsewhere.mkdir()
+    (copy / "last").rename(elsewhere / "last")
+    (copy / "last").symlink_to(elsewhere / "last")
+    go(toy_model, copy, steps=5, resume=True, save_every=1)
+    assert (copy / "last").is_symlink() and {path.name for path in elsewhere.iterdir()} == {
+        "last",
+        "last.old",
+    }
+    assert_same(copy, five_steps)
+
+
+# --- logs ---------------------------------------------------------------------------------------------------
+
+
+@mutant(
+    "a broken line ends the log",
+    "plainrl/folder.py",
+    "if record is None and any(records[i:]):",
+    "if record is None:",
+)
+def test_a_broken_line_in_the_middle_costs_itself_alone(tmp_path, capsys):
+    """Catches records that are dropped because an earlier line is broken, a broken line that is lost, and a
+    cut that nobody is told of."""
+    log = tmp_path / "metrics.jsonl"
+    lines = [json.dumps({"step": step, "reward/mean": 0.5}).encode() + b"\n" for step in range(6)]
+    lines[2:2] = [b'{"step": 1, \xff\n', b"{}\n"]
+    log.write_bytes(b"".join(lines) + b'{"step": 6')
+    truncate_log(log, 3)
+    assert [record["step"] for record in records(tmp_path)] == [0, 1, 2, 3]
+    assert (tmp_path / "metrics.jsonl.broken").read_bytes() == b'{"step": 1, \xff\n{}\n'
+    out = capsys.readouterr().out
+    assert "line 3, 4 cannot be read" in out and "3 lines after step 3 are dropped" in out
+    truncate_log(log, 3)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_log_that_ends_before_the_checkpoint_is_said(toy_model, copy, capsys):
+    """Catches a gap in the log that nobody is told of."""
+    lines = (copy / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (copy / "metrics.jsonl").write_text("".join(lines[:3]))
+    go(toy_model, copy, steps=4, resume=True)
+    assert "ends at step 2: the records up to the checkpoint's step 4 are lost" in capsys.readouterr().out
+
+
+# --- who gets the folder ------------------------------------------------------------------------------------
+
+
+@mutant(
+    "a folder that is claimed after the loading",
+    "plainrl/run.py",
+    "            self.claim_folder()\n            check_task(self.task, args)\n",
+    "            check_task(self.task, args)\n",
+)
+def test_a_second_fresh_run_is_refused_before_it_loads_anything(toy_model, tmp_path, monkeypatch):
+    """Catches two runs that both find no folder, load their models and then overwrite each other."""
+    (tmp_path / "run").mkdir()
+    monkeypatch.setattr(run_module, "load_model", None)
+    with FileLock(tmp_path / "run" / ".lock", is_singleton=False):
+        with pytest.raises(SystemExit, match="--out-dir .*run: another process is writing there"):
+            go(toy_model, tmp_path / "run")
+
+
+class Breaks(HashTask):
+    """Its problems of one split cannot be made; the last is asked for before the folder is opened."""
+
+    def problem(self, split, index, seed):
+        if (split, index) == ("dev", 0):
+            self.break_down()
+        return super().problem(split, index, seed)
+
+
+@mutant(
+    "a folder that bars the next try",
+    "plainrl/run.py",
+    "                self.give_back()\n",
+    "                pass\n",
+)
+@mutant(
+    "folder of a run removed",
+    "plainrl/folder.py",
+    "if folder.exists() and is_unused(folder):",
+    "if folder.exists():",
+)
+def test_a_run_that_fails_before_its_first_record_leaves_no_folder(toy_model, tmp_path, copy):
+    """Catches an empty folder that bars the same command the next time, and a resumed run's that goes too."""
+    task = Breaks()
+    task.break_down = lambda: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        go(toy_model, tmp_path / "new", task)
+    assert not (tmp_path / "new").exists()
+    before = contents(copy)
+    with pytest.raises(ZeroDivisionError):
+        go(toy_model, copy, task, steps=6, resume=True)
+    assert contents(copy).keys() == before.keys()
+    remove_if_unused(copy, FileLock(copy / ".lock"))
+    assert contents(copy).keys() == before.keys()
+    (tmp_path / "new").mkdir()  # as a kill leaves it
+    (tmp_path / "new" / "config.json").write_text("{}")
+    go(toy_model, tmp_path / "new", steps=1)
+
+
+@pytest.mark.parametrize(
+    "error", [PermissionError(13, "Permission denied"), OSError(28, "No space left on device")]
+)
+def test_a_folder_that_cannot_be_written_is_one_line(toy_model, tmp_path, monkeypatch, error):
+    """Catches a traceback, or minutes of loading, before a folder that nobody may write."""
+    monkeypatch.setattr(run_module, "load_model", None)
+
+    def acquire(self):
+        raise error
+
+    monkeypatch.setattr(FileLock, "acquire", acquire)
+    with pytest.raises(SystemExit, match=f"^error: --out-dir .*run: cannot be written .{error.strerror}."):
+        go(toy_model, tmp_path / "run")
+    assert not list((tmp_path / "run").iterdir())
+
+
+def no_room(model) -> bool:
+    raise OSError(28, "No space left on device")
+
+
+def no_room_for_tensors(content, path) -> None:
+    raise RuntimeError("[enforce fail at inline_container.cc:668] . PytorchStreamWriter failed writing file")
+
+
+@mutant(
+    "half a checkpoint fills the disk",
+    "plainrl/models.py",
+    "        shutil.rmtree(aside, ignore_errors=True)  # what",
+    "        # what",
+)
+def test_a_full_disk_is_one_line_and_the_last_checkpoint_stays(toy_model, five_steps, copy, monkeypatch):
+    """Catches a traceback, a half checkpoint that takes the last free room, or a good one that is lost."""
+    one_line = r"^error: .*cannot be written \(.*\); what was saved before"
+    for owner, name, full in ((torch, "save", no_room_for_tensors), (models.lora, "save_adapter", no_room)):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, full if owner is torch else lambda *args: no_room(args))
+            with pytest.raises(SystemExit, match=one_line):
+                go(toy_model, copy, steps=5, resume=True)
+        assert not (copy / "last.tmp").exists()
+    with pytest.raises(SystemExit, match=one_line), or_one_line(copy), open("/dev/full", "w") as log:
+        log.write("a record")
+    go(toy_model, copy, steps=5, resume=True)
+    assert_same(copy, five_steps)
+
+
+# --- signals ------------------------------------------------------------------------------------------------
+
+
+class Signalled(HashTask):
+    """Sends signals to this process when a problem is asked for the `count`-th time."""
+
+    def __init__(self, at: tuple, *signals, count=1):
+        super().__init__()
+        self.at, self.signals, self.count = at, signals, count
+
+    def problem(self, split, index, seed):
+        self.count -= (split, index) == self.at
+        if (split, index) == self.at and self.count == 0:
+            for each in self.signals:
+                os.kill(os.getpid(), each)
+        return super().problem(split, index, seed)
+
+
+@mutant("SIGTERM kills", "plainrl/run.py", '("SIGINT", "SIGTERM", "SIGHUP")', '("SIGINT", "SIGHUP")')
+def test_sigterm_saves_as_ctrl_c_does(toy_model, five_steps, tmp_path):
+    """Catches a scheduler's end that loses the step, and handlers that stay when the run is over."""
+    handler = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        folder = go(toy_model, tmp_path / "run", Signalled(("train", 5), signal.SIGTERM))
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    assert json.loads((folder / "last" / "state.json").read_text())["step"] == 3
+    go(toy_model, folder, resume=True)
+    assert_same(folder, five_steps)
+
+
+@mutant("SIGHUP of nohup heard", "plainrl/run.py", "signal.getsignal(number) == signal.SIG_IGN:", "False:")
+@pytest.mark.parametrize("handler", [signal.SIG_DFL, signal.SIG_IGN], ids=["terminal", "nohup"])
+def test_sighup_is_heard_unless_it_is_ignored(monkeypatch, handler):
+    """Catches a closed terminal that loses the step, and a run under nohup that stops at it."""
+    before = signal.signal(signal.SIGHUP, handler)
+    stop = run_module.StopRequest()
+    stop.in_step = True
+    try:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert stop.requested == (handler == signal.SIG_DFL)
+    finally:
+        stop.forget()
+        assert signal.signal(signal.SIGHUP, before) == handler
+
+
+def test_ctrl_c_before_the_first_step_and_twice(toy_model, tmp_path, capsys):
+    """Catches a Ctrl-C during the first scores that waits for a step, a second one that does, and a
+    traceback."""
+    with pytest.raises(SystemExit) as stop:
+        go(toy_model, tmp_path / "first", Signalled(("dev", 0), signal.SIGINT))
+    assert stop.value.code == 130 and not (tmp_path / "first").exists()
+    assert "stopped at once; there was no checkpoint yet" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stop:
+        go(toy_model, tmp_path / "twice", Signalled(("train", 5), signal.SIGINT, signal.SIGINT))
+    assert stop.value.code == 130 and "--resume goes on from its last checkpoint" in capsys.readouterr().out
+    assert json.loads((tmp_path / "twice" / "last" / "state.json").read_text())["step"] == 2
+
+
+def test_ctrl_c_while_a_tiny_model_is_made(tmp_path, monkeypatch):
+    """Catches a traceback, and half a model."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    monkeypatch.setattr(make_tiny, "corpus", lambda *args: iter([]))
+    monkeypatch.setattr(make_tiny, "build_tokenizer", lambda texts: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit) as stop:
+        make_tiny.main(make_tiny.Args(out_dir=tmp_path / "tiny"))
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    assert stop.value.code == 128 + signal.SIGTERM and not list(tmp_path.iterdir())
