@@ -483,7 +483,7 @@ def test_plot_of_several_results(tmp_path, monkeypatch):
         (dict(temperature=0.0, samples=2), "--temperature 0 --samples 2: greedy samples are all equal"),
         (dict(temperature=1e-30), "--temperature 1e-30: must be at least 0.01, or 0 for greedy sampling"),
         (dict(samples=10**9), "--samples 1000000000: must be at least 1 and at most 10,000"),
-        (dict(max_new_tokens=250), "--max-new-tokens 250: test problem 0 has"),
+        (dict(max_new_tokens=506), "--max-new-tokens 506: test problem 0 has"),
         (dict(top_p=0.0), "--top-p 0.0: must be above 0"),
         (dict(seed=-1), "--seed -1"),
         (dict(task="chain?horizon=11"), "--task chain: horizon=11 is not within"),
