@@ -13,7 +13,15 @@ from plainrl import ranks
 from plainrl.models import damage, put_weights, real_folder, save_model
 from plainrl.screen import fail, say
 
-NO_RECORD_YET = {".lock", "config.json"}  # what a run has written before its first record
+# What a run may have written before its first record.
+NO_RECORD_YET = {
+    ".lock",
+    "config.json",
+    "config.json.tmp",
+    "metrics.jsonl.tmp",
+    "samples.jsonl.tmp",
+    "best.tmp",
+}
 ANEW = "or use another --out-dir"
 
 
@@ -40,9 +48,7 @@ def refuse_another_run(out_dir: Path, resume: bool) -> None:
         return
     if not resume:
         fail(f"--out-dir {out_dir} exists; continue that run with --resume, or choose another --out-dir")
-    try:
-        json.loads((out_dir / "config.json").read_text())["flags"]
-    except (OSError, ValueError, KeyError, TypeError):
+    if not is_config_of_a_run(out_dir / "config.json"):
         fail(
             f"--resume: {out_dir / 'config.json'} is missing or damaged, so that nobody can tell whose run "
             f"this is; put it back, {ANEW}"
@@ -50,10 +56,21 @@ def refuse_another_run(out_dir: Path, resume: bool) -> None:
 
 
 def is_unused(folder: Path) -> bool:
-    """Whether there is no such folder, or no run has written a record into it."""
+    """Whether there is no such folder, or nothing in it but what a run leaves that has no record yet."""
     if not folder.exists():
         return True
-    return all(path.name in NO_RECORD_YET or path.name.endswith(".tmp") for path in folder.iterdir())
+    names = {path.name for path in folder.iterdir()}
+    return names <= NO_RECORD_YET and (
+        "config.json" not in names or is_config_of_a_run(folder / "config.json")
+    )
+
+
+def is_config_of_a_run(path: Path) -> bool:
+    """Not that of a model, say: what is unused is removed, and nobody else's file may be."""
+    try:
+        return {"script", "flags"} <= json.loads(path.read_text()).keys()
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def remove_if_unused(folder: Path, held: FileLock) -> None:

@@ -366,8 +366,27 @@ def test_a_run_that_fails_before_its_first_record_leaves_no_folder(toy_model, tm
     remove_if_unused(copy, FileLock(copy / ".lock"))
     assert contents(copy).keys() == before.keys()
     (tmp_path / "new").mkdir()  # as a kill leaves it
-    (tmp_path / "new" / "config.json").write_text("{}")
+    (tmp_path / "new" / "config.json").write_text('{"script": "grpo", "flags": {}}')
     go(toy_model, tmp_path / "new", steps=1)
+
+
+@mutant(
+    "a model's folder is taken for an unused one",
+    "plainrl/folder.py",
+    '"config.json" not in names or is_config_of_a_run(folder / "config.json")',
+    "True",
+)
+@pytest.mark.parametrize(
+    "name, content", [("config.json", '{"model_type": "llama"}'), ("notes.tmp", "precious")]
+)
+def test_files_of_others_are_refused_and_stay(toy_model, tmp_path, name, content):
+    """Catches a fresh run that takes a folder with somebody's files for one of its own, and empties it."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / name).write_text(content)
+    with pytest.raises(SystemExit, match="--out-dir .*mine exists"):
+        grpo.main(grpo.Args(**quick_flags(toy_model, folder)), task=HashTask())
+    assert (folder / name).read_text() == content
 
 
 @pytest.mark.parametrize(
