@@ -144,9 +144,7 @@ def grade_all(task, completions: list[str], problems: list[Problem]) -> list[Gra
             started[i] = time.monotonic()
             try:
                 grade = task.grade(completion, problem)
-            except (
-                Exception
-            ) as error:  # a user's reward function may raise anything; counted in reward/errors
+            except Exception as error:  # a user's reward may raise anything; counted in reward/errors
                 grade = error
             started.pop(i)
             done.put((i, grade))

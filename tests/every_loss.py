@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import torch
+from random_model import nucleus_entropy_by_loops
 
 import grpo
 import guide
@@ -54,24 +55,11 @@ def quantile_by_hand(values: list[float], share: float) -> float:
     return below + (place - math.floor(place)) * (above - below)
 
 
-def nucleus_entropy_by_hand(logprobs: np.ndarray, p: float, rule: str) -> float:
-    """SIREN's entropy of one token's distribution."""
-    kept, mass = [], 0.0
-    for probability in sorted(np.exp(logprobs), reverse=True):
-        if p < 1 and rule == "official" and mass + probability >= p:
-            break
-        kept.append(probability)
-        mass += probability
-        if p < 1 and rule == "standard" and mass >= p:
-            break
-    return -sum(q / mass * math.log(q / mass) for q in kept)
-
-
 def siren_entropy_by_hand(tables: list[np.ndarray], args) -> float:
     """SIREN's H of these completions: a mean over each one's peaks, then over completions."""
     means = []
     for table in tables:
-        h = [nucleus_entropy_by_hand(row, args.nucleus_p, args.nucleus_rule) for row in table]
+        h = [nucleus_entropy_by_loops(row, args.nucleus_p, args.nucleus_rule) for row in table]
         peaks = [value for value in h if args.tau == 0 or value > quantile_by_hand(h, args.tau)]
         means.append(sum(peaks) / len(peaks) if peaks else 0.0)
     return sum(means) / len(means)

@@ -1,5 +1,8 @@
 """Tiny random models for the tests: two layers, no file, no network, different for each seed."""
 
+import math
+
+import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
@@ -152,3 +155,16 @@ def as_batch(batch: dict, rows: slice = slice(None)):
 
     columns = {name: values for name, values in batch.items() if torch.is_tensor(values)}
     return Batch(batch["prompt_ids"], batch["completion_ids"], columns).rows(rows)
+
+
+def nucleus_entropy_by_loops(logprobs: np.ndarray, p: float, rule: str) -> float:
+    """SIREN's entropy of one token's distribution [V], one token of the vocabulary at a time."""
+    kept, mass = [], 0.0
+    for probability in sorted(np.exp(logprobs), reverse=True):
+        if p < 1 and rule == "official" and mass + probability >= p:
+            break
+        kept.append(probability)
+        mass += probability
+        if p < 1 and rule == "standard" and mass >= p:
+            break
+    return -sum(q / mass * math.log(q / mass) for q in kept)

@@ -20,7 +20,16 @@ from kit import (
     widened,
 )
 from mutants import mutant
-from random_model import EOS, GRADIENT, as_batch, distance, distributions, gradient, random_model
+from random_model import (
+    EOS,
+    GRADIENT,
+    as_batch,
+    distance,
+    distributions,
+    gradient,
+    nucleus_entropy_by_loops,
+    random_model,
+)
 from toys import HashTask, quick_flags
 
 import plainrl.run as run_module
@@ -129,19 +138,6 @@ def test_nucleus_entropy_golden_gradient():
     assert logits.grad[3].item() == 0.0 and abs(logits.grad.sum().item()) < 1e-12
 
 
-def entropy_by_loops(logprobs: np.ndarray, p: float, rule: str) -> float:
-    """Of one token's distribution, one token of the vocabulary at a time."""
-    kept, mass = [], 0.0
-    for probability in sorted(np.exp(logprobs), reverse=True):
-        if p < 1 and rule == "official" and mass + probability >= p:
-            break
-        kept.append(probability)
-        mass += probability
-        if p < 1 and rule == "standard" and mass >= p:
-            break
-    return -sum(q / mass * math.log(q / mass) for q in kept)
-
-
 @mutant("p of 1 cuts the tail", "siren.py", "if top_p >= 1:", "if top_p > 1:", case="1.0-official")
 @RULES
 @pytest.mark.parametrize("p", [0.5, 0.8, 0.95, 1.0])
@@ -153,7 +149,10 @@ def test_nucleus_entropy_equals_loops_and_finite_differences(rule, p):
     ours = siren.nucleus_entropy(logits, p, rule)
     table = torch.log_softmax(logits.detach(), -1).numpy()
     np.testing.assert_allclose(
-        ours.detach().numpy(), [entropy_by_loops(row, p, rule) for row in table], rtol=1e-10, atol=1e-12
+        ours.detach().numpy(),
+        [nucleus_entropy_by_loops(row, p, rule) for row in table],
+        rtol=1e-10,
+        atol=1e-12,
     )
     ours.sum().backward()
     inside = 0
@@ -162,7 +161,7 @@ def test_nucleus_entropy_equals_loops_and_finite_differences(rule, p):
         for move in (1e-6, -1e-6):
             moved = logits.detach()[row].clone()
             moved[token] += move
-            values.append(entropy_by_loops(torch.log_softmax(moved, -1).numpy(), p, rule))
+            values.append(nucleus_entropy_by_loops(torch.log_softmax(moved, -1).numpy(), p, rule))
         assert logits.grad[row, token].item() == pytest.approx((values[0] - values[1]) / 2e-6, abs=1e-7)
         inside += logits.grad[row, token].item() != 0
     assert 2 < inside <= 200 and (inside < 200) == (p < 1)
@@ -200,7 +199,9 @@ def test_nucleus_larger_than_the_first_look(rule):
     flat, peaked = torch.zeros(5000), torch.arange(5000) * -1.0
     ours = siren.nucleus_entropy(torch.stack([flat, peaked]), 0.8, rule)
     table = torch.log_softmax(torch.stack([flat, peaked]), -1).numpy()
-    assert ours.tolist() == pytest.approx([entropy_by_loops(row, 0.8, rule) for row in table], rel=1e-3)
+    assert ours.tolist() == pytest.approx(
+        [nucleus_entropy_by_loops(row, 0.8, rule) for row in table], rel=1e-3
+    )
     assert ours[0].item() == pytest.approx(math.log(4000), abs=1e-3)
     alone = siren.nucleus_entropy(peaked, 0.8, rule)
     assert ours[1].item() == pytest.approx(alone.item(), rel=1e-12)
@@ -358,7 +359,7 @@ def mean_entropy_by_loops(
         table = distributions(
             model, batch["prompt_ids"][i], batch["completion_ids"][i], args.temperature
         ).numpy()
-        h = [entropy_by_loops(row, args.nucleus_p, args.nucleus_rule) for row in table]
+        h = [nucleus_entropy_by_loops(row, args.nucleus_p, args.nucleus_rule) for row in table]
         entropies |= {(i, t): value for t, value in enumerate(h)}
         above = (
             chosen[i]
