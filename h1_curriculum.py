@@ -243,6 +243,7 @@ def end_step_of_stage(run: Run, rollout, batch: Batch, own: dict, args: Args) ->
     accuracy = record.get(f"eval/{run.task.name}-h{stage}/avg@{args.eval_samples}")
     over = stage_is_over(args, run.state, accuracy)
     if over:
+        run.save_best()  # the next stage has other weights
         start_next_stage(run, args)
     run.save(now=over)
     return run.optimizer
@@ -251,7 +252,7 @@ def end_step_of_stage(run: Run, rollout, batch: Batch, own: dict, args: Args) ->
 def score_stage(run: Run) -> dict[str, float]:
     """Scores on dev. The best model of the stage so far is kept in stage/, from where the next one starts."""
     scores = run.score_dev()
-    if scores[run.dev_score] > run.state["stage_best"]:  # over all horizons  [D4]
+    if scores[run.dev_score] >= run.state["stage_best"]:  # over all horizons, of equal ones the later  [D4]
         run.state["stage_best"] = scores[run.dev_score]
         save_model(run.dir / "stage", run.model, run.tokenizer)
     return scores

@@ -12,7 +12,12 @@ MAX_ANSWER_CHARS = 1000  # a longer box is not an answer, unless the right answe
 # --- which text is the answer -------------------------------------------------------------------------------
 
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*(?:\{|(?P<bare>[-+]?[0-9][0-9.,/]*))")
-_BETWEEN_BOXES = re.compile(r"[\s$]*(?:,|;|\band\b|\bor\b|,\s*and\b|,\s*or\b)[\s$]*")
+_BOX_NAME = r"[a-zA-Z](?:_\{?[a-zA-Z0-9]\}?)?"
+_SPACE = r"(?:[\s$]|\\q?quad(?![a-zA-Z])|\\[ ,;!])*"
+_BETWEEN_BOXES = re.compile(
+    rf"{_SPACE}(?:[,;]|,?\s*\b(?:and|or)\b|,?\s*\\text\s*\{{\s*,?\s*(?:and|or)\s*\}}){_SPACE}(?:({_BOX_NAME})\s*=\s*)?"
+)
+_BEFORE_BOX = re.compile(rf"(?<![\\a-zA-Z])({_BOX_NAME})\s*=\s*$")
 
 
 def after_thinking(text: str) -> str:
@@ -31,12 +36,14 @@ def last_boxed(text: str) -> str | None:
     r"""Content of the last \boxed{...}, braces balanced. None without a box or when it never closes.
 
     A box may also be opened as \boxed {42}, \boxed 42 or \fbox{42}. Boxes joined by a comma, "and" or "or"
-    are one answer. A box inside thinking does not count.
+    are one answer, with names between them, too. A box inside thinking does not count.
 
     >>> last_boxed(r"so \boxed{1} or rather \boxed{\frac{1}{2}} apples")
     '\\frac{1}{2}'
     >>> last_boxed(r"$x=\boxed{2}$ and $\boxed{3}$")
     '2, 3'
+    >>> last_boxed(r"$x=\boxed{2}$, $y=\boxed{3}$")
+    'x=2, y=3'
     """
     text = after_thinking(text)
     opening = None
@@ -53,9 +60,17 @@ def last_boxed(text: str) -> str | None:
     if content is None:
         return None
     found, start = [content.strip()], opening.start()
+    names = []
     while joined := _box_before(text, start):
-        content, start = joined
+        content, start, name = joined
         found.insert(0, content)
+        names.insert(0, name)
+    first = _BEFORE_BOX.search(text, max(0, start - 20), start)
+    if any(names) and not first:  # 2 and x=3: the first may be of a step before
+        return found[-1]
+    names.insert(0, first and first[1])
+    if len(names) > 1 and all(names):
+        found = [f"{name}={content}" for name, content in zip(names, found, strict=True)]
     return found[0] if len(set(found)) == 1 else ", ".join(found)
 
 
@@ -69,8 +84,9 @@ def _balanced(text: str, start: int) -> str | None:
     return None
 
 
-def _box_before(text: str, end: int) -> tuple[str, int] | None:
-    """Content and start of the box that is joined to the one at `end` by a comma, "and" or "or"."""
+def _box_before(text: str, end: int) -> tuple[str, int, str | None] | None:
+    """Content and start of the box that is joined to the one at `end` by a comma, "and" or "or", and the name
+    that the latter has."""
     start = text.rfind("\\boxed{", 0, end)
     if start < 0 or end - start > 2 * MAX_ANSWER_CHARS:
         return None
@@ -78,9 +94,8 @@ def _box_before(text: str, end: int) -> tuple[str, int] | None:
     if not content or not content.strip():
         return None
     close = start + len("\\boxed{") + len(content) + 1
-    if close > end or not _BETWEEN_BOXES.fullmatch(text, close, end):
-        return None
-    return content.strip(), start
+    between = _BETWEEN_BOXES.fullmatch(text, close, end) if close <= end else None
+    return (content.strip(), start, between[1]) if between else None
 
 
 def plain_integer(text: str) -> int | None:
@@ -168,6 +183,7 @@ _SYMBOLS = {
 _SYMBOLS = {ord(symbol): text for symbol, text in _SYMBOLS.items()}
 _RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ", "0123456789-+n")
 _LOWERED = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
+_INNER = r"(?:[^{}]|\{[^{}]*\})"  # a sign, or braces without braces in them
 _SUBSTITUTIONS = [
     (re.compile(pattern), text)
     for pattern, text in (
@@ -187,9 +203,16 @@ _SUBSTITUTIONS = [
         (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
         (r"\\[dt]binom(?![a-zA-Z])", r"\\binom"),
         (r"\{([^{}]+)\\choose([^{}]+)\}", r"\\binom{\1}{\2}"),
+        (rf"\{{({_INNER}*?)\\over(?![a-zA-Z])({_INNER}*)\}}", r"\\frac{\1}{\2}"),
+        (rf"((?:(?![=,;<>]){_INNER})+?)\\over(?![a-zA-Z])((?:(?![=,;<>]){_INNER})+)", r"\\frac{\1}{\2}"),
+        (r"\\var(phi|theta|epsilon|rho|sigma)(?![a-zA-Z])", r"\\\1"),
+        (r"(?:\{\s*\})?[\^_]\{?([0-9]+)\}?\s*C\s*_\s*\{?([0-9]+)\}?", r"\\binom{\1}{\2}"),
+        (r"\\lg(?![a-zA-Z])", r"\\log_{10} "),
+        (r"(?<![a-zA-Z])\{\s*:\s*\}", ":"),
+        (r"\\not\s*\\in(?![a-zA-Z])", r"\\notin "),
         (r"\\(?:leqslant|leq)(?![a-zA-Z])", r"\\le "),
         (r"\\(?:geqslant|geq)(?![a-zA-Z])", r"\\ge "),
-        (r"\\not\s*=|\\neq(?![a-zA-Z])|!=", r"\\ne "),
+        (r"\\not\s*=|\\neq(?![a-zA-Z])|(?<![0-9)])!=", r"\\ne "),
         (r"\\lt(?![a-zA-Z])", "<"),
         (r"\\gt(?![a-zA-Z])", ">"),
         (r"<=", r"\\le "),
@@ -205,7 +228,10 @@ _SUBSTITUTIONS = [
         (r"\\lor(?![a-zA-Z])|\\vee(?![a-zA-Z])", " or "),
         (r"\\land(?![a-zA-Z])|\\wedge(?![a-zA-Z])", " and "),
         (r"\\(?:operatorname\*?|mathop)\s*\{([a-zA-Z]+)\}", r"\\\1 "),
-        (r"\\(?:overset|underset)\s*\{[^{}]*\}|\\(?:underline|overbrace|underbrace|cancel)(?=\{)", ""),
+        (
+            r"\\(?:overset|underset)\s*\{[^{}]*\}|\\(?:underline|overbrace|underbrace|cancel|ensuremath)(?=\{)",
+            "",
+        ),
         (r"\*\*", "^"),
         (r"\\mathbb\s*([A-Z])(?![a-zA-Z])", r"\\mathbb{\1}"),
     )
@@ -224,13 +250,17 @@ _NAMES = re.compile(
 )
 
 
+_MARKDOWN = re.compile(r"^(\*\*|\*|__|_|`)(?=\S)([^*_`]+)(?<=\S)\1$")
+_GOES_ON = re.compile(r"(?<![0-9.])([0-9]*)\.([0-9]*?)((?=0*[1-9])[0-9]{1,9}?)\3+\s*\\ldots(?!\s*[0-9])")
+
+
 def tidy(text: str) -> str:
     r"""The answer in one spelling: decorations, sizes and delimiters gone, symbols as LaTeX, digits joined.
 
     >>> tidy("$\\dfrac{1}{2}$"), tidy("12\\,345"), tidy("\\textcolor{red}{4}."), tidy("x ≥ 2")
     ('\\frac{1}{2}', '12345', '4', 'x \\ge 2')
     """
-    text = text.strip().translate(_SYMBOLS)
+    text = _MARKDOWN.sub(r"\2", text.strip()).translate(_SYMBOLS)
     text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ]+", lambda m: "^{" + m.group().translate(_RAISED) + "}", text)
     text = re.sub("[₀₁₂₃₄₅₆₇₈₉]+", lambda m: "_{" + m.group().translate(_LOWERED) + "}", text)
     text = _without_delimiters(text)
@@ -252,6 +282,7 @@ def tidy(text: str) -> str:
         text = _NAMES.sub(r"\\\1 ", text)
     text = re.sub(r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}", text)
     text = re.sub(r"\\sqrt\s+([0-9]+)", r"\\sqrt{\1}", text)  # √10 and \sqrt 10 mean the number
+    text = _GOES_ON.sub(r"\1.\2\\overline{\3}", text)  # 0.333...
     text = re.sub(r"[ \t]+", " ", text).strip()
     while True:
         shorter = re.sub(r"(?:\\\\|\\\s*$|[,;.\s])+$", "", text)
@@ -334,6 +365,10 @@ class NotExact(Exception):
     """The text is no arithmetic of whole numbers and decimals."""
 
 
+class Huge(NotExact):
+    """The arithmetic comes to a number with too many digits."""
+
+
 class Undefined(Exception):
     """The arithmetic has no value: 1/0, 0^0."""
 
@@ -350,7 +385,7 @@ _REPEATING = [
     re.compile(_DECIMAL + r"\\dot\s*\{?([0-9])\}?(?![0-9\\])"),
     re.compile(_DECIMAL + r"\(([0-9]+)\)(?![0-9])"),
 ]
-_MAX_BITS = 20_000
+_MAX_BITS = 120_000
 
 
 def exact(text: str) -> Fraction:
@@ -465,8 +500,10 @@ class _Arithmetic:
         value = self.atom()
         while self.peek() == "!":
             self.take()
-            if value.denominator != 1 or not 0 <= value <= 1000:
+            if value.denominator != 1 or value < 0:
                 raise NotExact
+            if value > 5000:
+                raise Huge
             value = Fraction(math.factorial(value.numerator))
         if self.peek() == "^":
             self.take()
@@ -530,7 +567,7 @@ class _Arithmetic:
 
 def _small(value: Fraction) -> Fraction:
     if max(value.numerator.bit_length(), value.denominator.bit_length()) > _MAX_BITS:
-        raise NotExact
+        raise Huge
     return value
 
 
@@ -547,12 +584,43 @@ def _power(base: Fraction, exponent: Fraction) -> Fraction:
         if base < 0 or exponent.denominator > 100:
             raise NotExact
         base, exponent = _root(base, Fraction(exponent.denominator)), Fraction(exponent.numerator)
-    bits = max(base.numerator.bit_length(), base.denominator.bit_length())
+    bits = math.log2(max(abs(base.numerator), base.denominator))
     if abs(exponent) > _MAX_BITS or abs(exponent) * bits > _MAX_BITS:
         if base in (0, 1):
             return base
-        raise NotExact
+        raise Huge
     return base**exponent.numerator
+
+
+_EXPONENT = re.compile(r"(?P<digits>[0-9)\]}]?)\s*\^\s*(?:\{|(?P<bare>[0-9]+))")
+_LARGEST_EXPONENT = 10**6  # of a letter
+
+
+def is_huge(text: str) -> bool:
+    r"""Would it take too long to evaluate a formula, for the size of a power or a factorial in it?
+
+    >>> is_huge("9^{9^{9}}"), is_huge("\\sin(10^{10^{10}})"), is_huge("x^{100}"), is_huge("\\sqrt{2}^{100}")
+    (True, True, False, False)
+    """
+    if any(int(digits) > 5000 for digits in re.findall(r"([0-9]{4,})\s*!", text)):
+        return True
+    try:
+        exact(text)
+    except Huge:
+        return True
+    except (NotExact, Undefined):
+        pass
+    for match in _EXPONENT.finditer(text):
+        exponent = match["bare"] or _balanced(text, match.end())
+        try:
+            size = abs(exact(exponent or ""))
+        except Huge:
+            return True
+        except (NotExact, Undefined):
+            continue
+        if size > (_MAX_BITS if match["digits"] else _LARGEST_EXPONENT):
+            return True
+    return False
 
 
 def _root(value: Fraction, degree: Fraction) -> Fraction:
@@ -582,8 +650,10 @@ def _whole_root(value: int, n: int) -> int:
 
 
 def _choose(top: Fraction, bottom: Fraction) -> Fraction:
-    if top.denominator != 1 or bottom.denominator != 1 or not 0 <= bottom <= top <= 2000:
+    if top.denominator != 1 or bottom.denominator != 1 or not 0 <= bottom <= top:
         raise NotExact
+    if top > 2000:
+        raise Huge if min(bottom, top - bottom) > 20_000 else NotExact
     return Fraction(math.comb(top.numerator, bottom.numerator))
 
 

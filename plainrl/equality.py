@@ -1,29 +1,32 @@
 r"""Are two answers the same? What they are (numbers, lists, intervals, words) decides how they are compared.
 
-Both are brought to one spelling and read into a small tree. Parts that are arithmetic are compared exactly:
-a decimal is exactly the number that its digits say, so 0.5 is 1/2 and 0.333333 is not 1/3. What is left,
-formulas with letters, roots or functions, goes to `algebra`, which needs sympy and runs in a worker.
+Both are brought to one spelling and read into a small tree (plainrl/reading.py). Parts that are arithmetic
+are compared exactly: a decimal is exactly the number that its digits say, so 0.5 is 1/2 and 0.333333 is not
+1/3. What is left, formulas with letters, roots or functions, goes to `algebra`, which needs sympy and runs in
+a worker.
 """
 
 import re
 from collections.abc import Callable
+from fractions import Fraction
 
-from plainrl.answers import MAX_ANSWER_CHARS, NotExact, Undefined, exact, plain_arithmetic, split, tidy
-from plainrl.units import CONNECTED, compound_of, has_letters, read_quantity, without_marks, words_of
+from plainrl.answers import MAX_ANSWER_CHARS, NotExact, Undefined, exact, is_huge, plain_arithmetic, tidy
+from plainrl.reading import NOTHING, SUM_OF_NAMES, is_exact, read, undefined
+from plainrl.regions import as_region, same_region
+from plainrl.units import are_opposite, has_letters, without_marks
+from plainrl.wording import aligned, letters_of, with_letter
 
 
 class NeedsAlgebra(Exception):
     """The answers cannot be told apart without sympy."""
 
 
-NOTHING = ("nothing",)  # no answer, or one that contradicts itself; equal to nothing
-
-
 def same(gold: str, answer: str, algebra: Callable[[str, str, str], bool]) -> bool:
     r"""Is the answer the same as the gold answer?
 
-    `algebra(relation, first, second)` decides about two formulas: "equal", or "proportional" and "scaled" for
-    the two sides of equations and inequalities. It may raise NeedsAlgebra, which is passed on.
+    `algebra(relation, first, second)` decides about two formulas: "equal", "proportional" and "scaled" for
+    the two sides of equations and inequalities, or "within" for a difference and the most it may be.
+    It may raise NeedsAlgebra, which is passed on.
     """
     if max(len(gold), len(answer)) > MAX_ANSWER_CHARS:  # as long as no formula is: compared as text
         return "".join(gold.split()) == "".join(answer.split())
@@ -34,34 +37,40 @@ def same(gold: str, answer: str, algebra: Callable[[str, str, str], bool]) -> bo
     if letter:
         if choice_letter(answer) == letter:
             return True
-        return bool(content) and _same(_read(content), _read(answer), algebra)
-    if gold == answer and _read(gold) != NOTHING and not _undefined(gold):
+        return bool(content) and _same(read(content), read(answer), algebra)
+    if gold == answer and read(gold) != NOTHING and not undefined(gold):
         return True
-    golds, answers = [gold], [answer]
+    pair = aligned(gold, answer)
+    if pair is None:
+        return False
+    gold, answer = pair
+    golds = [gold]
     if re.fullmatch(r"-?[0-9]+,[0-9]{1,2}|-?0,[0-9]+", gold):  # a list, or a number with a decimal comma
         golds.append(gold.replace(",", "."))
-    return any(_same(_read(one), _read(other), algebra) for one in golds for other in answers)
+    return any(_same(read(one), read(answer), algebra) for one in golds)
 
 
 def readable(gold: str, algebra: Callable[[str, str, str], bool]) -> bool:
     """Is every part of a gold answer something that can be compared?"""
     gold = tidy(gold[: 2 * MAX_ANSWER_CHARS])
-    return bool(gold) and _readable(_read(gold), algebra)
+    return bool(gold) and _readable(read(gold), algebra)
 
 
 def _readable(node: tuple, algebra) -> bool:
     kind = node[0]
     if kind == "nothing":
         return False
-    if kind in ("expr", "quantity", "equation", "chain"):
-        parts = node[1] if kind == "chain" else node[1:2] if kind == "quantity" else node[1:]
-        return all(_is_exact(part) or algebra("equal", part, part) for part in parts)
-    if kind in ("list", "set", "tuple"):
+    if kind in ("expr", "quantity", "equation"):
+        parts = node[1:2] if kind == "quantity" else node[1:]
+        return all(is_exact(part) or is_huge(part) or algebra("equal", part, part) for part in parts)
+    if kind in ("list", "set", "tuple", "chain"):
         return all(_readable(item, algebra) for item in node[1])
+    if kind == "approximation":
+        return _readable(node[1], algebra)
     return kind != "assign" or _readable(node[2], algebra)
 
 
-# --- what an answer is --------------------------------------------------------------------------------------
+# --- multiple choice
 
 _OPTION = re.compile(r"(\()?([A-J])(?(1)\))(?:[.:)]?$|(?:(?<=\))\s|[.:)]\s)\s*(.+))")
 
@@ -98,396 +107,6 @@ def choice_letter(text: str) -> str | None:
     return None if hedged or taken_back else match[1]
 
 
-_PREFIX = re.compile(
-    r"⟦?\s*(?:so|thus|hence|therefore)?,?\s*(?:(?:the |my )?(?:final |correct )?"
-    r"(?:answer|result|solution|value|total)s?"
-    r"(?:\s+(?:is|are))?|there (?:are|is)|it is|answer|ans|答案[是为]?)"
-    r"\s*[:：]?\s*⟧?\s*[:=]?\s*(?=[^\s⟧])",
-    re.I,
-)
-_FOR_ALL = re.compile(
-    r"[\s,]*⟦?\s*\b(?:for (?:all|every|any|each)|where)\b.*$"
-    r"|\s*,\s*[a-z]\s*\\in\s*(?:\\mathbb\s*\{?[ZNRQC]\}?|⟦[^⟦⟧]*⟧)$",
-    re.S,
-)
-_ENGLISH = [
-    (re.compile(pattern, re.I), text)
-    for pattern, text in (
-        (r"^(?:at least|no less than|not less than)\s+(.+)$", r"\\ge \1"),
-        (r"^(?:at most|no more than|not more than|up to)\s+(.+)$", r"\\le \1"),
-        (r"^(?:more than|greater than|larger than|over|above)\s+(.+)$", r">\1"),
-        (r"^(?:less than|fewer than|smaller than|under|below)\s+(.+)$", r"<\1"),
-        (r"^([^,]+?)\s*(?:or|and) (?:more|greater|above|higher|larger)$", r"\\ge \1"),
-        (r"^([^,]+?)\s*(?:or|and) (?:less|fewer|below|lower|smaller)$", r"\\le \1"),
-    )
-]
-_DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-_BASES = {
-    "two": 2,
-    "three": 3,
-    "four": 4,
-    "five": 5,
-    "six": 6,
-    "seven": 7,
-    "eight": 8,
-    "nine": 9,
-    "ten": 10,
-    "eleven": 11,
-    "twelve": 12,
-    "sixteen": 16,
-}
-_BASE = re.compile(
-    r"(?:⟦\s*)?\(?([0-9A-Z]*[0-9][0-9A-Z]*|[A-F]{2,})\s*\)?"
-    r"(?:_\s*\{?\s*\(?|\s+(?:in )?\(?(?=base))(?:base\s*)?([0-9]+|[a-z]+)\s*\)?\s*\}?"
-)
-_SET_OF = re.compile(r"⦃\s*([a-zA-Z])\s*(?:\\in\s*\\mathbb\s*\{?R\}?\s*)?(?:\\mid|\||:)\s*(.+)⦄")
-_MATRIX = re.compile(
-    r"([(\[|]?)\s*\\begin\s*\{(p|b|B|v|V|small)?(?:matrix|array)\}\s*(?:(?<=array\})\s*\{[^{}]*\})?(.*?)(?:\\\\\s*)?"
-    r"\\end\s*\{[a-zA-Z]*(?:matrix|array)\}\s*([)\]|]?)",
-    re.S,
-)
-_NAME = re.compile(
-    r"(?:\\(?:alpha|beta|gamma|delta|epsilon|theta|lambda|mu|rho|sigma|tau|phi|omega|Delta|Omega|angle|triangle|overline"
-    r"|sin|cos|tan|bar|hat|vec|lim|max|min|gcd|deg|det|Area|Pr)(?![a-zA-Z])\s*)*"
-    r"(?:⟦[^⟦⟧]*⟧|[a-zA-Z]{1,3}'{0,2}|\{[a-zA-Z]{1,3}\}|(?<=[a-z]))(?:\s*_\s*(?:\{[^{}]*\}|[a-zA-Z0-9]))?"
-    r"(?:\s*\^\s*\{?\(?-?[a-z0-9*]\)?\}?(?=\s*\())?(?:\s*\([a-zA-Z0-9, ]{0,9}\))?\s*"
-)
-_NAMED_BY_SIGNS = re.compile(
-    r"\|\s*[A-Z]{1,3}\s*\||\\lim(?![a-zA-Z]).*|[a-zA-Z]\s*\^\s*\{?(?:\*|\\ast)\s*\}?"
-)
-_SUM_OF_NAMES = re.compile(r"[a-zA-Z](?:\s*\+\s*[a-zA-Z])+")
-_VARIABLE = re.compile(r"(?:[a-zA-Z]|\\(?:alpha|beta|gamma|theta|lambda|mu|phi|omega))(?:_\{?[a-z0-9]+\}?)?")
-
-
-def _read(text: str, depth: int = 0) -> tuple:
-    """The tree of an answer that tidy() has written."""
-    if depth > 8 or not text.strip(" =."):
-        return NOTHING
-    text = CONNECTED.sub(r" \1 ", text)
-    if re.fullmatch(r"⟦[^⟦⟧]*⟧", text):
-        text = text[1:-1]
-    text = re.sub(r"⟦([^⟦⟧]*[0-9][^⟦⟧]*)⟧", r" \1 ", text).strip()  # words with numbers in them
-    if prefix := _PREFIX.match(text):
-        text = text[prefix.end() :]
-    without = _FOR_ALL.sub("", text)
-    text = (without or text).strip().rstrip(" .")
-    text = re.sub(r"^(?:\\approx|=|\\Rightarrow|\\therefore)\s*", "", text)
-    plain = without_marks(text)
-    if between := re.fullmatch(r"between (.+) and (.+)", plain, re.I):
-        return _region([(between[1], False, between[2], False)])
-    for pattern, relation in _ENGLISH:
-        if pattern.match(plain):
-            text = plain = pattern.sub(relation, plain)
-            break
-    for reader in (_read_code, _read_base, _read_matrix, _read_bracketed, _read_union, _read_list):
-        node = reader(text, depth)
-        if node:
-            return node
-    if _is_words(text):
-        return ("words", words_of(text))
-    for reader in (_read_plus_minus, _read_mod, _read_relation, _read_ratio, read_quantity):
-        node = reader(text, depth)
-        if node:
-            return node
-    while (inner := re.fullmatch(r"\((.*)\)", text, re.S)) and _is_balanced(inner[1]):
-        text = inner[1].strip()
-        if split(text, ",|;|=|<|>|:")[1:] or "\\pm" in text:
-            return _read(text, depth + 1)
-    if "⟦" in text or re.search(
-        r"(?<![\\a-zA-Z])[a-zA-Z]{4,}|\\ldots|\\to(?![a-zA-Z])|\\Rightarrow|\\mid", text
-    ):
-        return ("text", words_of(text))
-    if _undefined(text):
-        return NOTHING
-    return ("expr", text)
-
-
-def _undefined(text: str) -> bool:
-    try:
-        exact(text)
-    except Undefined:
-        return True
-    except NotExact:
-        pass
-    return False
-
-
-def _is_exact(text: str) -> bool:
-    try:
-        exact(text)
-    except (NotExact, Undefined):
-        return False
-    return True
-
-
-def _is_balanced(text: str) -> bool:
-    depth = 0
-    for bracket in re.findall(r"[(\[⦃)\]⦄]", text):
-        depth += 1 if bracket in "([⦃" else -1
-        if depth < 0:
-            return False
-    return depth == 0
-
-
-def _is_words(text: str) -> bool:
-    """Words: letters only, among them a run of two or more; x, y and z are variables."""
-    plain = without_marks(text)
-    if re.search(r"[0-9=<>+*/^_|\\⦃⦄{}&\[\]]", plain):
-        return False
-    runs = re.findall(r"[^\W\d_]+", plain)
-    if any(ord(letter) > 127 for run in runs for letter in run):
-        return True
-    return any(len(run) > 1 and set(run) - set("xyz") for run in runs)
-
-
-def _read_code(text: str, depth: int) -> tuple | None:
-    """Dates, clocks, telephone numbers, ranges and words with digits: compared as they are written."""
-    plain = without_marks(text)
-    if date := re.fullmatch(
-        r"([0-9]{4})-([0-9]{1,2})-([0-9]{1,2})|([0-9]{1,2})/([0-9]{1,2})/([0-9]{2,4})", plain
-    ):
-        return ("date", tuple(int(field) for field in date.groups() if field), "-" in plain)
-    if clock := re.fullmatch(r"([0-9]{1,2}):([0-5][0-9])(?::([0-5][0-9]))?\s*([ap]\.?m?\.?)?", plain, re.I):
-        half = (clock[4] or "").lower()[:1]
-        return ("clock", tuple(int(field) for field in clock.groups()[:3] if field), half)
-    if number := re.fullmatch(r"([0-9]+)\s*(?:-|to)\s*([0-9]+)", plain):
-        return ("range", number[1], number[2], plain)
-    if re.fullmatch(r"[0-9]+(?:-[0-9]+){2,}", plain) or re.fullmatch(
-        r"(?!0b)(?:[a-zA-Z]{3,}[0-9]|[a-zA-Z]{2}[0-9]{2})[a-zA-Z0-9]*", plain
-    ):
-        return ("words", plain.casefold())
-    return None
-
-
-def _read_base(text: str, depth: int) -> tuple | None:
-    text = without_marks(text)
-    if match := re.fullmatch(r"0b([01]+)", text):
-        return ("base", match[1], 2)
-    match = _BASE.fullmatch(text)
-    if not match:
-        return None
-    base = int(match[2]) if match[2].isdigit() and len(match[2]) < 3 else _BASES.get(match[2], 0)
-    if not 2 <= base <= 36 or any(_DIGITS.index(digit) >= base for digit in match[1]):
-        return NOTHING if match[2].isdigit() and re.fullmatch("[0-9]+", match[1]) else None
-    return ("base", match[1].lstrip("0") or "0", base)
-
-
-def _read_matrix(text: str, depth: int) -> tuple | None:
-    match = _MATRIX.fullmatch(text)
-    if not match:
-        return None
-    if match[2] in ("v", "V") or "|" in match[1] + match[4]:
-        return ("expr", text)
-    rows = [[_read(cell, depth + 1) for cell in split(row, "&")] for row in split(match[3], r"\\\\")]
-    return ("matrix", rows)
-
-
-def _read_bracketed(text: str, depth: int) -> tuple | None:
-    """Sets, tuples and intervals."""
-    text = (
-        re.sub(r"^[a-zA-Z]\s*\\in\s*", "", text) if re.match(r"^[a-zA-Z]\s*\\in\s*[(\[\]⦃]", text) else text
-    )
-    if match := _SET_OF.fullmatch(text):
-        return _read(match[2], depth + 1)
-    if match := re.fullmatch(r"\\langle\s*(.*?)\s*\\rangle", text, re.S):
-        return ("tuple", [_read(part, depth + 1) for part in split(match[1], ",")], "(")
-    if len(text) < 2 or text[0] not in "([]⦃" or text[-1] not in ")][⦄":
-        return None
-    inside = text[1:-1].strip()
-    if not _is_balanced(inside):
-        return None
-    parts = split(inside, ",|;")
-    if (text[0] == "⦃") != (text[-1] == "⦄"):
-        return None
-    if text[0] == "⦃":
-        items = [_read(part, depth + 1) for part in parts]
-        return ("set", [item for i, item in enumerate(items) if item not in items[:i]])
-    if len(parts) == 1:
-        return (
-            None
-            if text[0] == "("
-            else (_read(inside, depth + 1) if text[0] == "[" and text[-1] == "]" else None)
-        )
-    if len(parts) == 2 and (text[0], text[-1]) not in (("(", ")"), ("[", "]")):
-        return _region([(parts[0], text[0] == "[", parts[1], text[-1] == "]")])
-    return ("tuple", [_read(part, depth + 1) for part in parts], text[0])
-
-
-def _region(intervals: list, name: str | None = None) -> tuple:
-    """Part of the real line: (low, closed there, high, closed there) for every interval."""
-    return ("region", intervals, name)
-
-
-def _as_region(node: tuple) -> tuple | None:
-    if node[0] == "tuple" and len(node[1]) == 2 and all(item[0] == "expr" for item in node[1]):
-        closed = node[2] == "["
-        return _region([(node[1][0][1], closed, node[1][1][1], closed)])
-    if node in (("expr", "\\mathbb{R}"), ("expr", "\\mathbb R")):
-        return _region([("-\\infty", False, "\\infty", False)])
-    return node if node[0] == "region" else None
-
-
-def _read_union(text: str, depth: int) -> tuple | None:
-    text = re.sub(r"^[a-zA-Z]\s*\\in\s*", "", text)
-    parts = split(text, r"\\cup(?![a-zA-Z])")
-    if len(parts) > 1:
-        return _unite([_read(part, depth + 1) for part in parts])
-    return None
-
-
-def _unite(nodes: list[tuple]) -> tuple | None:
-    regions = [_as_region(node) for node in nodes]
-    if any(region is None for region in regions):
-        return None
-    names = {region[2] for region in regions}
-    return _region(sum((region[1] for region in regions), []), names.pop() if len(names) == 1 else None)
-
-
-def _read_list(text: str, depth: int) -> tuple | None:
-    """Several answers, in any order. x=2, y=3 becomes a point with names."""
-    if re.fullmatch(r"[0-9]+(?:\.[0-9]+)?(?:\s+[0-9]+(?:\.[0-9]+)?)+", text):
-        return ("list", [("expr", part) for part in text.split()])
-    if compound_of(text):
-        return None
-    parts = [part for part in split(text, r",\s*(?:and|or)\b|,|;|\\\\|\n|\band\b|\bor\b")]
-    if len(parts) == 1:
-        return None
-    if not all(parts):
-        return NOTHING
-    nodes = [_read(part, depth + 1) for part in parts]
-    if any("\\ldots" in part for part in parts):
-        return ("text", re.sub(r"\s+", "", text))
-    if re.search(r"\bor\b", text) and all(node[0] == "region" for node in nodes):
-        return _unite(nodes)
-    if all(
-        node[0] == "assign" and re.fullmatch(r"[a-zA-Z](?:_\{?[a-zA-Z0-9]\}?)?", node[1]) for node in nodes
-    ):
-        names = [node[1] for node in nodes]
-        values = [node[2] for node in nodes]
-        if len({name[0] for name in names}) == 1:  # x=2, x=3 or x_1=2, x_2=3
-            return ("set", values)
-        if len(set(names)) == len(names):
-            return ("named", dict(zip(names, values, strict=True)))
-    return ("list", _flat(nodes))
-
-
-def _flat(nodes: list[tuple]) -> list[tuple]:
-    return [item for node in nodes for item in (_flat(node[1]) if node[0] == "list" else [node])]
-
-
-def _read_plus_minus(text: str, depth: int) -> tuple | None:
-    if not re.search(r"\\(?:pm|mp)(?![a-zA-Z])", text):
-        return None
-    upper = re.sub(r"\\mp(?![a-zA-Z])\s*", "-", re.sub(r"\\pm(?![a-zA-Z])\s*", "+", text))
-    lower = re.sub(r"\\mp(?![a-zA-Z])\s*", "+", re.sub(r"\\pm(?![a-zA-Z])\s*", "-", text))
-    nodes = [_read(re.sub(r"(^|[=(,{])\s*\+", r"\1", part), depth + 1) for part in (upper, lower)]
-    nodes = [node[2] if node[0] == "assign" else node for node in nodes]
-    return ("list", _flat(nodes))
-
-
-_MOD = re.compile(
-    r"(?:(.+?)\s*\\equiv\s*)?(.+?)\s*\(?\s*\\?(?:pmod|bmod|mod)(?![a-zA-Z])\s*\{?\s*([0-9]+)\s*\}?\s*\)?"
-)
-
-
-def _read_mod(text: str, depth: int) -> tuple | None:
-    match = _MOD.fullmatch(without_marks(text))
-    return ("mod", match[2], match[3]) if match else None
-
-
-_RELATIONS = re.compile(r"\\(?:le|ge|ne)(?![a-zA-Z])|<|>|=")
-
-
-def _read_relation(text: str, depth: int) -> tuple | None:
-    parts = split(text, r"\\(?:le|ge|ne)(?![a-zA-Z])|<|>|=")
-    if len(parts) == 1:
-        return None
-    signs = []
-    rest = text
-    for part in parts[:-1]:  # the signs between the parts
-        rest = rest[rest.index(part) + len(part) :].lstrip() if part else rest.lstrip()
-        sign = _RELATIONS.match(rest)
-        if not sign:
-            return NOTHING
-        signs.append(sign.group())
-        rest = rest[sign.end() :]
-    if not parts[-1]:
-        return NOTHING
-    if set(signs) == {"="}:
-        return _read_equation(parts, depth)
-    if "=" in signs:
-        return ("text", re.sub(r"\s+", "", text))
-    return _read_inequality(parts, signs)
-
-
-def _read_equation(parts: list[str], depth: int) -> tuple:
-    """A value with a name, a chain of equal values, or an equation between variables."""
-    if not parts[0]:
-        parts = parts[1:]
-        if len(parts) == 1:
-            return _read(parts[0], depth + 1)
-    if not all(parts):
-        return NOTHING
-    if len(parts) == 2 and re.fullmatch(r"[A-Z]?\(\s*[a-zA-Z](?:\s*,\s*[a-zA-Z])+\s*\)", parts[0]):
-        return _read(parts[1], depth + 1)  # (x, y) = (2, 3)
-    name, values = None, parts
-    if any(names.fullmatch(parts[0]) for names in (_NAME, _NAMED_BY_SIGNS)) or (
-        _SUM_OF_NAMES.fullmatch(parts[0]) and not has_letters(parts[-1])
-    ):
-        name, values = parts[0].strip(), parts[1:]
-    elif _NAME.fullmatch(parts[-1]) and not has_letters(parts[0]):
-        name, values = parts[-1].strip(), parts[:-1]
-    if name and len(values) == 1:
-        if re.fullmatch(r"[a-zA-Z]", name) and re.search(rf"(?<![a-zA-Z\\]){name}(?![a-zA-Z])", values[0]):
-            return ("equation", name, values[0])
-        return ("assign", name, _read(values[0], depth + 1))
-    if name or not any(map(has_letters, values)):
-        return ("chain", [_value_text(value) for value in values])
-    if len(parts) == 2:
-        return ("equation", *parts)
-    return ("text", re.sub(r"\s+", "", "=".join(parts)))
-
-
-def _value_text(text: str) -> str:
-    """The number of a quantity, for a chain like 3+4=7 cm."""
-    node = read_quantity(text, 0)
-    return node[1] if node and node[0] == "quantity" else text
-
-
-_TURNED = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le", "\\ne": "\\ne"}
-
-
-def _read_inequality(parts: list[str], signs: list[str]) -> tuple:
-    if len(parts) == 2:
-        left, sign, right = parts[0], signs[0], parts[1]
-        if _VARIABLE.fullmatch(right) and not has_letters(left):
-            left, sign, right = right, _TURNED[sign], left
-        if (not left or _VARIABLE.fullmatch(left)) and not has_letters(right):
-            quantity = read_quantity(right, 0)
-            right = quantity[1] if quantity and quantity[0] == "quantity" else right
-            below = ("-\\infty", False, right, sign == "\\le")
-            above = (right, sign == "\\ge", "\\infty", False)
-            intervals = [below, above] if sign == "\\ne" else [below] if sign in ("<", "\\le") else [above]
-            return _region(intervals, left or None)
-        if not left:
-            return ("text", sign + right)
-        if sign in (">", "\\ge"):
-            left, sign, right = right, _TURNED[sign], left
-        return ("inequality", sign, f"({left})-({right})")
-    if len(parts) == 3 and _VARIABLE.fullmatch(parts[1]) and not any(map(has_letters, (parts[0], parts[2]))):
-        low, high = parts[0], parts[2]
-        if set(signs) <= {">", "\\ge"}:
-            low, high, signs = high, low, [_TURNED[signs[1]], _TURNED[signs[0]]]
-        if set(signs) <= {"<", "\\le"}:
-            return _region([(low, signs[0] == "\\le", high, signs[1] == "\\le")], parts[1])
-    return ("text", re.sub(r"\s+", "", "".join(a + b for a, b in zip(parts, [*signs, ""], strict=True))))
-
-
-def _read_ratio(text: str, depth: int) -> tuple | None:
-    parts = split(without_marks(text), r":|\bto\b")
-    return ("ratio", parts) if len(parts) > 1 and all(parts) else None
-
-
 # --- comparing ----------------------------------------------------------------------------------------------
 
 
@@ -495,7 +114,7 @@ def _formula(first: str, second: str, algebra) -> bool:
     """Two formulas: exactly where both are numbers, else by algebra."""
     first, second = (re.sub(r"(?<![0-9a-zA-Z])\s+|\s+(?![0-9a-zA-Z])", "", text) for text in (first, second))
     if first == second:
-        return not _undefined(first)
+        return not undefined(first)
     values = []
     for text in (first, second):
         try:
@@ -506,6 +125,8 @@ def _formula(first: str, second: str, algebra) -> bool:
             values.append(None)
     if None not in values:
         return values[0] == values[1]
+    if is_huge(first) or is_huge(second):  # 9^{9^9} would take all the time that a worker has
+        return False
     return algebra("equal", plain_arithmetic(first), plain_arithmetic(second))
 
 
@@ -514,12 +135,16 @@ def _same(gold: tuple, answer: tuple, algebra) -> bool:
     if NOTHING in (gold, answer):
         return False
     if answer[0] == "chain":
-        return _chain_value(answer, algebra, lambda value: _same(gold, _read(value), algebra))
+        return _is_true(answer, algebra) and any(_same(gold, value, algebra) for value in answer[1])
     if gold[0] == "chain":
-        return _chain_value(gold, algebra, lambda value: _same(_read(value), answer, algebra))
+        return _is_true(gold, algebra) and any(_same(value, answer, algebra) for value in gold[1])
     if gold == answer:
         return True
-    gold, answer = _alone(gold), _alone(answer)
+    if gold[0] == "approximation":
+        return any(_same(value, answer, algebra) for value in (gold[1], *gold[2]))
+    if answer[0] == "approximation":
+        return _same_approximation(gold, answer, algebra)
+    gold, answer = _alone(gold, answer), _alone(answer, gold)
     kinds = gold[0], answer[0]
     if "assign" in kinds:
         return _same_assignment(gold, answer, algebra)
@@ -533,18 +158,21 @@ def _same(gold: tuple, answer: tuple, algebra) -> bool:
         return _same_base(gold, answer)
     if "words" in kinds and set(kinds) <= {"words", "expr"}:
         word, other = (gold, answer) if kinds[0] == "words" else (answer, gold)
-        if other[0] == "words" or not re.fullmatch("[a-z]{2,3}", word[1]):
+        if other[0] == "words" or not re.fullmatch("[a-z]{2,3}", word[1]) or word[1] in _SHORT_WORDS:
             return False
         return bool(re.search(r"\\|\s|\*|\^", other[1])) and algebra("equal", word[1], other[1])
-    regions = _as_region(gold), _as_region(answer)
+    regions = as_region(gold), as_region(answer)
     if None not in regions and kinds != ("tuple", "tuple"):
-        return _same_region(*regions, algebra)
+        return same_region(*regions, lambda one, other: _formula(one, other, algebra), _match)
     if set(kinds) <= {"list", "set", "tuple", "named"}:
         return _same_items(gold, answer, algebra)
     if kinds == ("matrix", "matrix"):
         shapes = [[len(row) for row in node[1]] for node in (gold, answer)]
         pairs = zip(sum(gold[1], []), sum(answer[1], []))
         return shapes[0] == shapes[1] and all(_same(one, other, algebra) for one, other in pairs)
+    if set(kinds) == {"tuple", "expr"}:
+        gold, answer = _with_components(gold), _with_components(answer)
+        return gold[0] == answer[0] and _same_items(gold, answer, algebra)
     if set(kinds) == {"matrix", "tuple"}:
         matrix, row = (gold, answer) if kinds[0] == "matrix" else (answer, gold)
         cells = sum(matrix[1], [])
@@ -563,34 +191,111 @@ def _same(gold: tuple, answer: tuple, algebra) -> bool:
     return False
 
 
-def _alone(node: tuple) -> tuple:
-    return node[1][0] if node[0] in ("list", "set") and len(node[1]) == 1 else node
+_SHORT_WORDS = set(
+    "no on so yes not odd one two six ten an and or is it in of to at all any red max min".split()
+)
 
 
-def _chain_value(node: tuple, algebra, compare) -> bool:
-    """2+2=4 is 4 where the equation is true."""
-    values = node[1]
-    return compare(values[-1]) and all(_formula(value, values[-1], algebra) for value in values[:-1])
+def _alone(node: tuple, other: tuple) -> tuple:
+    """{2} is 2, but not where the other is a set, and {{2}} and {\\emptyset} are not what is in them."""
+    if node[0] not in ("list", "set") or len(node[1]) != 1 or other[0] == node[0]:
+        return node
+    inner = node[1][0]
+    return node if inner[0] == "set" or inner == ("expr", "\\emptyset") else inner
+
+
+def _with_components(node: tuple) -> tuple:
+    """2i-j+4k as (2, -1, 4), where the other answer is a vector. Other formulas as they are."""
+    text = re.sub(r"\\(?:hat|vec|imath|jmath)(?![a-zA-Z])|[{}]|\s", "", node[1]) if node[0] == "expr" else ""
+    terms = re.findall(r"([-+]?[^-+ijk]*)([ijk])", text)
+    names = [name for _, name in terms]
+    if "j" not in names or "".join(map("".join, terms)) != text or len(set(names)) != len(names):
+        return node
+    factors = {name: factor + "1" if factor in ("", "+", "-") else factor for factor, name in terms}
+    letters = "ijk" if "k" in factors else "ij"
+    return ("tuple", [("expr", factors.get(name, "0").removeprefix("+")) for name in letters], "(")
+
+
+def _is_true(chain: tuple, algebra) -> bool:
+    """2+2=4 and 1/2=50% are true."""
+    *values, last = chain[1]
+    return all(_same_value(value, last, algebra) for value in values)
+
+
+def _same_value(one: tuple, other: tuple, algebra) -> bool:
+    """Are two numbers the same, where a percentage is its hundredth?"""
+    if one[0] == "assign" or other[0] == "assign" or "chain" in (one[0], other[0]):
+        return False
+    percent = [node[0] == "quantity" and node[2] == "%" for node in (one, other)]
+    if any(percent) and {one[0], other[0]} <= {"expr", "quantity"}:
+        first, second = (
+            f"({node[1]})/100" if is_percent else node[1] for node, is_percent in zip((one, other), percent)
+        )
+        return _formula(first, second, algebra)
+    return _same(one, other, algebra)
+
+
+def _same_approximation(gold: tuple, answer: tuple, algebra) -> bool:
+    r"""\frac{5}{36}\approx 0.139 is right where the decimals fit the exact value and one of them is right."""
+    exact_value, decimals = answer[1:]
+    value = exact_value[2] if exact_value[0] == "assign" else exact_value
+    value = value[1][-1] if value[0] == "chain" else value
+    if value[0] not in ("expr", "quantity"):
+        return False
+    if not all(_fits(value, decimal, algebra) for decimal in decimals):
+        return False
+    if _same(gold, exact_value, algebra):
+        return True
+    rounded = gold[0] in ("expr", "quantity") and "." in gold[1]
+    return rounded and any(_same(gold, decimal, algebra) for decimal in decimals)
+
+
+def _fits(value: tuple, decimal: tuple, algebra) -> bool:
+    """Is a number the value to the digits that it has? Rounded down or up, both will do."""
+    if decimal[0] not in ("expr", "quantity") or not is_exact(decimal[1]):
+        return False
+    digits = re.match(r"-?[0-9]*(?:\.([0-9]*))?", decimal[1])
+    power = re.search(r"10\s*\^\s*\{?\s*(-?[0-9]{1,3})\s*\}?$", decimal[1])
+    unit = Fraction(10) ** ((int(power[1]) if power else 0) - len(digits[1] or ""))
+    most = unit / 2
+    if re.search(r"\\frac|/", decimal[1]):
+        most = abs(exact(decimal[1])) / 100
+    of_value, of_decimal = (node[0] == "quantity" and node[2] == "%" for node in (value, decimal))
+    factor = 1 if of_value == of_decimal else 100 if of_decimal else Fraction(1, 100)
+    difference = f"({value[1]})*{factor}-({decimal[1]})"
+    below = f"{difference}{'+' if decimal[1].startswith('-') else '-'}{most}"  # cut off, not rounded
+    return any(_is_within(each, most, algebra) for each in (difference, below))
+
+
+def _is_within(difference: str, most: Fraction, algebra) -> bool:
+    try:
+        return abs(exact(difference)) <= most
+    except Undefined:
+        return False
+    except NotExact:
+        return not is_huge(difference) and algebra("within", plain_arithmetic(difference), str(most))
 
 
 def _same_assignment(gold: tuple, answer: tuple, algebra) -> bool:
     """x=5 is 5. Two values with names: the names of functions do not count, those of variables do."""
     if gold[0] == answer[0] == "assign":
         (one, first), (other, second) = gold[1:], answer[1:]
-        if any(_SUM_OF_NAMES.fullmatch(name) for name in (one, other)):
+        if any(SUM_OF_NAMES.fullmatch(name) for name in (one, other)) or _turned(gold, answer):
             if not first[0] == second[0] == "expr":
                 return False
             return algebra("proportional", f"({one})-({first[1]})", f"({other})-({second[1]})")
         arguments = [re.search(r"\(\s*([a-zA-Z])\s*\)$", name) for name in (one, other)]
         if all(arguments):
-            second = _rename(second, arguments[1][1], arguments[0][1])
+            second = _with_argument(second, arguments[1][1], arguments[0][1])
+            if second is None:
+                return False
         named_apart = re.sub(r"\s", "", one) != re.sub(r"\s", "", other)
-        constant = all(node[0] == "expr" and not has_letters(node[1]) for node in (first, second))
-        single = all(re.fullmatch("[a-zA-Z]", name) for name in (one, other))
-        of_argument = any(
-            argument and argument[1] == name for argument, name in zip(arguments, (other, one), strict=True)
+        constant = all(
+            node[0] in ("expr", "quantity") and not has_letters(node[1]) for node in (first, second)
         )
-        if named_apart and constant and (single or of_argument):
+        if named_apart and constant and _name_two_things(one.strip(), other.strip()):
+            return False
+        if named_apart and {one.strip(), other.strip()} <= set("xyz"):
             return False
         return _same(first, second, algebra)
     if "equation" in (gold[0], answer[0]):
@@ -599,20 +304,43 @@ def _same_assignment(gold: tuple, answer: tuple, algebra) -> bool:
             return False
         return algebra("proportional", f"({assign[1]})-({assign[2][1]})", f"({equation[1]})-({equation[2]})")
     if gold[0] == "assign":
+        if SUM_OF_NAMES.fullmatch(gold[1]) and gold[1].islower():  # x+y=4 is a line
+            return False
         return answer[0] not in ("region", "inequality") and _same(gold[2], answer, algebra)
     return gold[0] not in ("region", "inequality") and _same(gold, answer[2], algebra)
 
 
-def _rename(node: tuple, old: str, new: str) -> tuple:
+def _name_two_things(one: str, other: str) -> bool:
+    """x and y, P(A) and P(B), x and |x|; not f(x) and g(x), AB and BA, S and \\text{Area}."""
+    functions = [re.fullmatch(r"[a-zA-Z]'*\s*\([a-z]\)", name) for name in (one, other)]
+    if all(functions) or sorted(one) == sorted(other):
+        return False
+    shapes = [
+        re.sub("[A-Z]", "A", re.sub("[a-z]", "a", re.sub("[0-9]+", "0", name))) for name in (one, other)
+    ]
+    inside = any(len(name) == 1 and name in letters_of(whole) for name, whole in ((one, other), (other, one)))
+    return shapes[0] == shapes[1] or inside
+
+
+def _turned(gold: tuple, answer: tuple) -> bool:
+    """Is each name part of the other's value, as in x=y+1 and y=x-1?"""
+    single = all(re.fullmatch("[a-zA-Z]", node[1]) and node[2][0] == "expr" for node in (gold, answer))
+    return single and gold[1] in letters_of(answer[2][1]) and answer[1] in letters_of(gold[2][1])
+
+
+def _with_argument(node: tuple, old: str, new: str) -> tuple | None:
+    """The value of a function under another name of its argument. None where that name is taken."""
     if node[0] != "expr" or old == new:
         return node
-    return ("expr", re.sub(rf"(?<![a-zA-Z\\]){old}(?![a-zA-Z])", new, node[1]))
+    return None if new in letters_of(node[1]) else ("expr", with_letter(node[1], old, new))
 
 
 def _same_code(gold: tuple, answer: tuple, algebra) -> bool:
     kinds = gold[0], answer[0]
     if kinds == ("clock", "clock"):
-        return gold[1] == answer[1] and (gold[2] == answer[2] or not gold[2] or not answer[2])
+        return _same_time(gold, answer)
+    if set(kinds) == {"clock", "ratio"} and gold[0] == "clock" and [*map(str, gold[1])] == answer[1]:
+        return True  # 3 : 45
     if kinds == ("date", "date"):
         return gold[1:] == answer[1:]
     if kinds == ("range", "range"):
@@ -635,6 +363,18 @@ def _same_code(gold: tuple, answer: tuple, algebra) -> bool:
     if answer[0] == "ratio" and len(answer[1]) == 2 and gold[0] == "expr" and re.search(r"/|\\frac", gold[1]):
         return _formula(gold[1], f"\\frac{{{answer[1][0]}}}{{{answer[1][1]}}}", algebra)
     return False
+
+
+def _same_time(gold: tuple, answer: tuple) -> bool:
+    """5 p.m. is 5:00 PM and 17:00. A clock without a.m. or p.m. may mean either, unless it counts to 24."""
+    times = [gold[1], answer[1]]
+    if gold[2] != answer[2] and (gold[2] and answer[2] or max(time[0] for time in times) > 12):
+        halves = gold[2], answer[2]
+        times = [
+            (time[0] % 12 + 12 * (half == "p"), *time[1:]) if half else time
+            for time, half in zip(times, halves)
+        ]
+    return times[0] == times[1]
 
 
 def _same_ratio(first: list[str], second: list[str], algebra) -> bool:
@@ -660,25 +400,6 @@ def _same_base(gold: tuple, answer: tuple) -> bool:
     return digits is not None and digits.strip("()").lstrip("0").upper() == based[1]
 
 
-def _same_region(gold: tuple, answer: tuple, algebra) -> bool:
-    if gold[2] and answer[2] and gold[2] != answer[2]:
-        return False
-
-    def equal(one: tuple, other: tuple) -> bool:
-        return (
-            one[1] == other[1]
-            and one[3] == other[3]
-            and all(_formula(_bound(one[i]), _bound(other[i]), algebra) for i in (0, 2))
-        )
-
-    return _match(gold[1], answer[1], equal)
-
-
-def _bound(text: str) -> str:
-    text = re.sub(r"\s+", "", text)
-    return text.removeprefix("+") if text.endswith("\\infty") else text
-
-
 def _match(gold: list, answer: list, equal: Callable) -> bool:
     """Are they the same but for the order?"""
     if len(gold) != len(answer):
@@ -702,7 +423,7 @@ def _same_items(gold: tuple, answer: tuple, algebra) -> bool:
     if len(gold[1]) != len(answer[1]) or kinds >= {"set", "tuple"} or kinds >= {"set", "named"}:
         return False
     if kinds <= {"list", "set"}:
-        return _match(gold[1], answer[1], lambda one, other: _same(one, other, algebra))
+        return _match(gold[1], answer[1], lambda one, other: _same_item(one, other, algebra))
     if kinds == {"tuple"} and gold[2] != answer[2] and len(gold[1]) == 2:
         return False
     if "list" in kinds and any(node[0] == "tuple" and node[2] == "[" for node in (gold, answer)):
@@ -714,6 +435,11 @@ def _same_items(gold: tuple, answer: tuple, algebra) -> bool:
     return all(_same(one, other, algebra) for one, other in zip(*ordered))
 
 
+def _same_item(one: tuple, other: tuple, algebra) -> bool:
+    """Items of sets: 2 is not {2} there."""
+    return (one[0] == "set") == (other[0] == "set") and _same(one, other, algebra)
+
+
 def _above_one(text: str) -> bool:
     try:
         return abs(exact(text)) > 1
@@ -723,9 +449,17 @@ def _above_one(text: str) -> bool:
 
 def _same_quantity(gold: tuple, answer: tuple, algebra) -> bool:
     """Units: the same, convertible, or given on one side only. 15% is 15, and 0.15 is 15%."""
-    (value, unit, compound), (other, its_unit, also) = (
+    (value, unit, note), (other, its_unit, its_note) = (
         (node[1], "", "") if node[0] == "expr" else node[1:] for node in (gold, answer)
     )
+    if are_opposite(note, its_note):
+        return False
+    if note and note == its_note:  # 200 profit, $200 profit
+        unit, its_unit = ("" if each == "noun" else each for each in (unit, its_unit))
+    if unit == _DEGREES and _is_in_radians(other, its_unit):
+        return _formula(f"({value})\\times\\frac{{\\pi}}{{180}}", other, algebra)
+    if its_unit == _DEGREES and _is_in_radians(value, unit):
+        return _formula(value, f"({other})\\times\\frac{{\\pi}}{{180}}", algebra)
     if "%" in (unit, its_unit):
         if unit == its_unit:
             return _formula(value, other, algebra)
@@ -737,7 +471,7 @@ def _same_quantity(gold: tuple, answer: tuple, algebra) -> bool:
                 return True
         return _formula(f"({percent})/100", number, algebra)
     if not unit or not its_unit or unit == its_unit == "noun":
-        return not compound and not also and _formula(value, other, algebra)
+        return "compound" not in (note, its_note) and _formula(value, other, algebra)
     if "noun" in (unit, its_unit) or unit[0] != its_unit[0]:
         return False
     if unit[1] == its_unit[1]:
@@ -746,12 +480,19 @@ def _same_quantity(gold: tuple, answer: tuple, algebra) -> bool:
     return _formula(f"({value})\\times \\frac{{{factor.numerator}}}{{{factor.denominator}}}", other, algebra)
 
 
+_DEGREES, _RADIANS = ((("angle", 1),), 1), ((("radian", 1),), 1)
+
+
+def _is_in_radians(value: str, unit: tuple | str) -> bool:
+    return unit == _RADIANS or not unit and "\\pi" in value
+
+
 def prepare(text: str) -> None:
     """Evaluate the formulas of an answer, so that one that takes too long is known to be at fault."""
     from plainrl.algebra import formula_of  # here, because it needs sympy, and the process that asks does not
 
-    for formula in _formulas(_read(tidy(text))):
-        if not _is_exact(formula):
+    for formula in _formulas(read(tidy(text))):
+        if not is_exact(formula) and not is_huge(formula):
             try:
                 formula_of(plain_arithmetic(formula))
             except Exception:  # what cannot be read is equal to nothing

@@ -1,4 +1,4 @@
-"""Your own file of problems: JSON lines, a JSON array or CSV, each also as .gz, or Parquet.
+"""Your own file of problems: JSON lines, one JSON array or object, or CSV, each also as .gz, or Parquet.
 
 `load_file` reads it. Which fields hold the prompt and the answer is found by their names, or said in --task:
 jsonl:PATH?prompt=question&answer=final. A line that cannot be used is left out and named on the screen; a
@@ -29,6 +29,7 @@ from plainrl.tasks import BOXED_INSTRUCTION, FILE_FIELDS, Problem, optional_pack
 from plainrl.workers import WORKERS
 
 # Where the prompt and the answer are looked for: the first that there is. A dot leads into an object.
+# Capitals, spaces and signs do not matter: see `plain_name`.
 PROMPTS = ("prompt", "problem", "question", "query", "messages", "conversations")
 ANSWERS = ("answer", "final_answer", "expected_answer", "ground_truth", "reward_model.ground_truth")
 ANSWERS += ("solution", "messages", "conversations")
@@ -52,6 +53,15 @@ SPLITS |= dict.fromkeys(("validation", "valid", "val", "development"), "dev")
 ROLES = {"human": "user", "gpt": "assistant", "developer": "system"}
 SLOW_SECONDS, PAUSE_SECONDS = 2.0, 10.0  # when the screen says first how far the reading is, and how often
 SURROGATE = re.compile("[\ud800-\udfff]")  # no file and no tokenizer takes one alone
+OTHER_FILES = {  # by their first bytes
+    b"PK\x03\x04": "a zip archive or an Excel table",
+    b"BZh": "packed by bzip2",
+    b"\xfd7zXZ": "packed by xz",
+    b"\x28\xb5\x2f\xfd": "packed by zstd",
+    b"ARROW1": "an Arrow file",
+    b"SQLite": "a database",
+}
+WAY_OUT = "write JSON lines, a JSON array or CSV in UTF-8, perhaps as .gz, or Parquet"
 NAMED = 5  # so many of the lines that cannot be used are named
 
 
@@ -66,8 +76,10 @@ def load_file(path: str, given: dict[str, str] | None = None) -> ListTask:
     unit, entries, columns = read_entries(path, flag, given)
     if not entries:
         raise ValueError(f"{path}: holds no problem")
-    has_rows = any(isinstance(row, dict) for _, row in entries)
-    names = choose_fields(columns, given, flag) if has_rows else {}
+    if not any(isinstance(row, dict) for _, row in entries):
+        line, reason = entries[0]
+        raise ValueError(f"{path}, {unit} {line}: {reason}; no {unit} is an object; {WAY_OUT}")
+    names = choose_fields(columns, given, flag)
     total, same = len(entries), {}
     problems, splits, unusable, notes = {}, {}, {}, Counter()  # the first three by line
     entries.reverse()  # they are taken from the end: 1.8 million of DAPO-17k are not wanted in memory twice
@@ -106,10 +118,14 @@ def name_of(path: str) -> str:
     >>> name_of("data/my sums.jsonl.gz"), name_of("chain.json")
     ('my-sums', 'chain-file')
     """
-    stem = Path(path).name.removesuffix(".gz")
+    stem = without_gz(Path(path).name)
     stem = re.sub(r"\.(jsonl|ndjson|json|csv|tsv|parquet|txt)$", "", stem, flags=re.I)
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.")[:60] or "file"
     return f"{stem}-file" if stem in ("chain", "gsm8k", *BENCHMARKS) else stem
+
+
+def without_gz(name: str) -> str:
+    return re.sub(r"\.gz$", "", name, flags=re.I)
 
 
 def with_progress(items: Iterable, name: str, what: str) -> Iterator:
@@ -142,32 +158,57 @@ def read_entries(path: str, flag: str, given: dict[str, str]) -> tuple[str, list
     An entry is its number and an object, or a text that says why there is none. Fields that nothing is read
     from are dropped at once: OpenR1 has whole completions in them.
     """
-    used = [*PROMPTS, *ANSWERS, *FILE_FIELDS, "horizon", *given.values()]
-    used = {*used, *(name.partition(".")[0] for name in used)}
+    used = [*PROMPTS, *ANSWERS, *FILE_FIELDS, "horizon", *filter(None, given.values())]
+    used += [name.partition(".")[0] for name in used if "." in name]
     try:
         place = Path(path).expanduser()
+        if place.is_dir():
+            inside = listed(sorted(child.name for child in place.iterdir()))
+            raise ValueError(f"{flag}: is a folder; name a file in it: there are {inside}")
         with open(place, "rb") as file:
-            magic = file.read(4)
-        if magic == b"PAR1":
+            magic = file.read(6)
+        for begin, what in OTHER_FILES.items():
+            if magic.startswith(begin):
+                raise ValueError(f"{flag}: cannot read the file ({what}); {WAY_OUT}")
+        if magic.startswith(b"PAR1"):
             return "row", *slim_entries(read_parquet(place, used, flag), used, name_of(path))
         is_packed = magic[:2] == b"\x1f\x8b"
         with (gzip.open if is_packed else open)(place, "rt", encoding="utf-8-sig", newline="") as file:
-            unit, entries = text_entries(file, path)
+            unit, entries = text_entries(file, path, given)
             return unit, *slim_entries(entries, used, name_of(path))
     except UnicodeDecodeError as error:
-        way_out = "write JSON lines, a JSON array or CSV in UTF-8, perhaps as .gz, or Parquet"
-        raise ValueError(f"{flag}: cannot read the file (no UTF-8: {error.reason}); {way_out}") from None
+        raise ValueError(f"{flag}: cannot read the file (no UTF-8: {error.reason}); {WAY_OUT}") from None
     except (OSError, EOFError, zlib.error, csv.Error, RuntimeError) as error:  # ~nobody is a RuntimeError
         settings = ", ".join(f"{name}=" for name in (*FILE_FIELDS, "horizon"))
-        way_out = f"; settings are {settings}" if "?" in path else ""
-        raise ValueError(f"{flag}: cannot read the file ({error}){way_out}") from None
+        known = f"; settings are {settings}" if "?" in path else ""
+        raise ValueError(f"{flag}: cannot read the file ({error}){known}") from None
 
 
-def slim_entries(entries: Iterable[tuple], used: set[str], name: str) -> tuple[list[tuple], list[str]]:
-    """The entries with those fields alone that are used, and the names of all that there were."""
-    kept, columns = [], {}
+def plain_name(name: str) -> str:
+    """What two spellings of a field's name have in common.
+
+    >>> plain_name("Final Answer") == plain_name("finalAnswer") == plain_name("FINAL_ANSWER ")
+    True
+    """
+    return re.sub(r"[\W_]", "", name).lower()
+
+
+def slim_entries(entries: Iterable[tuple], used: list[str], name: str) -> tuple[list[tuple], list[str]]:
+    """The entries with those fields alone that are used, and the names of all that there were.
+
+    A field in another spelling gets the name that is used, unless its line has that field as well.
+    """
+    kept, columns, known = [], {}, {plain_name(field): field for field in used}
+    used = set(used)
+    spelt, otherwise = dict(zip(used, used)), set()  # {a name in the file: the one that is used}
     for line, row in with_progress(entries, name, "entries are read"):
         if isinstance(row, dict):
+            for field in row:
+                if field not in spelt:
+                    spelt[field] = known.get(plain_name(field), field)
+                    otherwise |= {field} - {spelt[field]}
+            if otherwise and not otherwise.isdisjoint(row):
+                row = {field if spelt[field] in row else spelt[field]: value for field, value in row.items()}
             columns |= dict.fromkeys(row)
             row = {field: value for field, value in row.items() if field in used}
             for field, value in row.items():
@@ -177,19 +218,26 @@ def slim_entries(entries: Iterable[tuple], used: set[str], name: str) -> tuple[l
     return kept, list(columns)
 
 
-def text_entries(file: TextIO, path: str) -> tuple[str, Iterable[tuple]]:
+def text_entries(file: TextIO, path: str, given: dict[str, str]) -> tuple[str, Iterable[tuple]]:
     """What an entry is called, and the entries. What the file begins with decides what it is."""
+    prompts, answers = (
+        {plain_name(name.partition(".")[0]) for name in ([given[field]] if given.get(field) else names)}
+        for field, names in (("prompt", PROMPTS), ("answer", ANSWERS))
+    )
     first = next((line for line in file if line.strip()), "").strip()
     file.seek(0)
-    delimiter = max(",;\t", key=first.count)
-    header = {cell.strip().strip('"') for cell in first.split(delimiter)}
-    is_named_so = Path(path.removesuffix(".gz")).suffix.lower() in (".csv", ".tsv")
-    if is_named_so or (header & set(PROMPTS) and header & set(ANSWERS)):
+    delimiter = max(",;\t|", key=first.count)
+    header = {plain_name(cell) for cell in first.split(delimiter)}
+    is_named_so = Path(without_gz(path)).suffix.lower() in (".csv", ".tsv")
+    if is_named_so or (header & prompts and header & answers):
         return "line", read_csv(file, delimiter)
     if first.startswith("[") and not (isinstance(parse_json(first), list) and file_goes_on(file)):
         return "entry", read_array(file.read(), path)
-    if first.startswith("{") and not isinstance(parse_json(first), dict):
+    if first.startswith("{") and not (isinstance(parse_json(first), dict) and file_goes_on(file)):
         entries = read_objects(file.read(), path)
+        rows = members_of(entries[0][1], prompts, path) if len(entries) == 1 else None
+        if rows is not None:
+            return "entry", enumerate(map(as_object, rows), start=1)
         if entries:
             return "line", entries
         file.seek(0)
@@ -262,16 +310,76 @@ def read_objects(text: str, path: str) -> list[tuple]:
         line += text.count("\n", start, end)
 
 
+def members_of(whole, prompts: set[str], path: str) -> list | None:
+    """The problems in one JSON value: {"data": [...]}, {"train": [...], "test": [...]}, columns, or by a key.
+
+    `prompts` are the plain names that a prompt may have. None where the value is one problem, or is something
+    else. Raises ValueError where it is not clear which they are.
+    """
+    if isinstance(whole, list):
+        return whole if not whole or isinstance(whole[0], dict) else None
+    if not isinstance(whole, dict):
+        return None
+    if asks(whole, prompts):
+        return rows_of_columns(whole, prompts, path)
+    found = {name: members_of(value, prompts, path) for name, value in whole.items()}
+    found = {name: rows for name, rows in found.items() if rows is not None}
+    with_prompt = {name: rows for name, rows in found.items() if rows and asks(rows[0], prompts)}
+    found = with_prompt or found
+    if found and all(name.strip().lower() in SPLITS for name in found):
+        return [
+            row | {"split": name} if isinstance(row, dict) else row
+            for name, rows in found.items()
+            for row in rows
+        ]
+    if len(found) > 1:
+        raise ValueError(
+            f"{path}: which are the problems? there are {listed(found)}; keep one of them in the file"
+        )
+    if found:
+        return next(iter(found.values()))
+    rows = list(whole.values())
+    return rows if any(asks(row, prompts) for row in rows) else None
+
+
+def asks(row, prompts: set[str]) -> bool:
+    """Is it an object with a prompt?"""
+    return isinstance(row, dict) and any(plain_name(field) in prompts for field in row)
+
+
+def rows_of_columns(table: dict, prompts: set[str], path: str) -> list[dict] | None:
+    """The rows of {"prompt": [...], "answer": [...]}, or of {"prompt": {"0": ...}} as pandas writes it.
+
+    None where it is one problem. Raises ValueError where a column is longer than another.
+    """
+    asked = next(value for name, value in table.items() if plain_name(name) in prompts)
+    is_column = isinstance(asked, list) and asked and not isinstance(asked[0], dict)  # else it is a chat
+    if not is_column and not (isinstance(asked, dict) and all(map(str.isdecimal, asked))):
+        return None
+    alike = {name: column for name, column in table.items() if type(column) is type(asked)}
+    columns = {name: list(c.values()) if isinstance(c, dict) else c for name, c in alike.items()}
+    sizes = {name: len(values) for name, values in columns.items()}
+    if len(set(sizes.values())) > 1:
+        said = ", ".join(f"{short(name)} {size:,}" for name, size in list(sizes.items())[:20])
+        raise ValueError(f"{path}: its columns differ in length: {said}")
+    return [dict(zip(columns, values)) for values in zip(*columns.values())]
+
+
 def read_csv(file: TextIO, delimiter: str) -> Iterator[tuple]:
     """The lines below the header; an empty cell is a field that is absent."""
     csv.field_size_limit(1 << 30)
     reader = csv.reader(file, delimiter=delimiter)
-    header = [cell.strip() for cell in next(reader, [])]
+    named = (
+        cells for cells in reader if "".join(cells).strip() and cells[0][:4] != "sep="
+    )  # that is Excel's
+    header = [cell.strip() for cell in next(named, [])]
+    horizons = [name for name in header if plain_name(name) == "horizon"]
     line = reader.line_num + 1
     for cells in reader:
         row = {name: cell for name, cell in zip(header, cells) if cell.strip()}
-        if row.get("horizon", "").isdecimal():
-            row["horizon"] = int(row["horizon"])
+        for name in horizons:
+            if row.get(name, "").isdecimal():
+                row[name] = int(row[name])
         if len(cells) > len(header):
             yield line, f"has {len(cells)} cells under a header of {len(header)}"
         elif row:
@@ -279,15 +387,15 @@ def read_csv(file: TextIO, delimiter: str) -> Iterator[tuple]:
         line = reader.line_num + 1  # of the next: a cell may run over several lines
 
 
-def read_parquet(path: Path, used: set[str], flag: str) -> Iterator[tuple]:
+def read_parquet(path: Path, used: list[str], flag: str) -> Iterator[tuple]:
     """The rows, with the columns that are used; the others are there and empty."""
     optional_package("pyarrow", flag)
     import pyarrow.parquet
 
     try:
         table = pyarrow.parquet.ParquetFile(path)
-        names = table.schema_arrow.names
-        batches = table.iter_batches(1000, columns=[name for name in names if name in used])
+        names, plain = table.schema_arrow.names, set(map(plain_name, used))
+        batches = table.iter_batches(1000, columns=[name for name in names if plain_name(name) in plain])
         for line, row in enumerate((row for batch in batches for row in batch.to_pylist()), start=1):
             yield line, dict.fromkeys(names) | row
     except ValueError as error:  # pyarrow's own are of this kind
@@ -408,8 +516,16 @@ def read_chat(turns: list, field: str, notes: Counter) -> tuple[str, str]:
 
 def read_answer(value, field: str, needs_box: bool) -> tuple[str, str | None]:
     """The answer as it stands in the field, and the worked solution where the field is one."""
-    if isinstance(value, list) and len(value) == 1:
+    if isinstance(value, list) and len({str(each) for each in value}) == 1:
         value = value[0]
+    if isinstance(value, list):
+        said = f"field {field!r} has no answer: it must be a text or a number"
+        raise ValueError(f"{said}, not a list of {len(value)}")
+    if isinstance(value, dict):
+        way_out = f"?answer={field}.NAME reads one of {listed(value)}"
+        raise ValueError(f"field {field!r} has no answer: it must be a text or a number; {way_out}")
+    if isinstance(value, bool):
+        value = str(value).lower()
     if isinstance(value, float) and math.isfinite(value):
         value = int(value) if value.is_integer() and abs(value) < 1e15 else value
         value = str(value)

@@ -30,6 +30,7 @@ from plainrl.screen import fail, say
 
 EVAL_SEED = 2**31  # evaluation has its own seed: every checkpoint meets the same problems and random numbers
 EVAL_LENGTHS = {"tiny": 160, "small": 1024, "large": 3072}  # longest completions of eval.py, by size
+MODEL_FLAGS = ("model", "baseline")
 TRACKERS = {"wandb": "wandb", "tensorboard": "torch.utils.tensorboard"}
 
 # --- defaults by the size of the model ----------------------------------------------------------------------
@@ -237,7 +238,19 @@ def parse(Args: type, description: str | None = None, moved: dict[str, str] | No
             fail(f"{name}: there is no such flag; {hint}")
     has_sizes = any("by_size" in flag.metadata for flag in dataclasses.fields(Args))
     shown = f"{description or ''}\n\n{SIZES_IN_HELP}".strip() if has_sizes else description
-    return Args(**vars(tyro.cli(with_visible_defaults(Args), description=shown)))
+    return with_home(Args(**vars(tyro.cli(with_visible_defaults(Args), description=shown))))
+
+
+def with_home(args):
+    """The same flags with ~ as the home folder, in every path: shells leave it as it is in --out-dir=~/x."""
+    for name, value in vars(args).items():
+        if isinstance(value, Path):
+            setattr(args, name, Path(os.path.expanduser(value)))
+        elif isinstance(value, tuple) and all(isinstance(part, Path) for part in value):
+            setattr(args, name, tuple(Path(os.path.expanduser(part)) for part in value))
+        elif name in MODEL_FLAGS and value is not None:  # it may be a folder, a file or a hub name
+            setattr(args, name, os.path.expanduser(value))
+    return args
 
 
 def with_visible_defaults(Args: type) -> type:
@@ -285,7 +298,7 @@ def check_flags(args) -> None:
     if temperature is not None and 0 < temperature < COLDEST:
         greedy = "" if isinstance(args, RunFlags) else ", or 0 for greedy sampling"
         fail(f"--temperature {temperature}: must be at least {COLDEST}{greedy}")
-    for flag in ("model", "baseline"):
+    for flag in MODEL_FLAGS:
         check_model_is_there(getattr(args, flag, None), flag_of(flag))
     minibatches, prompts = getattr(args, "minibatches", 1), getattr(args, "prompts_per_step", None)
     if prompts is not None and prompts % minibatches:

@@ -23,6 +23,11 @@ NO_RECORD_YET = {
     "best.tmp",
 }
 ANEW = "or use another --out-dir"
+# What reading an optimizer.pt may raise that is damaged, or something else.
+MALFORMED = (
+    OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError,
+    pickle.UnpicklingError,
+)  # fmt: skip
 
 
 def claim(out_dir: Path, resume: bool) -> FileLock:
@@ -32,7 +37,9 @@ def claim(out_dir: Path, resume: bool) -> FileLock:
     """
     with or_one_line(out_dir):
         if resume and not out_dir.exists():
-            fail(f"--resume: there is no run in --out-dir {out_dir}")
+            others = [path.parent.name for path in sorted(out_dir.parent.glob("*/config.json"))]
+            beside = f"; beside it are {', '.join(others)}" if others else ""
+            fail(f"--resume: there is no run in --out-dir {out_dir}{beside}")
         if out_dir.exists() and not out_dir.is_dir():
             fail(f"--out-dir {out_dir}: is a file; choose a folder")
         refuse_another_run(out_dir, resume)  # before anything is written there
@@ -196,7 +203,9 @@ def load_checkpoint(folder: Path, model, optimizer, run: str = "") -> dict | Non
     folder, problems = real_folder(folder), []
     for candidate in (folder, previous(folder)):
         state, problem = ranks.gather([read_state(candidate, run) if ranks.MAIN else None])[0]
-        problem = problem or put_weights(candidate, model) or put_optimizer(candidate, model, optimizer)
+        problem = (
+            problem or put_weights(candidate, model) or put_optimizer(candidate, model, optimizer, state)
+        )
         if problem is None:
             if problems:
                 step = f"{candidate.name}/, step {state['step']}"
@@ -245,27 +254,39 @@ def read_state(folder: Path, run: str) -> tuple[dict, str | None]:
     return state, None
 
 
-def put_optimizer(folder: Path, model, optimizer) -> str | None:
+def put_optimizer(folder: Path, model, optimizer, state: dict) -> str | None:
     """Restore the optimizer in place; returns what is wrong with the file, None where nothing is."""
     saved, problem = {}, None
     if ranks.MAIN:
         try:
             saved = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
-            problem = optimizer_problem(saved, model)
-        except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-            problem = f"is damaged (optimizer.pt: {str(error).splitlines()[0]})"
-    problem = ranks.gather([problem])[0]
+            # Of an older file, without a checksum, nobody knows whether it is all that was written.
+            any_part = (folder / "checksums.json").exists() or state.get("stage_step") == 0
+            problem = optimizer_problem(saved, model, optimizer, any_part)
+        except MALFORMED as error:
+            problem = (str(error).splitlines() or [type(error).__name__])[0]
+    problem = ranks.gather([problem and f"is damaged (optimizer.pt: {problem})"])[0]
     if problem is None:
         ranks.load_optimizer(model, optimizer, saved)
     return problem
 
 
-def optimizer_problem(saved, model) -> str | None:
-    """Whether these are the moments of the weights that this model trains."""
-    if not isinstance(saved, dict) or not saved.keys() >= {"state", "param_groups"}:
-        return "is damaged (optimizer.pt holds no optimizer)"
+def optimizer_problem(saved, model, optimizer, any_part: bool) -> str | None:
+    """Whether these are the moments of the weights that this model trains; None where they are.
+
+    `any_part` of them may be there: a weight has none before its first gradient. Raises one of MALFORMED
+    where the file holds anything else.
+    """
     shapes = {name: weight.shape for name, weight in model.named_parameters() if weight.requires_grad}
-    for name, entry in saved["state"].items():
+    moments, groups = saved["state"], saved["param_groups"]
+    needed = {"step", "exp_avg", "exp_avg_sq"} if isinstance(optimizer, torch.optim.AdamW) else set()
+    for name, entry in moments.items():
         if name not in shapes or any(part.ndim and part.shape != shapes[name] for part in entry.values()):
-            return f"is damaged (optimizer.pt: {name} is none of this model's)"
+            return f"{name} is none of this model's"
+        if missing := needed - entry.keys():
+            return f"{name} has no {min(missing)}"
+    if moments and not shapes.keys() <= {name for group in groups for name in group["params"]}:
+        return "its groups are not those of this model"
+    if not any_part and (missing := shapes.keys() - moments.keys()):
+        return f"{min(missing)} is missing"
     return None

@@ -15,7 +15,7 @@ from plainrl import workers
 from plainrl.answers import MAX_ANSWER_CHARS, bare_answer, last_boxed, plain_integer
 from plainrl.equality import NeedsAlgebra, readable, same
 from plainrl.tasks import Grade, Problem
-from plainrl.workers import WORKERS, ask_worker
+from plainrl.workers import WORKERS, WorkerError, ask_worker
 
 TASK_SECONDS = 60.0  # wall-clock limit for one call of a task's grade()
 
@@ -129,7 +129,15 @@ def grade_all(task, completions: list[str], problems: list[Problem]) -> list[Gra
 
     Raises ValueError, one line naming the task, for a grade() that does not return within TASK_SECONDS, that
     raises on every completion of a batch of 4 or more, or that returns anything but a Grade with a number.
+    So it does where the grader itself is broken, see `_refuse_a_broken_grader`.
     """
+    grades = _checked(_called(task, completions, problems), task)
+    _refuse_a_broken_grader(grades, task, problems)
+    return grades
+
+
+def _called(task, completions: list[str], problems: list[Problem]) -> list:
+    """What grade() returns for each, or the exception that it raises."""
     waiting, done = queue.SimpleQueue(), queue.SimpleQueue()
     for job in enumerate(zip(completions, problems, strict=True)):
         waiting.put(job)
@@ -155,7 +163,7 @@ def grade_all(task, completions: list[str], problems: list[Problem]) -> list[Gra
     grades = [None] * len(completions)
     for _ in completions:
         i, grades[i] = _next_of(done, started, task)
-    return _checked(grades, task)
+    return grades
 
 
 def _next_of(done: queue.SimpleQueue, started: dict, task) -> tuple[int, object]:
@@ -181,12 +189,35 @@ def _checked(grades: list, task) -> list[Grade]:
             f"{_named(task)}: grade() failed on all {len(grades)} completions of a batch, first with "
             f"{type(errors[0]).__name__}: {_one_line(errors[0])}"
         )
+    without_worker = [error for error in errors if isinstance(error, WorkerError)]
+    if len(without_worker) >= 4:  # fewer may be a machine that was busy
+        raise ValueError(f"{_named(task)}: {_one_line(without_worker[0])}")
     for i, grade in enumerate(grades):
         if isinstance(grade, Exception):
             grades[i] = Grade(False, 0.0, None, f"error: {type(grade).__name__}: {grade}"[:200])
         else:
             _check_grade(grade, task)
     return grades
+
+
+def _refuse_a_broken_grader(grades: list[Grade], task, problems: list[Problem]) -> None:
+    """Raise ValueError where every answer of a batch, 4 or more, was an error, and right answers are too.
+
+    A completion without an answer says nothing about the grader, and a timeout is its answer's fault. An
+    error or a crash may be that as well: a weak model writes what a scorer raises on. So the right answers
+    to these problems are graded before the run is ended.
+    """
+    answered = [i for i, grade in enumerate(grades) if grade.parsed is not None or is_error(grade)]
+    failed = [i for i in answered if grades[i].why.startswith(("crash", "error"))]
+    if len(failed) < max(4, len(answered)):
+        return
+    right = list({problems[i].prompt: problems[i] for i in failed}.values())[:4]
+    again = _checked(_called(task, [f"\\boxed{{{problem.answer}}}" for problem in right], right), task)
+    if all(grade.why.startswith(("crash", "error")) for grade in again):
+        raise ValueError(
+            f"{_named(task)}: the grader failed on all {len(failed)} answers of a batch, and on the right "
+            f"ones too; first: {_one_line(grades[failed[0]].why)}"
+        )
 
 
 def _check_grade(grade: object, task) -> None:

@@ -33,6 +33,7 @@ HASH_DEPENDENT = (  # they walk through sets of texts, whose order differs from 
     "ransom_note",
     "word_ladder",
 )
+RUNS_PROGRAMS = ("codeio",)  # its questions are what programs of its data set return
 LOAD_SECONDS = 60.0  # wall-clock limit for preparing a task
 QUESTION_SECONDS = 60.0  # and for making one question of it
 
@@ -55,6 +56,8 @@ class GymTask:
     Splits are decided by the question's text, so they are disjoint. Dev and test never ask a question
     twice. The first problem that is asked for checks the task, see `check`.
     """
+
+    is_locked_away = False  # in a grading worker, which has given up its rights
 
     def __init__(self, spec: str, dataset_name: str, settings: dict):
         self.gym = optional_package("reasoning_gym", f"--task gym:{dataset_name}", "reasoning-gym")
@@ -100,6 +103,8 @@ class GymTask:
         return self.entries[seed, position]
 
     def new_entry(self, dataset, seed: int, position: int) -> dict | None:
+        if self.dataset_name in RUNS_PROGRAMS and not self.is_locked_away:
+            return self.entry_of_worker(seed, position)
         size = dataset.size
         try:
             with time_limit(QUESTION_SECONDS), fixed_chance(f"{seed}/{position}"):
@@ -117,7 +122,20 @@ class GymTask:
         if not last_boxed(f"\\boxed{{{shown_answer(entry)}}}"):
             self.last_error = "an answer that no box can hold"  # string_manipulation has empty ones
             return None
+        if self.dataset_name in RUNS_PROGRAMS and made_of_nothing(entry):
+            self.last_error = "its program fails"
+            return None
         return entry
+
+    def entry_of_worker(self, seed: int, position: int) -> dict | None:
+        """As `entry`, but made by a grading worker: the programs run where they have no rights."""
+        place = {"spec": self.spec, "seed": seed, "position": position}
+        made, why = ask_worker({"kind": "gym", "answer": None, **place})
+        if why:  # also when the program ended the worker, or did not end itself
+            self.last_error = why
+            return None
+        question, answer = made
+        return {"question": question, "answer": answer, "metadata": {}}
 
     def problem(self, split: str, index: int, seed: int) -> Problem:
         """A question of the split. `source` says which it is, so that any process can score it."""
@@ -173,6 +191,11 @@ class GymTask:
             raise ValueError(
                 f"--task {self.spec}: asks other questions in every process; "
                 "write PYTHONHASHSEED=0 before the command, e.g. PYTHONHASHSEED=0 python grpo.py ..."
+            )
+        if self.dataset_name in RUNS_PROGRAMS:
+            self.say(
+                "its questions are what programs of its data set return; "
+                "grading workers run these, see docs/gym.md"
             )
         rng, size = random.Random(f"{seed}/check"), len(self.dataset(seed))
         start, cpu, entries = time.monotonic(), time.process_time(), {}
@@ -298,6 +321,12 @@ def shown_answer(entry: dict) -> str:
 def fixed_part(entry: dict | None) -> tuple[str, str] | None:
     """What must be the same every time that a question is made."""
     return None if entry is None else (entry["question"], shown_answer(entry))
+
+
+def made_of_nothing(entry: dict) -> bool:
+    """codeio asks for {} given {} where its program could not run."""
+    values = [entry["metadata"].get(name) for name in ("input_data", "output_data")]
+    return all(isinstance(value, dict) and not value for value in values)
 
 
 class TooSlow(BaseException):

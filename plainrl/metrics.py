@@ -16,7 +16,7 @@ from plainrl.flags import EVAL_SEED
 from plainrl.grading import is_error
 from plainrl.hints import with_hint
 from plainrl.rollout import completion_seed, sample_rollout
-from plainrl.screen import working
+from plainrl.screen import or_fail, working
 from plainrl.tasks import Grade
 
 VOTE_SECONDS = 60.0  # for comparing the answers to one problem with each other
@@ -58,7 +58,7 @@ def votes(task, grades: list[Grade]) -> list[str | None]:
             alike = (
                 other
                 for other in others
-                if other not in failed and time.monotonic() < end and same(other, answer)
+                if other not in failed and time.monotonic() < end and or_fail(same, other, answer)
             )
             vote_of[answer] = next(alike, answer)
     return [None if grade.parsed is None else vote_of[canonical(grade.parsed)] for grade in grades]

@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from plainrl import lora, ranks
-from plainrl.screen import fail, or_fail
+from plainrl.screen import fail, or_fail, say
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -158,7 +158,8 @@ def save_model(
     folder: Path, model, tokenizer, extra: dict | None = None, keep_previous: bool = False
 ) -> None:
     """Write a plain Hugging Face folder aside, then rename it: a kill leaves the old one or the new one,
-    never a half. Its files' checksums are written last. A disk that is full ends the run in one line.
+    never a half. Its files' checksums are written last. A disk that is full ends the run in one line, but
+    only after last.old/ beside it has made room.
 
     `extra` holds further files: {"name.json": what json writes, "name.pt": what torch writes}. With
     `keep_previous` the folder that was there stays as folder.old. A link leads to where all this is done.
@@ -166,21 +167,19 @@ def save_model(
     weights = ranks.full_weights(model)
     if not ranks.MAIN:
         return
-    folder = real_folder(folder)
+    spare, folder = folder.with_name("last.old"), real_folder(folder)
     aside, old = folder.with_name(folder.name + ".tmp"), folder.with_name(folder.name + ".old")
-    shutil.rmtree(aside, ignore_errors=True)
     try:
-        if folder.exists():
-            shutil.rmtree(old, ignore_errors=True)  # room for the new one; where there is none, old is all
-        model.save_pretrained(aside, state_dict=lora.merged(weights, model))
-        lora.save_adapter(aside / "adapter", weights, model)
-        tokenizer.save_pretrained(aside)
-        for name, content in (extra or {}).items():
-            if name.endswith(".json"):
-                (aside / name).write_text(json.dumps(content))
-            else:
-                torch.save(content, aside / name)
-        (aside / CHECKSUMS).write_text(json.dumps(checksums(aside)))
+        take_back(folder)
+        shutil.rmtree(old, ignore_errors=True)  # room for the new one
+        try:
+            write_folder(aside, model, tokenizer, weights, extra or {})
+        except Exception as error:
+            if not (is_full(error) and spare.is_dir() and spare.with_name("last").is_dir()):
+                raise
+            say(f"{folder}: the disk is full; {spare.name}/ is removed, and it is written once more")
+            shutil.rmtree(spare)
+            write_folder(aside, model, tokenizer, weights, extra or {})
         if folder.exists():
             folder.rename(old)
         aside.rename(folder)
@@ -196,6 +195,28 @@ def save_model(
         shutil.rmtree(old, ignore_errors=True)
 
 
+def write_folder(folder: Path, model, tokenizer, weights: dict, extra: dict) -> None:
+    """All files of `save_model` anew, in a folder of their own."""
+    shutil.rmtree(folder, ignore_errors=True)
+    model.save_pretrained(folder, state_dict=lora.merged(weights, model))
+    lora.save_adapter(folder / "adapter", weights, model)
+    tokenizer.save_pretrained(folder)
+    for name, content in extra.items():
+        if name.endswith(".json"):
+            (folder / name).write_text(json.dumps(content))
+        else:
+            torch.save(content, folder / name)
+    (folder / CHECKSUMS).write_text(json.dumps(checksums(folder)))
+
+
+def take_back(folder: Path) -> None:
+    """A kill between the two renames of `save_model` left folder.old alone: it gets its name again."""
+    folder = real_folder(folder)
+    old = folder.with_name(folder.name + ".old")
+    if old.is_dir() and not folder.exists():
+        old.rename(folder)
+
+
 def real_folder(folder: Path) -> Path:
     """Where a link leads, so that what is written beside and renamed is on the same disk."""
     return folder.resolve() if folder.is_symlink() else folder
@@ -207,6 +228,12 @@ def is_of_the_disk(error: Exception) -> bool:
     text = str(error)
     written = ("os error", "Os {", "PytorchStreamWriter", "unexpected pos")  # tokenizers, safetensors, torch
     return isinstance(error, OSError) or any(part in text for part in written)
+
+
+def is_full(error: Exception) -> bool:
+    """Whether it was for want of room. torch's writer does not say why."""
+    signs = ("No space left", "quota", "os error 28", "StorageFull", "PytorchStreamWriter", "unexpected pos")
+    return any(sign in str(error) for sign in signs)
 
 
 def checksums(folder: Path) -> dict[str, str]:

@@ -5,7 +5,7 @@ prompt-major: rows i*G .. i*G+G-1 belong to prompt i. Prompts and completions st
 sampler to the loss and are never tokenised again. Masks come from their lengths, never from `ids == pad`.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -13,8 +13,12 @@ import torch
 from plainrl import ranks
 from plainrl.flags import EVAL_SEED
 from plainrl.grading import grade_all
-from plainrl.screen import fail, or_fail
+from plainrl.horizons import EveryHorizon
+from plainrl.screen import fail, or_fail, say
+from plainrl.sources import ListTask
 from plainrl.tasks import Grade, Problem
+
+MOST_LONG_IN_A_ROW = 100  # training problems whose prompts are too long; more end the run
 
 
 @dataclass(frozen=True)
@@ -209,8 +213,7 @@ def encoded_or_fail(tokenizer, text: str, system: str | None, flag: str, way_out
 def check_prompts(task, tokenizer, sampler, args) -> None:
     """Refuse a template that cannot work, and prompts that are scored and cannot be.
 
-    For a run to call before anything is written. A training prompt that is too long ends it in
-    `sample_rollout`: which ones come is the script's.
+    For a run to call before anything is written. Training prompts are `with_short_prompts`'s.
     """
     check_template(tokenizer, args.system_prompt)
     for split, count in (("dev", args.eval_problems), ("test", args.test_problems)):
@@ -241,6 +244,98 @@ def check_prompt(ids: list[int], max_new_tokens: int, sampler, which: str) -> No
             f"--max-new-tokens {max_new_tokens}: {which} has {len(ids)} tokens, and the model's context "
             f"{room}; {way_out}, or use a model with a longer context"
         )
+
+
+# --- training prompts that are too long ---------------------------------------------------------------------
+
+
+class PromptRoom:
+    """The room for a prompt: the model's context without --max-new-tokens. None where nobody knows it."""
+
+    def __init__(self, tokenizer, sampler, args):
+        self.tokenizer, self.system = tokenizer, args.system_prompt
+        room = getattr(sampler, "room", None)
+        self.tokens = None if room is None else room - args.max_new_tokens
+        self.template = len(encode_prompt(tokenizer, "1", self.system))  # tokens round any prompt
+
+    def holds(self, prompt: str) -> bool:
+        if self.tokens is None:
+            return True
+        size = len(prompt.encode("utf-8", "surrogatepass"))  # no token is shorter than a byte
+        return size + self.template <= self.tokens or self.length(prompt) <= self.tokens
+
+    def length(self, prompt: str) -> int:
+        return len(encode_prompt(self.tokenizer, prompt, self.system))
+
+
+def with_short_prompts(task, room: PromptRoom, train_size: int | None):
+    """The task without the training problems whose prompts are too long.
+
+    Those of a list are left out, which the screen says. Of any other task nobody knows them before they
+    come: see `NextThatFits`. Where nothing is too long, every problem stays where it was.
+    """
+    if room.tokens is None:
+        return task
+    if isinstance(task, EveryHorizon):
+        task.tasks = [with_short_prompts(each, room, train_size) for each in task.tasks]
+        return task
+    if isinstance(task, ListTask):
+        return without_long_prompts(task, room)
+    return NextThatFits(task, room, train_size)
+
+
+def without_long_prompts(task: ListTask, room: PromptRoom) -> ListTask:
+    """Stops with one line where no training problem is left."""
+    problems = task.problems.get("train", [])
+    short, long = [], []
+    for problem in problems:
+        if room.holds(problem.prompt):
+            short.append(problem)
+        else:
+            long.append(problem.prompt)
+    if not long:
+        return task
+    first = "; ".join(f"{text[:40]!r} has {room.length(text)}" for text in long[:5])
+    said = (
+        f"{len(long)} of {len(problems)} training problems have prompts of more than {room.tokens} tokens, "
+        f"all that --max-new-tokens leaves of the model's context ({first}{'; ...' * (len(long) > 5)})"
+    )
+    if not short:
+        fail(f"{task.flag}: {said}; give a lower --max-new-tokens, or a model with a longer context")
+    say(f"{task.flag}: left out: {said}")
+    return replace(task, problems=task.problems | {"train": short})
+
+
+class NextThatFits:
+    """A task in whose training the next problem that fits takes the place of one that is too long.
+
+    So a rare long one does not end a run, at its step and again at every resume. Which one comes depends on
+    nothing but the index. All else is the task's own.
+    """
+
+    def __init__(self, task, room: PromptRoom, train_size: int | None):
+        self.task, self.room, self.train_size, self.is_said = task, room, train_size, False
+
+    def __getattr__(self, name: str):
+        return getattr(self.task, name)
+
+    def problem(self, split: str, index: int, seed: int) -> Problem:
+        found = first = self.task.problem(split, index, seed)
+        if split != "train":
+            return found
+        for further in range(1, 1 + MOST_LONG_IN_A_ROW):
+            if self.room.holds(found.prompt):
+                return found
+            if not self.is_said:
+                self.is_said = True
+                say(
+                    f"training problem {index} has a prompt of {self.room.length(found.prompt)} tokens, and "
+                    f"--max-new-tokens leaves room for {self.room.tokens}: the next takes its place, as that "
+                    "of every other that is too long"
+                )
+            other = index + further
+            found = self.task.problem(split, other % self.train_size if self.train_size else other, seed)
+        return first  # `check_prompt` says what to change
 
 
 # --- sampling -----------------------------------------------------------------------------------------------

@@ -66,16 +66,20 @@ from plainrl.models import (
     load_weights,
     model_hash,
     peak_gb,
+    put_weights,
     save_model,
+    take_back,
 )
 from plainrl.rollout import (
     Batch,
+    PromptRoom,
     Rollout,
     check_prompts,
     completion_seed,
     encode_prompt,
     sample_rollout,
     set_thinking,
+    with_short_prompts,
 )
 from plainrl.sampler import check_gap, make_sampler, push_weights
 from plainrl.scoring import logprob_and_entropy, micro_batches, score, score_all
@@ -153,6 +157,7 @@ class Run:
         self.state |= {"test_before": {}} | (state or {})
         self.budget = math.inf if args.token_budget is None else args.token_budget
         self.optimizer, self.interrupted, self.lines, self.first_began = None, False, 0, None
+        self.best_is_due = False  # the current model is the best so far, and best/ is another
         self.send_to_tracker = lambda metrics, step: None
 
     def claim_folder(self) -> None:
@@ -186,8 +191,9 @@ class Run:
 
     def start_or_go_on(self, optimizer: torch.optim.Optimizer) -> None:
         args, self.optimizer = self.args, optimizer
-        check_task(self.task, args)
         check_prompts(self.task, self.tokenizer, self.sampler, args)
+        self.room = PromptRoom(self.tokenizer, self.sampler, args)
+        self.task = with_short_prompts(self.task, self.room, args.train_size)
         self.config = {
             "script": self.script,
             "flags": json.loads(json.dumps(dataclasses.asdict(args), default=str)),  # as it is read back
@@ -201,16 +207,17 @@ class Run:
             },
         }
         self.state["run"] = f"{self.config['model_hash']}, seed {args.seed}"  # which run's it is
-        lost = self.go_on(optimizer) if args.resume and (self.dir / "config.json").exists() else None
+        if args.resume and (self.dir / "config.json").exists():
+            self.go_on(optimizer)
         self.open_folder()
         self.begin_step()
         self.push_weights()
-        if lost:
-            self.replace_best(lost)
+        if self.saved:
+            self.set_best_right()
 
-    def go_on(self, optimizer: torch.optim.Optimizer) -> str | None:
-        """Take up the run that is in the folder. Everything that is wrong there is found before any of it is
-        changed. Returns what is wrong with best/, None where nothing is."""
+    def go_on(self, optimizer: torch.optim.Optimizer) -> None:
+        """Take up the run that is in the folder. Everything that is wrong with its checkpoint is found before
+        any of it is changed."""
         before = json.loads((self.dir / "config.json").read_text())
         self.compare_with(before)
         state = load_checkpoint(self.dir / "last", self.model, optimizer, self.state["run"])
@@ -221,21 +228,55 @@ class Run:
                     f"--resume: {self.dir / 'last'}: the checkpoint is missing, though the log goes to step "
                     f"{logged}; nothing was changed; put it back, or use another --out-dir"
                 )
-            return None
+            return
         self.state, self.saved = self.state | state, True
-        if "stage_best" in self.state and self.state["stage_best"] >= 0:
-            problem = ranks.gather([damage(self.dir / "stage") if ranks.MAIN else None])[0]
+        if self.state.get("stage_best", -1.0) >= 0:
+            problem, _ = self.look_at("stage")
             if problem:
                 self.state["stage_best"] = -1.0
                 say(f"{self.dir / 'stage'}: {problem}; the best model of this stage is chosen anew")
-        return ranks.gather([damage(self.dir / "best") if ranks.MAIN else None])[0]
 
-    def replace_best(self, problem: str) -> None:
-        """The best model is lost: the current one is scored and takes its place."""
-        step = self.state["step"]
-        say(f"{self.dir / 'best'}: {problem}; the model of step {step} is scored and takes its place")
-        self.state["best"] = None
+    def look_at(self, name: str) -> tuple[str | None, dict | None]:
+        """What is wrong with a model in the folder (None: nothing), and the step and score it was chosen
+        by (None: an older run, which does not say)."""
+        folder, problem, chosen = self.dir / name, None, None
+        if ranks.MAIN:
+            with or_one_line(self.dir):
+                take_back(folder)
+            problem = damage(folder)
+            if problem is None and (folder / "chosen.json").exists():
+                chosen = json.loads((folder / "chosen.json").read_text())
+        return ranks.gather([(problem, chosen)])[0]
+
+    def set_best_right(self) -> None:
+        """Make sure that best/ is the model whose score the state holds."""
+        state, best = self.state, self.dir / "best"
+        problem, chosen = self.look_at("best")
+        if problem is None and chosen is None:
+            self.score_best_anew()
+        elif problem is None and chosen["step"] > state["step"]:  # a step after last/, which is made again
+            state |= {"best": chosen["score"], "best_step": chosen["step"]}
+        elif problem or chosen["step"] != state["best_step"]:
+            problem = problem or f"is of step {chosen['step']}, not of step {state['best_step']}"
+            if state["best_step"] == state["step"]:  # a kill may have come between last/ and best/
+                say(f"{best}: {problem}; that of step {state['step']} is in last/ and takes its place")
+                self.best_is_due = True
+            else:
+                say(f"{best}: {problem}; the model of step {state['step']} is scored and takes its place")
+                state["best"] = None
+                self.keep_if_best(self.measure("eval", "dev", self.args.eval_problems), state["step"])
+            self.save_best()
+
+    def score_best_anew(self) -> None:
+        """An older run chose its best model by what was right alone; its score may be more than that."""
+        say(f"{self.dir / 'best'}: is of an older run, which chose it by avg@k; its score is measured")
+        put_weights(self.dir / "best", self.model)
+        self.push_weights()
+        step, self.state["best"] = self.state.get("best_step", 0), None
         self.keep_if_best(self.measure("eval", "dev", self.args.eval_problems), step)
+        self.save_best()
+        put_weights(self.dir / "last", self.model)
+        self.push_weights()
 
     # --- the loop -------------------------------------------------------------------------------------------
 
@@ -266,6 +307,7 @@ class Run:
         state["test_before"] = self.measure("test", "test", args.test_problems)
         scores = self.measure("eval", "dev", args.eval_problems)
         self.keep_if_best(scores, 0)
+        self.save_best()
         self.log({"step": 0} | scores | state["test_before"])
 
     def begin_step(self) -> None:
@@ -286,13 +328,22 @@ class Run:
         prompts: list[str] | None = None,
         max_new_tokens: int | None = None,
     ) -> Rollout:
-        """G completions of each problem, graded; one seed each, prompt-major. Their tokens count."""
+        """G completions of each problem, graded; one seed each, prompt-major. Their tokens count.
+
+        `prompts` are others than the problems' own, longer by a hint, say. One that is too long is left out:
+        its problem gets its own.
+        """
+        own = [problem.prompt for problem in problems]
+        fits = [self.room.holds(prompt) for prompt in prompts or own]
+        if prompts and not all(fits):
+            say(f"  {fits.count(False)} of {len(fits)} prompts have no room for their hints, and go without")
+            prompts = [prompt if fit else bare for prompt, fit, bare in zip(prompts, fits, own)]
         rollout = sample_rollout(
             self.sampler,
             self.tokenizer,
             self.task,
             problems,
-            prompts if prompts is not None else [problem.prompt for problem in problems],
+            prompts or own,
             seeds,
             group_size=self.args.group_size,
             max_new_tokens=max_new_tokens or self.args.max_new_tokens,
@@ -430,6 +481,10 @@ class Run:
             args.temperature,
             args.system_prompt,
         )
+        failed = sum(row["errors"] + row["timeouts"] for row in rows)
+        if failed:
+            count = sum(row["n"] for row in rows)
+            say(f"  the grader failed on {failed} of {count} completions of {split}, which count as wrong")
         found = {f"{prefix}/{name}/{metric}": value for metric, value in scores.items()}
         if getattr(self.task, "score_each_horizon", False):
             for horizon in sorted({row["horizon"] for row in rows}):
@@ -438,7 +493,8 @@ class Run:
         return found
 
     def score_dev(self) -> dict[str, float]:
-        """Scores on dev of the current step. The model with the highest mean score so far is in best/."""
+        """Scores on dev of the current step. The model with the highest mean score so far goes to best/, when
+        the step is saved."""
         scores = self.measure("eval", "dev", self.args.eval_problems)
         self.keep_if_best(scores, self.state["step"] + 1)
         return scores
@@ -448,8 +504,15 @@ class Run:
         dev, best = scores[self.dev_score], self.state["best"]
         if best is None or dev >= best:
             self.state |= {"best": dev, "best_step": step}
-            chosen = {"step": step, "score": dev}
+            self.best_is_due = True
+
+    def save_best(self) -> None:
+        """Write best/, if the current model is the best so far. After last/, so that a disk that is full
+        costs no step: a resumed run finds the model of best/ in last/."""
+        if self.best_is_due:
+            chosen = {"step": self.state["best_step"], "score": self.state["best"]}
             save_model(self.dir / "best", self.model, self.tokenizer, {"chosen.json": chosen})
+            self.best_is_due = False
 
     @property
     def dev_score(self) -> str:
@@ -518,9 +581,12 @@ class Run:
         last = self.is_last
         self.state["step"] += 1
         stopping = self.stop.requested
-        if self.state["step"] % self.args.save_every == 0 or last or stopping or now:
+        saving = self.state["step"] % self.args.save_every == 0 or last or stopping or now
+        if saving:
             save_checkpoint(self.dir / "last", self.model, self.tokenizer, self.optimizer, self.state)
             self.remember_that_it_is_saved()
+        self.save_best()
+        stopping = stopping or (saving and self.stop.requested)  # it came while the files were written
         self.stop.in_step = False
         if stopping and not last:
             self.interrupted = True
@@ -641,8 +707,17 @@ class Run:
             ]
             left = (time.monotonic() - self.first_began) / (step - self.first_step) * (steps - step)
             say(f"{step:>4}/{steps:<4} | {' '.join(cells)} | {minutes(left)}")
+            self.show_errors()
         if scores:
             say("  " + "   ".join(scores))
+
+    def show_errors(self) -> None:
+        """A line where the grader failed in this step: its rewards of 0 look like those of a weak model."""
+        whys = [grade.why for grade in self.sampled.grades if is_error(grade)]
+        if whys:
+            first = shown(whys[0], one_line=True)
+            count = f"{len(whys)} of {len(self.sampled.grades)} completions"
+            say(f"  the grader failed on {count}, which get no reward; first: {first}")
 
     def draw_curves(self) -> None:
         """curves.png, from metrics.jsonl as it is now."""

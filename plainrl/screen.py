@@ -7,6 +7,7 @@ import time
 import unicodedata
 
 from plainrl import ranks
+from plainrl.workers import WorkerError
 
 SLOW = 5  # seconds that may pass before the screen says what takes so long
 EVERY = 10  # seconds between two lines of progress
@@ -78,10 +79,11 @@ def fail(message: str) -> None:
 
 
 def or_fail(function, *arguments):
-    """Call it. The message of a ValueError becomes the one line that the user sees."""
+    """Call it. The message of a ValueError becomes the one line that the user sees, and so does that of a
+    grading worker that does not start."""
     try:
         return function(*arguments)
-    except ValueError as error:
+    except (ValueError, WorkerError) as error:
         fail(str(error))
 
 

@@ -33,15 +33,19 @@ def shuffled(length: int, seed: int, epoch: int) -> array:
 
 @dataclass
 class ListTask:
-    """A task over problems in memory, by split; answers are graded by mathematical equivalence.
+    """A task over problems in memory, by split; answers are graded by what they mean, see `plainrl.equality`.
 
-    `flag` is how messages call it, where that is not by its name.
+    `flag` is how messages call it, where that is not by its name. eval.py records the grader, and compares no
+    results of different ones.
     """
 
     name: str
     problems: dict[str, list[Problem]]
     flag: str = ""
-    grader = "math-verify"
+    grader = "plainrl.equality"
+
+    def __post_init__(self):
+        self.flag = self.flag or f"--task {self.name}"
 
     @functools.cached_property
     def different(self) -> list[Problem]:
@@ -51,17 +55,16 @@ class ListTask:
 
     def members(self, split: str) -> list[Problem]:
         """The problems of a split; "all" is every split, one after the other, without copies of a prompt."""
-        flag = self.flag or f"--task {self.name}"
         if split == "all":
             return self.different
         if split not in self.problems:
-            raise ValueError(f"{flag}: has no split {split!r}; it has {', '.join(self.problems)}")
+            raise ValueError(f"{self.flag}: has no split {split!r}; it has {', '.join(self.problems)}")
         if not self.problems[split]:
             number = sum(map(len, self.problems.values()))
             way_out = "give at least 10 different ones, or measure them with eval.py --split all"
             if len(self.different) >= 10:
                 way_out = "name it in the field split, or add ?split= to the path, which deals them out"
-            raise ValueError(f"{flag}: its {number} problems leave nothing for {split}; {way_out}")
+            raise ValueError(f"{self.flag}: its {number} problems leave nothing for {split}; {way_out}")
         return self.problems[split]
 
     def size(self, split: str) -> int:
@@ -90,7 +93,7 @@ class ListTask:
         if not any(chosen.values()):
             found = sorted({problem.horizon for problem in self.members("all")})
             raise ValueError(
-                f"{self.flag or f'--task {self.name}'}: has no problem of horizon {horizon}, "
+                f"{self.flag}: has no problem of horizon {horizon}, "
                 f"only of {', '.join(map(str, found))}; horizon=1 in --task chains them"
             )
         return replace(self, problems=chosen)
@@ -242,7 +245,7 @@ BENCHMARKS = {
 def load_benchmark(name: str) -> ListTask:
     """A benchmark of the hub: all of its problems are test.
 
-    Gold answers that math-verify cannot read are counted on the screen.
+    Gold answers that cannot be read are counted on the screen.
     """
     path, config, split, number, columns, make = BENCHMARKS[name]
     problems = []
@@ -260,7 +263,7 @@ def load_benchmark(name: str) -> ListTask:
     unread = sum(not is_readable(problem.answer) for problem in problems)
     if unread:
         say(
-            f"{name}: {unread} of {len(problems)} gold answers are no expression to math-verify; "
+            f"{name}: {unread} of {len(problems)} gold answers cannot be read as numbers or formulas; "
             "only the same text is right there"
         )
     return ListTask(name, {"test": problems})
@@ -278,12 +281,12 @@ class ComposedTask:
     split.
     """
 
-    grader = "math-verify"
+    grader = ListTask.grader
     max_horizon = len(PLACEHOLDERS) + 1
 
     def __init__(self, base, horizon: str):
         self.base, self.name = base, base.name
-        self.flag = getattr(base, "flag", "") or f"--task {self.name}"
+        self.flag = getattr(base, "flag", f"--task {self.name}")
         self.low, self.high = horizons(horizon, base.name, self.max_horizon)
         self.pool = None  # the problems that can be chained, where they are finite
         if isinstance(base, ListTask):

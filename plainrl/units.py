@@ -89,11 +89,89 @@ def _known_unit(word: str) -> tuple[str, Fraction] | None:
     return None
 
 
-def read_quantity(text: str, depth: int) -> tuple | None:
-    """A number with a unit: ("quantity", number, unit, ""). A unit: "%", "noun", (dimensions, size), "".
+_OPPOSITES = [  # words behind a number that make it another answer; the words of one entry mean the same
+    line.split(" / ")
+    for line in """
+profit gain surplus / loss deficit
+north northward / south southward / east eastward / west westward
+increase rise growth increased / decrease drop fall reduction decline decreased
+left leftward / right rightward
+up upward upwards / down downward downwards
+early ahead / late behind
+clockwise / counterclockwise anticlockwise
+boys males men boy male man / girls females women girl female woman
+heads / tails
+wins win / losses
+deposit / withdrawal
+adults adult / children child
+forward forwards / backward backwards
+credit / debit
+""".strip().splitlines()
+]
+_SENSES = {
+    word: (i, j)
+    for i, line in enumerate(_OPPOSITES)
+    for j, words in enumerate(line)
+    for word in words.split()
+}
+_ANY_SENSE = rf"(?:{'|'.join(sorted(_SENSES, key=len, reverse=True))})"
+_WITH_SENSE = re.compile(
+    rf"(?P<number>.*[0-9].*?)(?:(?<![a-zA-Z])|(?=⟦))⟦?\s*(?:(?:to the|to|due|in) )?"
+    rf"\b(?P<words>{_ANY_SENSE}(?:(?: of| and| to)? {_ANY_SENSE})*)\s*⟧?",
+    re.S | re.I,
+)
+_SENSE_FIRST = re.compile(
+    rf"⟦?\s*(?:an? )?(?P<word>{_ANY_SENSE}) (?:of|by)\s*⟧?\s*(?P<number>.*[0-9].*)", re.S | re.I
+)
 
-    The last entry is "compound" for 2 h 30 min, which is no number where the unit is left out.
+
+def turned_round(text: str) -> str:
+    """ "an increase of 20%" as "20% increase"."""
+    match = _SENSE_FIRST.fullmatch(text)
+    return f"{match['number']} ⟦{match['word']}⟧" if match else text
+
+
+def are_opposite(one: object, other: object) -> bool:
+    """Do the notes of two quantities say the opposite: profit and loss, north and south?"""
+    if not (isinstance(one, tuple) and isinstance(other, tuple)):
+        return False
+    return {pair for pair, _ in one} == {pair for pair, _ in other} and one != other
+
+
+def read_quantity(text: str, depth: int) -> tuple | None:
+    """A number with a unit: ("quantity", number, unit, note). A unit: "%", "noun", (dimensions, size), "".
+
+    The note is "compound" for 2 h 30 min, which is no number where the unit is left out, or the places of
+    words like "profit" among those that have an opposite, or "".
     """
+    match = _WITH_SENSE.fullmatch(text.strip())
+    if not match:
+        return _read_plain_quantity(text, depth)
+    number = match["number"].strip()
+    number += "⟧" if number.count("⟦") > number.count("⟧") else ""
+    node = _read_plain_quantity(number, depth) or ("quantity", number, "", "")
+    if node[0] not in ("quantity", "expr") or has_letters(node[1]) or "⟦" in node[1]:
+        return _read_plain_quantity(text, depth)
+    senses = tuple(_SENSES[word] for word in match["words"].lower().split() if word in _SENSES)
+    return ("quantity", node[1], node[2] if node[0] == "quantity" and node[2] else "noun", senses)
+
+
+_UNIT_FRACTION = re.compile(
+    rf"\\frac\s*\{{\s*(⟦?\s*{_WORD}\s*⟧?)\s*\}}\s*\{{\s*(⟦?\s*{_WORD}\s*⟧?(?:\s*\^\s*\{{?[23]\}}?)?)\s*\}}$"
+)
+
+
+def _fraction_of_units(match: re.Match) -> str:
+    r"""\frac{km}{h} as km/h. Where both are no units it stays."""
+    words = [re.findall(_WORD, part)[0] for part in match.groups()]
+    if not all(_known_unit(word) for word in words):
+        return match.group()
+    return f" ⟦{without_marks(match[1])}/{without_marks(match[2])}⟧"
+
+
+def _read_plain_quantity(text: str, depth: int) -> tuple | None:
+    text = _UNIT_FRACTION.sub(_fraction_of_units, text)
+    text = re.sub(r"\bdegrees? (?=celsius|fahrenheit)", "", text, flags=re.I)
     if compound := compound_of(text):
         return ("quantity", compound[0], compound[1], "compound")
     text = re.sub(r"^([^$€£]*[0-9])\s*(\\\$|[€£])$", r"\2\1", text.strip())
@@ -142,8 +220,10 @@ def read_quantity(text: str, depth: int) -> tuple | None:
     for i, (word, marked) in enumerate(words):
         noun = len(word) > 2 and re.search("[aeiouyAEIOUY]", word) and set(word) - set("xyz")
         chinese = ord(word[0]) > 127
+        if i and word in ("of", "in", "the", "a"):  # pieces of candy
+            continue
         if not marked and not chinese:
-            known = _known_unit(word) and (len(word) > 1 or spaced or i)
+            known = (_known_unit(word) or word in ("mph", "kph", "kmh")) and (len(word) > 1 or spaced or i)
             if not known and not (noun and (spaced or i) and "\\" not in value and not has_letters(value)):
                 return None
             if len(word) == 1 and not i and word not in "mghsLNJVW":
@@ -164,7 +244,7 @@ def _unit(text: str) -> tuple | str:
     text = text.strip(" .")
     if _PLAIN_UNITS.fullmatch(text):
         return ""
-    text = re.sub(r"\bper\b", "/", text)
+    text = re.sub(r"\bper\b", "/", text).replace("\\cdot", " ")
     dimensions, size, sign, power, last = {}, Fraction(1), 1, 1, None
     for token in re.findall(
         rf"\^\s*\{{?\s*-?[0-9]\s*\}}?|/|{_WORD}",
@@ -203,7 +283,7 @@ _COMPOUND = re.compile(
 
 def compound_of(text: str) -> tuple[str, tuple] | None:
     """2 h 30 min: the sum in the base unit. None where it is anything else."""
-    text = CONNECTED.sub(r" \1 ", text)
+    text = re.sub(r"⟦\s*([a-zA-Z]+),? and\s*⟧", r"⟦\1⟧ and ", CONNECTED.sub(r" \1 ", text))
     if not _COMPOUND.fullmatch(text):
         return None
     total, dimension, last = Fraction(0), None, None

@@ -29,10 +29,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
-import tyro
 from safetensors.torch import save_file
 
 from plainrl import lora, ranks
+from plainrl.flags import parse
 from plainrl.folder import lock, write_text
 from plainrl.models import load_model
 from plainrl.rollout import Completion
@@ -480,4 +480,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    main(parse(Args, __doc__))

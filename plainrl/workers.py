@@ -5,13 +5,15 @@ that read one JSON request a line and write JSON lines. They start with an empty
 folder, and give up all rights before the first answer (plainrl/sandbox.py). They are kept; one that hangs is
 killed at the limit, and the next request starts another.
 
-A worker has one purpose: mathematics, or one reasoning-gym task. Some scorers of reasoning-gym evaluate what
-they are given. They get plain answers only (plainrl/plain_answers.py), and each in a child process of the
-worker that ends with it: whatever an answer may do there, the worker that judges the next one never ran it.
+A worker has one purpose: mathematics, or one reasoning-gym task. Where programs make the questions of a task,
+they run here (`plainrl.gym.RUNS_PROGRAMS`). Some scorers of reasoning-gym evaluate what they are given. They
+get plain answers only (plainrl/plain_answers.py), and each in a child process of the worker that ends with
+it: whatever an answer may do there, the worker that judges the next one never ran it.
 """
 
 import atexit
 import contextlib
+import io
 import json
 import math
 import os
@@ -19,6 +21,7 @@ import re
 import select
 import shutil
 import signal
+import site
 import subprocess
 import sys
 import tempfile
@@ -46,10 +49,19 @@ _WORKER = "import sys; sys.path.insert(0, sys.argv[1]); import plainrl.workers a
 _ABOVE_PLAINRL = str(Path(__file__).resolve().parents[1])
 
 # All that a worker's environment has of ours: what Python needs to find its libraries, and its hashes.
-_PASSED = ("PYTHONHASHSEED", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
+_PASSED = (
+    "PYTHONHASHSEED", "PYTHONPATH", "PYTHONHOME", "PYTHONNOUSERSITE", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH",
+    "SYSTEMROOT",
+)  # fmt: skip
 _FIXED = {"PATH": os.defpath, "LANG": "C.UTF-8", "PYTHONUTF8": "1"} | dict.fromkeys(
     ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"
 )
+# Packages of `pip install --user`: Python looks for them in the home, of which a worker knows nothing.
+_FIXED["PYTHONUSERBASE"] = site.getuserbase()
+
+
+class WorkerError(RuntimeError):
+    """A grading worker does not start. No answer is to blame; the message says what to look at."""
 
 
 @dataclass
@@ -106,7 +118,9 @@ if hasattr(os, "register_at_fork"):  # Windows has none
 def ask_worker(request: dict) -> tuple[float, str]:
     """Send one request to a grading worker. Returns (score, why): 0 and a reason when it hangs or dies.
 
-    An answer that hung is not tried again. Raises RuntimeError when the worker does not start.
+    A gym request without an answer gets the question and its answer in place of the score.
+
+    An answer that hung is not tried again. Raises WorkerError when the worker does not start.
     """
     purpose = request["spec"] if request["kind"] == "gym" else "math"
     if _known_to_hang(request):
@@ -133,13 +147,6 @@ def ask_worker(request: dict) -> tuple[float, str]:
             _judged.clear()
             _judged.add("0.5")
     return score, why
-
-
-def protection() -> str:
-    """Which protections of the grading workers do not hold on this machine, "" when all do."""
-    if _missing is None:
-        ask_worker({"kind": "math", "gold": "0.5", "answer": "1/2"})
-    return ", ".join(_missing or [])
 
 
 def _ask(worker: Worker, request: dict) -> tuple[float, str, str, float]:
@@ -250,7 +257,10 @@ def _take(purpose: str) -> Worker | None:
             return found
         while len(_idle) >= KEPT:
             _stop(_idle.pop(0))
-    return _start(purpose)
+    try:
+        return _start(purpose)
+    except OSError as error:  # no room for its folder, too many processes or open files
+        raise WorkerError(f"the grading worker for {purpose} does not start ({error})") from None
 
 
 def _start(purpose: str) -> Worker | None:
@@ -279,12 +289,14 @@ def _start(purpose: str) -> Worker | None:
     if ready is None:
         _stop(worker)
         if late:  # the next answer tries again
-            raise RuntimeError(
+            raise WorkerError(
                 f"the grading worker for {purpose} is not ready after {START_SECONDS:.0f} s; "
                 "is the machine busy?"
             )
-        raise RuntimeError(
-            "the grading worker does not start; see what `python -c 'import math_verify'` says"
+        modules = "plainrl.algebra, math_verify" if purpose == "math" else "plainrl.gym, reasoning_gym"
+        raise WorkerError(
+            f"the grading worker for {purpose} does not start; see what "
+            f"`python -c 'import {modules}'` says in {_ABOVE_PLAINRL}"
         )
     missing, why, worker.cpu, worker.has_children = ready
     if why:
@@ -345,6 +357,7 @@ def worker_main() -> None:
     with contextlib.suppress(OSError):  # Windows
         os.rmdir(os.getcwd())  # a folder without a name stays empty, and is gone when this process is
     replies, sys.stdout = sys.stdout, sys.stderr  # whatever a scorer prints must not mix with the replies
+    requests, sys.stdin = sys.stdin, io.StringIO()  # and a program that asks for input must not read requests
 
     def say(said) -> None:
         print(json.dumps(said), file=replies, flush=True)
@@ -358,13 +371,17 @@ def worker_main() -> None:
     else:
         try:
             task = load_task(purpose)
+            task = getattr(task, "base", task)  # the questions that a chained task is made of
             risky = evaluates(task.dataset(0), task.dataset_name)
         except Exception as error:
             say([[], _reason(error), 0.0, False])
             return
     children = risky and hasattr(os, "fork")
-    say([sandbox.lock(may_fork=children), "", time.process_time(), children])
-    for line in sys.stdin:
+    missing = sandbox.lock(may_fork=children)
+    if task is not None:
+        task.is_locked_away = True
+    say([missing, "", time.process_time(), children])
+    for line in requests:
         request, began = json.loads(line), time.process_time()
         cpu = 0.0
         try:
@@ -395,8 +412,15 @@ def _math(request: dict, say) -> float:
     return float(equality.same(gold, answer, sympy_algebra))
 
 
-def _gym(request: dict, task, risky: bool, say) -> tuple[float, str, float]:
-    """Score, reason, and the processor seconds of a child."""
+def _gym(request: dict, task, risky: bool, say) -> tuple[float | tuple[str, str] | None, str, float]:
+    """Score, reason, and the processor seconds of a child. Without an answer, the question in place of the
+    score."""
+    from plainrl.gym import fixed_part
+
+    if request["answer"] is None:  # the question is asked for
+        seed = request["seed"]
+        entry = task.new_entry(task.dataset(seed), seed, request["position"])
+        return fixed_part(entry), task.last_error if entry is None else "", 0.0
     place = request["seed"], request["position"], request["prompt"]
     answer, entry = request["answer"], task.scored_entry(*place)
     say("prepared")

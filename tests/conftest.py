@@ -30,8 +30,9 @@ LONGEST_FIRST = [
 
 def pytest_collection_finish() -> None:
     """What was imported by now stays: collections of garbage need not look through it again and again."""
-    gc.collect()
-    gc.freeze()
+    if gc.isenabled():  # it is not where one test is all that follows: in the children of mutation_driver.py
+        gc.collect()
+        gc.freeze()
 
 
 def pytest_configure(config) -> None:

@@ -4,8 +4,9 @@
     python distributed_driver.py TOY_MODEL fork PLAN    many such jobs: one import of torch, ranks are forked
 
 Leaves OUT/<run>/, the output folder of each run; one that is there goes on. HOW is "float32" (single
-precision), "die" (the last rank is killed in the third step), "die first" (the main one), "fail" (the last
-one stops with a message), "ctrl-c" (which comes in the fourth step) or "go on" (with the flags of those).
+precision), "die last" (the last rank is killed in the third step), "die first" (the main one), "fail" (the
+last one stops with a message), "ctrl-c" (which comes in the fourth step) or "go on" (with the flags of
+those).
 """
 
 import gc
@@ -16,7 +17,6 @@ import signal
 import socket
 import sys
 import time
-import traceback
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -51,6 +51,13 @@ RUNS = {  # name: script and flags
 }
 
 
+EARLY_ENDS = {  # how: which rank, with which exit status
+    "die last": (-1, -signal.SIGKILL),
+    "die first": (0, -signal.SIGKILL),
+    "fail": (-1, 1),
+}
+
+
 class FolderSampler(HFSampler):
     """A sampler with weights of its own, which come to it as to a vLLM server: through a folder."""
 
@@ -71,18 +78,18 @@ def end_in_the_third_step(how: str) -> None:
 
     def optimizer_step(*args):
         calls.append(args)
-        if len(calls) == 6 and ranks.RANK == (0 if how == "die first" else ranks.WORLD_SIZE - 1):
+        if len(calls) == 6 and ranks.RANK == EARLY_ENDS[how][0] % ranks.WORLD_SIZE:
             screen.fail("this rank alone") if how == "fail" else os.kill(os.getpid(), signal.SIGKILL)
         return original(*args)
 
     run.Run.optimizer_step = optimizer_step
 
 
-def main(toy_model: str, out: str, only: str | None = None, steps: str = "5", how: str | None = None) -> None:
+def main(toy_model: str, out: str, only: str | None = None, steps: str = "3", how: str | None = None) -> None:
     if how != "float32":
         transformers.AutoModelForCausalLM = Float64
     curves.plot_run = lambda folder: None
-    if how in ("die", "die first", "fail"):
+    if how in EARLY_ENDS:
         end_in_the_third_step(how)
     for name, (script, extra) in RUNS.items():
         if only is None or name in only.split(","):
@@ -142,19 +149,22 @@ def fork(toy_model: str, plan: list[dict]) -> int:
     """One job after the other, its ranks forked; returns the worst exit status.
 
     A job is {"ranks", "out", "only", "steps", "how", "after"}: the arguments of `main`, and a folder that
-    `out` begins as a copy of. Of one that is to "die" no rank may end well, and all must end.
+    `out` begins as a copy of. Of one in which a rank ends early no rank may end well, and all must end: there
+    is no torchrun here that ends them.
     """
-    import peft  # noqa: F401  (these four here, so that no rank imports them after its fork)
+    import peft  # noqa: F401  (these here, so that no rank imports them after its fork)
     import torch.distributed.checkpoint.state_dict
     import torch.distributed.fsdp  # noqa: F401
     from transformers import AutoTokenizer, LlamaForCausalLM  # noqa: F401
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
+    get_checkpoint_conversion_mapping("llama")  # nor builds this table, which is kept
     gc.freeze()  # what was imported here need not be looked through in every rank
     worst = 0
     for job in plan:
         if job.get("after"):
             shutil.copytree(job["after"], job["out"])
-        arguments = [toy_model, job["out"], job.get("only"), job.get("steps", "5"), job.get("how")]
+        arguments = [toy_model, job["out"], job.get("only"), job.get("steps", "3"), job.get("how")]
         port, children = free_port(), []
         for rank in range(job["ranks"]):
             children.append(os.fork())
@@ -165,14 +175,15 @@ def fork(toy_model: str, plan: list[dict]) -> int:
                     main(*arguments)
                     status = 0
                 except BaseException:
-                    traceback.print_exc()
+                    sys.excepthook(*sys.exc_info())  # that of plainrl/ranks.py, once it is there
                 finally:
                     os._exit(status)
         if job.get("how") == "ctrl-c":
             interrupt(children[-1], Path(job["out"]) / job["only"] / "metrics.jsonl")
         statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-        if job.get("how") == "die":
-            assert statuses[-1] == -signal.SIGKILL and 0 not in statuses, statuses
+        if job.get("how") in EARLY_ENDS:
+            rank, status = EARLY_ENDS[job["how"]]
+            assert statuses[rank] == status and 0 not in statuses, statuses
         else:
             worst = max([worst, *map(abs, statuses)])
     return worst

@@ -1,4 +1,4 @@
-"""Kills an evaluation with SIGKILL twenty times and lets it go on each time. `python kill_driver.py TOY_MODEL
+"""Kills an evaluation with SIGKILL ten times and lets it go on each time. `python kill_driver.py TOY_MODEL
 OUT`
 
 One process imports torch and transformers once and forks each life of the evaluation. Leaves
@@ -17,10 +17,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM  # noqa: E402, F401  (once, before the forks)
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping  # noqa: E402
 
 import eval as evaluation  # noqa: E402
 
-KILLS = 20
+KILLS = 10
 
 
 def start(toy_model: str, folder: Path) -> int:
@@ -54,6 +55,7 @@ def lines(path: Path) -> int:
 
 
 def main(toy_model: str, out: Path) -> None:
+    get_checkpoint_conversion_mapping("llama")  # which every model that is loaded needs
     started = time.time()
     assert end_of(start(toy_model, out / "undisturbed")) == 0
     seconds, rng = time.time() - started, random.Random(0)

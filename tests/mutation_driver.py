@@ -1,12 +1,13 @@
 """Runs tests against broken source, two cases at a time. `python mutation_driver.py CASES TOY_MODEL OUT`
 
 CASES is a JSON list of {"edits": {file: [old, new]}, "tests": [...], "seconds": limit}; with old null, new is
-appended. One process imports torch and the like once and forks for each case; the child imports this
-repository's files and the tests anew, the edited ones from memory. OUT gets <number>.txt, what the child
+appended. One process imports torch and compiles this repository's files, then it forks for each case.
+The child runs the files and the tests anew, the edited ones among them. OUT gets <number>.txt, what the child
 wrote, and <number>.json: the edited files that were imported, {test: [outcome, ...]}, the processor time, or
 that it was killed because its time was over.
 """
 
+import functools
 import gc
 import importlib.abc
 import importlib.util
@@ -18,6 +19,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import hypothesis
+import math_verify  # noqa: F401
 import matplotlib.backends.backend_agg  # noqa: F401
 import matplotlib.figure  # noqa: F401
 import numpy  # noqa: F401
@@ -35,6 +38,7 @@ from transformers import (  # noqa: F401
     MistralForCausalLM,
     Qwen2ForCausalLM,
 )
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from transformers.models.auto import modeling_auto  # noqa: F401
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,36 +49,48 @@ OPTIONS += ["-p", "no:unraisableexception", "-p", "no:threadexception"]  # which
 
 
 def module_of(file: str) -> str:
-    """plainrl/run.py -> plainrl.run"""
-    return ".".join(Path(file).with_suffix("").parts)
+    """plainrl/run.py -> plainrl.run, tests/toys.py -> toys"""
+    return ".".join(Path(file).with_suffix("").parts).removeprefix("tests.")
 
 
-class EditedSource(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):
-    """Imports the edited files from memory, with a marker in the module; leaves every other import alone."""
+SOURCES = {  # of all files that a test may import
+    str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
+    for folder in ("", "plainrl", "papers", "tools", "benchmarks", "benchmarks/checks", "tests")
+    for path in sorted((ROOT / folder).glob("*.py"))
+    if path.name != "__init__.py"
+}
+
+
+@functools.cache
+def compiled(file: str, source: str):
+    """The code of a file with this source. What one process has compiled its forks need not."""
+    return compile(source, ROOT / file, "exec", dont_inherit=True)
+
+
+def edited(file: str, old: str | None, new: str) -> str:
+    """The source of a file with `new` in the place of `old`, or at its end."""
+    source = SOURCES[file]
+    assert old is None or source.count(old) == 1, f"{old!r} stands in {file} {source.count(old)} times"
+    return source + new if old is None else source.replace(old, new)
+
+
+class Repository(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Imports this repository's files from compiled code, the edited ones with a marker in the module."""
 
     def __init__(self, edits: dict[str, list[str]]):
-        self.files = {module_of(file): file for file in edits}
-        self.sources = {}
-        for file, (old, new) in edits.items():
-            source = (ROOT / file).read_text(encoding="utf-8")
-            assert old is None or source.count(old) == 1, (
-                f"{old!r} stands in {file} {source.count(old)} times"
-            )
-            self.sources[str(ROOT / file)] = source + new if old is None else source.replace(old, new)
+        self.sources = SOURCES | {file: edited(file, *edit) for file, edit in edits.items()}
+        self.edits = edits
+        self.files = {module_of(file): file for file in self.sources}
 
     def find_spec(self, name, path, target=None):
         if name in self.files:
             return importlib.util.spec_from_file_location(name, ROOT / self.files[name], loader=self)
 
-    def get_filename(self, name):
-        return str(ROOT / self.files[name])
-
-    def get_data(self, path):
-        return self.sources[path].encode()
-
     def exec_module(self, module):
-        setattr(module, MARKER, True)
-        super().exec_module(module)
+        file = self.files[module.__name__]
+        if file in self.edits:
+            setattr(module, MARKER, True)
+        exec(compiled(file, self.sources[file]), vars(module))
 
 
 class Outcomes:
@@ -95,7 +111,7 @@ def run_case(case: dict, place: Path) -> dict:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
     gc.disable()  # a second's work leaves little garbage
-    sys.meta_path.insert(0, EditedSource(case["edits"]))
+    sys.meta_path.insert(0, Repository(case["edits"]))
     outcomes = Outcomes()
     options = [*OPTIONS, f"--rootdir={ROOT}", f"--basetemp={place}.tmp"]
     options += ["--exitfirst"] * (len(case["tests"]) == 1)  # one case that is red is enough
@@ -126,7 +142,16 @@ def end(child: int) -> None:
 def main(cases: list[dict], out: Path) -> None:
     os.chdir(ROOT)
     sys.path.insert(0, str(ROOT))
-    pytest.main(["--version"])  # imports pytest's own plugins, once for all children
+    pytest.main(["--help", "--noconftest"])  # imports pytest's own plugins, once for all children
+    get_checkpoint_conversion_mapping("llama")  # a table that the first model that is loaded needs
+    for file, source in SOURCES.items():
+        compiled(file, source)
+    for case in cases:
+        if len(case["edits"]) > 1:  # a control, as of every other test module
+            for file, edit in case["edits"].items():
+                compiled(file, edited(file, *edit))
+    hypothesis.settings.register_profile("any failure", phases=[hypothesis.Phase.generate], database=None)
+    hypothesis.settings.load_profile("any failure")  # that is red, and need not be made small
     gc.freeze()  # what was imported here need not be looked through in every child
     waiting, running = list(enumerate(cases)), {}  # number and deadline of each child
     try:

@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch  # noqa: E402
 import toys  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping  # noqa: E402
 
 import grpo  # noqa: E402
 import guide  # noqa: E402
@@ -77,8 +78,8 @@ def first_round_of_step_3(sampler, tokenizer, task, problems, prompts, seeds) ->
 
 original_log = run.Run.log
 
-# Checkpoints are due after steps 2, 4 and 5, scores on dev too. A step makes two updates, of
-# papers/dapo.py at most two.
+# Checkpoints are due after steps 2, 4 and 5, scores on dev after each: best/ is often newer than last/. A
+# step makes two updates, of papers/dapo.py at most two.
 POINTS = {
     "before the first checkpoint": lambda script: kill_on_call(script, "accumulate_gradients", 2, after=True),
     "in the middle of a log line": lambda script: setattr(run.Run, "log", write_half_a_line),
@@ -90,8 +91,18 @@ POINTS = {
     "between the renames": lambda script: kill_on_call(
         Path, "rename", 1, True, lambda old, new: new.name == "last.old"
     ),
-    "after best, before last": lambda script: kill_on_call(run, "save_checkpoint", 2),
+    "after last, before best": lambda script: kill_on_call(run, "save_checkpoint", 2, after=True),
 }
+
+
+# What lies on the disk is the same for every script, but for the curriculum's stage. The others have a state
+# of their own. It must come back where one step is made again, and where several are.
+ALL_POINTS, OWN_STATE = ("grpo", "h1_curriculum"), ("during a step", "between the renames")
+
+
+def points_of(script: str) -> list[str]:
+    """The points that a script is killed at."""
+    return [point for point in POINTS if script in ALL_POINTS or point in OWN_STATE]
 
 
 def score_that_rises(toy_model: str):
@@ -109,7 +120,7 @@ def score_that_rises(toy_model: str):
 
 def flags_of(toy_model: str, out_dir: Path, extra: dict) -> dict:
     """Of a run of five steps that takes a second."""
-    common = dict(minibatches=2, max_new_tokens=6, micro_batch_tokens=200, seed=SEED)
+    common = dict(minibatches=2, max_new_tokens=6, micro_batch_tokens=200, seed=SEED, eval_every=1)
     return toys.quick_flags(toy_model, out_dir, **common, **extra)
 
 
@@ -162,9 +173,9 @@ def rehearse(script, extra: dict, toy_model: str, out: Path) -> None:
     """The uninterrupted run of one script, and a killed and resumed one for each point."""
     flags = flags_of(toy_model, out, extra)
     report = {"uninterrupted": end_of(start(script, flags | {"out_dir": out / "uninterrupted"}))}
-    for point, prepare in POINTS.items():
+    for point in points_of(out.name):
         folder = out / point
-        killed = end_of(start(script, flags | {"out_dir": folder}, prepare))
+        killed = end_of(start(script, flags | {"out_dir": folder}, POINTS[point]))
         between = on_disk(folder)
         resumed = end_of(start(script, flags | {"out_dir": folder, "resume": True}))
         report[point] = {"killed": killed, "between": between, "resumed": resumed}
@@ -172,6 +183,7 @@ def rehearse(script, extra: dict, toy_model: str, out: Path) -> None:
 
 
 def main(toy_model: str, out: Path) -> None:
+    get_checkpoint_conversion_mapping("llama")  # which the first model that is loaded needs
     gc.freeze()  # what was imported here need not be looked through in every life
     children = []
     for script, extra in SCRIPTS:

@@ -403,4 +403,4 @@ def test_attacks_through_the_worker(tmp_path, monkeypatch):
     assert time.monotonic() - start < 20
     assert ask(entry["answer"]) == (1.0, "") and ask("1 + 1")[0] < 1
     assert [worker.pid for worker in workers._all] == pids and not list(tmp_path.iterdir())
-    assert workers.protection() == "" or sys.platform != "linux"
+    assert not workers._missing or sys.platform != "linux"

@@ -50,8 +50,11 @@ def test_doctests():
 # --- kinds of files -----------------------------------------------------------------------------------------
 
 
-def table(separator: str) -> str:
-    cells = [("answer", "prompt", "note"), *((row["answer"], row["prompt"], "") for row in sums(12))]
+def table(separator: str, *header: str) -> str:
+    cells = [
+        header or ("answer", "prompt", "note"),
+        *((row["answer"], row["prompt"], "") for row in sums(12)),
+    ]
     return "".join(separator.join(line) + "\n" for line in cells)
 
 
@@ -91,9 +94,23 @@ KINDS = {  # {file name: what is in it}
     "tab.tsv": table("\t"),
     "comma.csv.gz": gzip.compress(table(",").encode()),
     "csv.jsonl": table(","),
+    "capitals.CSV": table(",", "Answer", "Question", "Note"),
+    "capitals.txt": table("|", "Final Answer", " PROMPT ", "Note"),
+    "excel.csv": "\ufeffsep=;\r\n\r\n" + table(";"),
+    "capitals.JSONL": made(lambda q, a: {"Problem": q, "ANSWER": a, "Solution": None, "Id": 1}),
+    "data.json": json.dumps({"version": 2, "licenses": [{"name": "MIT"}], "data": sums(12), "empty": []}),
+    "pretty-data.json": json.dumps({"examples": sums(12)}, indent=2),
+    "splits.json": json.dumps(
+        {"data": {"train": sums(12)[:10], "Test": [sums(12)[10]], "val": sums(12)[11:]}}
+    ),
+    "columns.json": json.dumps({name: [row[name] for row in sums(12)] for name in ("prompt", "answer")}),
+    "pandas.json": json.dumps(
+        {name: {n: row[name] for n, row in enumerate(sums(12))} for name in ("prompt", "answer")}
+    ),
+    "by-id.json": json.dumps({f"q{n}": row for n, row in enumerate(sums(12))}),
     "int.jsonl": made(lambda q, a: {"prompt": q, "answer": int(a)}),
     "float.jsonl": made(lambda q, a: {"prompt": q, "answer": float(a)}),
-    "list.jsonl": made(lambda q, a: {"prompt": q, "answer": [a]}),
+    "list.jsonl": made(lambda q, a: {"prompt": q, "answer": [a, a]}),
     "dollars.jsonl": made(lambda q, a: {"prompt": q, "answer": f" ${a}$"}),
     "hash.jsonl": made(lambda q, a: {"prompt": q, "answer": f"#### {a}"}),
     "boxes.jsonl": made(lambda q, a: {"prompt": q, "answer": box(a)}),
@@ -137,6 +154,18 @@ KINDS = {  # {file name: what is in it}
 @mutant("null is a value", "plainrl/files.py", 'if row.get("horizon") is None', 'if "horizon" not in row')
 @mutant(
     "the first box of a solution", "plainrl/files.py", "text, last_boxed(text)", "text, text.split('$')[1]"
+)
+@mutant(
+    "names as they are spelt",
+    "plainrl/files.py",
+    "spelt[field] = known.get(plain_name(field), field)",
+    "spelt[field] = field",
+)
+@mutant(
+    "one object is one problem",
+    "plainrl/files.py",
+    "prompts, path) if len(entries) == 1 else None",
+    "prompts, path) if not entries else None",
 )
 @mutant("DAPO asks for a line", "plainrl/files.py", 'DAPO_REQUEST.sub("", prompt)', "prompt")
 @pytest.mark.parametrize("name", KINDS)
@@ -190,7 +219,9 @@ def test_home_folder_and_odd_paths(tmp_path, monkeypatch):
     assert load_task("jsonl:~/what?.jsonl?hint=&horizon=1").base.size("all") == 12
 
 
-@mutant("the folder in the name of a file", "plainrl/files.py", "stem = Path(path).name", "stem = path")
+@mutant(
+    "the folder in the name of a file", "plainrl/files.py", "without_gz(Path(path).name)", "without_gz(path)"
+)
 def test_the_files_name_is_the_tasks_name(tmp_path):
     """Catches a name that is no folder, a metric key with a slash, and one that is the embedded world's."""
     names = {
@@ -305,9 +336,9 @@ def test_chats(tmp_path, capsys):
 
 def test_numbers_and_cells(tmp_path):
     """Catches 72.0 for a whole number, a decimal that is rounded, and a horizon that a table cannot give."""
-    rows = [{"prompt": f"{n}?", "answer": n} for n in (0.5, 72.0, -3, 1.25)]
-    assert [problem.answer for problem in all_problems(load(tmp_path, rows))] == ["0.5", "72", "-3", "1.25"]
-    cells = 'prompt,answer,horizon\n"Two\nlines, and ""quotes""",5,2\nplain,6,\n'
+    rows = [{"prompt": f"{n}?", "answer": n} for n in (0.5, 72.0, -3, True)]
+    assert [problem.answer for problem in all_problems(load(tmp_path, rows))] == ["0.5", "72", "-3", "true"]
+    cells = 'prompt,answer,Horizon\n"Two\nlines, and ""quotes""",5,2\nplain,6,\n'
     two, one = all_problems(load(tmp_path, cells, "mine.csv"))
     assert two.prompt.startswith('Two\nlines, and "quotes"') and (two.horizon, one.horizon) == (2, 1)
 
@@ -332,9 +363,9 @@ BAD_LINES = [
     ({"prompt": [{"role": "system", "content": "a"}], "answer": "1"}, "has no turn of the user"),
     ({"prompt": "a", "answer": ""}, "field 'answer' is missing or empty"),
     ({"prompt": "a", "answer": None}, "field 'answer' is missing or empty"),
-    ({"prompt": "a", "answer": True}, "field 'answer' has no answer: it must be"),
     ('{"prompt": "a", "answer": NaN}', "field 'answer' has no answer: it must be"),
-    ({"prompt": "a", "answer": ["1", "2"]}, "field 'answer' has no answer: it must be"),
+    ({"prompt": "a", "answer": ["1", "2"]}, "it must be a text or a number, not a list of 2"),
+    ({"prompt": "a", "answer": {"gold": "2"}}, "; ?answer=answer.NAME reads one of 'gold'"),
     ({"prompt": "a", "answer": turns("1+1?")}, "field 'answer' has no answer: it must be"),
     ({}, "field 'prompt' is missing"),
     ({"prompt": "a", "answer": "so ####"}, "field 'answer' has no answer after ####"),
@@ -411,13 +442,21 @@ def test_a_file_that_cannot_be_read(tmp_path):
     """Catches a traceback for a missing file, a folder, a file that is no text, and one that is cut off."""
     (tmp_path / "latin.jsonl").write_bytes(b'{"prompt": "caf\xe9", "answer": "1"}\n')
     (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(LINES.encode())[:60])
-    for name in ("missing.jsonl", "", "latin.jsonl", "cut.jsonl.gz"):
+    (tmp_path / "book.xlsx").write_bytes(b"PK\x03\x04\x14\x00")
+    for name in ("missing.jsonl", "latin.jsonl", "cut.jsonl.gz", "book.xlsx"):
         path = str(tmp_path / name)
         assert f"--task jsonl:{path}: cannot read the file" in message(load_task, f"jsonl:{path}")
+    said = message(load_task, f"jsonl:{tmp_path}")
+    assert "is a folder; name a file in it: there are 'book.xlsx', 'cut.jsonl.gz', 'latin.jsonl'" in said
     assert "settings are prompt=, answer=" in message(load_task, f"jsonl:{tmp_path}/no.jsonl?colour=red")
     assert message(load, tmp_path, "") == f"{tmp_path}/mine.jsonl: holds no problem"
     said = message(load, tmp_path, '[{"prompt": "a", "answer": "1"},\n{"prompt": "b"\n]', "cut.json")
     assert f"{tmp_path}/cut.json: not valid JSON (" in said and "line 3" in said and "like one array" in said
+    assert "no line is an object; write JSON lines" in message(load, tmp_path, "1+1? 2\n", "sums.txt")
+    lists = {"easy": sums(2), "hard": sums(2)}
+    assert "which are the problems? there are 'easy', 'hard';" in message(load, tmp_path, json.dumps(lists))
+    uneven = json.dumps({"prompt": ["1+1?", "1+2?"], "answer": ["2"]})
+    assert "columns differ in length: 'prompt' 2, 'answer' 1" in message(load, tmp_path, uneven)
     said = message(load, tmp_path, '{\n"prompt": "a",\n"answer": "1"\n}\n\n{\n"prompt": "b"\n"answer": 2}')
     assert f"{tmp_path}/mine.jsonl, line 6: the object that begins here is no JSON" in said
     assert message(load_task, "my.jsonl").endswith("if it is a file, write --task jsonl:my.jsonl")
@@ -545,6 +584,12 @@ def test_copies_and_contradictions_are_counted(tmp_path, capsys):
     '"valid", "val", "development"), "dev"',
     '"valid", "val", "development"), "test"',
 )
+@mutant(
+    "lists of splits are one list",
+    "plainrl/files.py",
+    'row | {"split": name} if isinstance(row, dict)',
+    "row if isinstance(row, dict)",
+)
 def test_splits_that_a_file_names(tmp_path):
     """Catches splits of a file that are dealt out anew, other spellings of them that are not known, and a
     file that names them for some lines."""
@@ -558,6 +603,8 @@ def test_splits_that_a_file_names(tmp_path):
     task = load(tmp_path, rows)
     for split in names:
         assert [problem.prompt.split()[0] for problem in task.members(split)] == [split] * 3
+    lists = {split: [row | {"split": None} for row in rows if split in row["prompt"]] for split in names}
+    assert load(tmp_path, json.dumps(lists)).problems == task.problems
     plain, path = {"prompt": "p", "answer": "1"}, tmp_path / "mine.jsonl"
     assert message(load, tmp_path, [plain | {"split": "s\x1bft"}, *rows]) == (
         f"{path}, line 1: field 'split' is 's\\x1bft'; "

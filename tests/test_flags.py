@@ -1,14 +1,18 @@
 """plainrl/flags.py: what a number may be, flags that do not go together, defaults by size of the model."""
 
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from mutants import mutant
 
+import eval as evaluation
 import grpo
+import guide
 from plainrl import flags
 from plainrl.flags import Bounds, RunFlags
+from tools import compose
 
 LEAST = math.nextafter(0.0, 1.0)
 
@@ -143,6 +147,29 @@ def test_defaults_by_size():
     args = RunFlags(steps=7)
     flags.resolve_defaults(args, 135_000_000)
     assert (args.steps, args.group_size, args.max_new_tokens) == (7, 8, 256)
+
+
+@mutant(
+    "a home folder that is called tilde",
+    "plainrl/flags.py",
+    "return with_home(Args(**vars(tyro.cli(with_visible_defaults(Args), description=shown))))",
+    "return Args(**vars(tyro.cli(with_visible_defaults(Args), description=shown)))",
+)
+def test_home_folder_in_flags(monkeypatch):
+    """Catches a folder that is called ~: the shell leaves it as it is behind a =."""
+    monkeypatch.setenv("HOME", "/home/ann")
+
+    def parsed(Args: type, *words: str):
+        monkeypatch.setattr(flags.sys, "argv", ["x.py", *words])
+        return flags.parse(Args)
+
+    args = parsed(guide.Args, "--model=~/m", "--out-dir=~/o", "--hints=~/h", "--system-prompt=~")
+    assert (args.model, args.out_dir, args.hints) == ("/home/ann/m", Path("/home/ann/o"), Path("/home/ann/h"))
+    assert args.system_prompt == "~" and args.vllm_server is None
+    args = parsed(evaluation.Args, "--baseline=~/b", "--plot", "~/p", "p~")
+    assert (args.baseline, args.plot) == ("/home/ann/b", (Path("/home/ann/p"), Path("p~")))
+    args = parsed(compose.Args, "--task=jsonl:~/t", "--out=~")
+    assert (args.task, args.out) == ("jsonl:~/t", Path("/home/ann"))  # load_task knows what ~ is in a task
 
 
 @mutant(

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from toys import HashTask, quick_flags, records
 
 import grpo
 from plainrl import models, run as run_module
-from plainrl.folder import or_one_line, read_state, remove_if_unused, truncate_log
+from plainrl.folder import or_one_line, put_optimizer, read_state, remove_if_unused, truncate_log
 from tools import make_tiny
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -192,6 +193,49 @@ def test_an_older_checkpoint_goes_on(toy_model, five_steps, copy, capsys):
     assert_same(copy, five_steps)
 
 
+def without(name: str, kind: str = ""):
+    """An optimizer's file that lacks a weight, or one of its moments."""
+
+    def harm(saved: dict) -> dict:
+        (saved["state"][name] if kind else saved["state"]).pop(kind or name)
+        return saved
+
+    return harm
+
+
+WEIGHT = "model.layers.1.mlp.up_proj.weight"
+OPTIMIZERS = {
+    "nothing": (lambda saved: {"state": {}, "param_groups": []}, "is missing"),
+    "a weight": (without(WEIGHT), f"{WEIGHT} is missing"),
+    "a moment": (without(WEIGHT, "exp_avg_sq"), f"{WEIGHT} has no exp_avg_sq"),
+    "groups": (lambda saved: saved | {"param_groups": []}, "its groups are not"),
+    "entries": (lambda saved: saved | {"state": {WEIGHT: 3}}, "'int' object has no attribute"),
+    "a list": (lambda saved: [saved], "list indices"),
+    "no groups": (lambda saved: {"state": saved["state"]}, "param_groups"),
+}
+
+
+@mutant(
+    "optimizer of some weights", "plainrl/folder.py", "if not any_part and (missing", "if False and (missing"
+)
+@mutant("optimizer of some moments", "plainrl/folder.py", "if missing := needed - entry.keys():", "if False:")
+def test_an_older_optimizer_is_whole_or_refused(toy_model, four_steps, tmp_path):
+    """Catches a file without a checksum, of which a part is gone, that goes on as if there were no moments
+    yet; and a traceback."""
+    model = models.load_model(toy_model)[0]
+    optimizer = torch.optim.AdamW(model.parameters())
+    saved = torch.load(four_steps / "last" / "optimizer.pt")
+    for harm, problem in OPTIMIZERS.values():
+        torch.save(harm(deepcopy(saved)), tmp_path / "optimizer.pt")
+        found = put_optimizer(tmp_path, model, optimizer, {})
+        assert found.startswith("is damaged (optimizer.pt: ") and problem in found, found
+        assert not optimizer.state
+    torch.save({"state": {}, "param_groups": []}, tmp_path / "optimizer.pt")
+    assert put_optimizer(tmp_path, model, optimizer, {"stage_step": 0}) is None  # h1's, of a new stage
+    torch.save(saved, tmp_path / "optimizer.pt")
+    assert put_optimizer(tmp_path, model, optimizer, {}) is None and optimizer.state
+
+
 def both_damaged(run: Path) -> None:
     flip(run / "last" / "model.safetensors")
     truncate(run / "last.old" / "optimizer.pt")
@@ -250,8 +294,8 @@ def test_what_cannot_be_gone_on_from_is_refused_and_left_alone(toy_model, copy, 
 @mutant(
     "best that is missed at the end",
     "plainrl/run.py",
-    "        if lost:\n",
-    "        if False:\n",
+    "        if self.saved:\n            self.set_best_right()\n",
+    "",
     case="missing",
 )
 @pytest.mark.parametrize(
@@ -264,6 +308,84 @@ def test_a_lost_best_model_is_noticed_before_the_training(toy_model, copy, capsy
     out = capsys.readouterr().out
     assert "/best: is " in out and "the model of step 4 is scored and takes its place" in out
     assert out.index("takes its place") < out.index("   5/5 ") and models.damage(copy / "best") is None
+
+
+def chosen_anew(best: Path, **changes) -> None:
+    """Another step or score in chosen.json, as if the run had written it."""
+    chosen = json.loads((best / "chosen.json").read_text()) | changes
+    (best / "chosen.json").write_text(json.dumps(chosen))
+    (best / "checksums.json").write_text(json.dumps(models.checksums(best)))
+
+
+def score_of_state(last: Path, score: float) -> None:
+    """Another score of the best model."""
+    forget_checksums(last)
+    state = json.loads((last / "state.json").read_text())
+    (last / "state.json").write_text(json.dumps(state | {"best": score}))
+
+
+def between_renames(best: Path) -> None:
+    best.rename(best.with_name("best.old"))
+
+
+def of_an_older_run(best: Path) -> None:
+    for name in ("chosen.json", "checksums.json"):
+        (best / name).unlink()
+    score_of_state(best.parent / "last", -1.0)  # by another measure
+
+
+@mutant(
+    "best that a kill put aside",
+    "plainrl/run.py",
+    "                take_back(folder)\n",
+    "                pass\n",
+    case="between_renames",
+)
+@mutant(
+    "best of an older measure",
+    "plainrl/run.py",
+    "            self.score_best_anew()\n",
+    "            pass\n",
+    case="of_an_older_run",
+)
+@mutant(
+    "weights of best go on",
+    "plainrl/run.py",
+    '        put_weights(self.dir / "last", self.model)\n',
+    "",
+    case="of_an_older_run",
+)
+@pytest.mark.parametrize("harm", [between_renames, of_an_older_run], ids=lambda harm: harm.__name__)
+def test_the_best_model_is_kept(toy_model, five_steps, copy, capsys, harm):
+    """Catches a best model that a kill or an older version costs, and a run that goes on from it."""
+    harm(copy / "best")
+    go(toy_model, copy, steps=5, resume=True)
+    out = capsys.readouterr().out
+    assert "takes its place" not in out and ("its score is measured" in out) == (harm is of_an_older_run)
+    assert_same(copy, five_steps)
+    assert not (copy / "best.old").exists()
+
+
+@mutant(
+    "score of a best that is newer",
+    "plainrl/run.py",
+    'state |= {"best": chosen["score"], "best_step": chosen["step"]}',
+    "pass",
+    case="6",
+)
+@mutant("best of another step", "plainrl/run.py", 'chosen["step"] != state["best_step"]:', "False:", case="1")
+@pytest.mark.parametrize("step", [6, 1])
+def test_best_is_of_the_step_that_the_checkpoint_says(toy_model, copy, capsys, step):
+    """Catches a model of a step that is made again whose score is forgotten, and one of an earlier step that
+    passes for the best."""
+    best = (copy / "best" / "model.safetensors").read_bytes()
+    chosen_anew(copy / "best", step=step, score=2.0)
+    score_of_state(copy / "last", -1.0)
+    go(toy_model, copy, steps=5, resume=True)
+    chosen = json.loads((copy / "best" / "chosen.json").read_text())
+    assert (chosen["score"] == 2.0) == (step == 6)
+    assert ((copy / "final" / "model.safetensors").read_bytes() == best) == (step == 6)
+    assert ("best: is of step 1, not of step" in capsys.readouterr().out) == (step == 1)
 
 
 def test_a_link_to_another_disk(toy_model, five_steps, copy, tmp_path):
@@ -311,6 +433,12 @@ def test_a_log_that_ends_before_the_checkpoint_is_said(toy_model, copy, capsys):
     (copy / "metrics.jsonl").write_text("".join(lines[:3]))
     go(toy_model, copy, steps=4, resume=True)
     assert "ends at step 2: the records up to the checkpoint's step 4 are lost" in capsys.readouterr().out
+
+
+def test_a_resume_without_a_folder_names_those_beside_it(toy_model, copy):
+    """Catches a default folder that has another name now, and nobody who says where the run lies."""
+    with pytest.raises(SystemExit, match="there is no run in --out-dir .*other; beside it are run$"):
+        go(toy_model, copy.with_name("other"), resume=True)
 
 
 # --- who gets the folder ------------------------------------------------------------------------------------
@@ -419,8 +547,12 @@ def no_room_for_tensors(content, path) -> None:
     "        shutil.rmtree(aside, ignore_errors=True)  # what",
     "        # what",
 )
-def test_a_full_disk_is_one_line_and_the_last_checkpoint_stays(toy_model, five_steps, copy, monkeypatch):
-    """Catches a traceback, a half checkpoint that takes the last free room, or a good one that is lost."""
+@mutant("no room is made", "plainrl/models.py", "            shutil.rmtree(spare)\n", "")
+def test_a_full_disk_is_one_line_and_the_last_checkpoint_stays(
+    toy_model, five_steps, copy, monkeypatch, capsys
+):
+    """Catches a traceback, a half checkpoint that takes the last free room, or a good one that is lost; and
+    a run that ends though an older checkpoint could make room."""
     one_line = r"^error: .*cannot be written \(.*\); what was saved before"
     for owner, name, full in ((torch, "save", no_room_for_tensors), (models.lora, "save_adapter", no_room)):
         with monkeypatch.context() as patch:
@@ -430,7 +562,16 @@ def test_a_full_disk_is_one_line_and_the_last_checkpoint_stays(toy_model, five_s
         assert not (copy / "last.tmp").exists()
     with pytest.raises(SystemExit, match=one_line), or_one_line(copy), open("/dev/full", "w") as log:
         log.write("a record")
+    original = models.write_folder
+
+    def write_folder(folder, *args):
+        if folder.name == "final.tmp" and (copy / "last.old").exists():
+            no_room(folder)
+        original(folder, *args)
+
+    monkeypatch.setattr(models, "write_folder", write_folder)
     go(toy_model, copy, steps=5, resume=True)
+    assert "final: the disk is full; last.old/ is removed" in capsys.readouterr().out
     assert_same(copy, five_steps)
 
 
@@ -464,6 +605,25 @@ def test_sigterm_saves_as_ctrl_c_does(toy_model, five_steps, tmp_path):
     assert json.loads((folder / "last" / "state.json").read_text())["step"] == 3
     go(toy_model, folder, resume=True)
     assert_same(folder, five_steps)
+
+
+@mutant(
+    "signal while a checkpoint is written",
+    "plainrl/run.py",
+    "stopping = stopping or (saving and self.stop.requested)",
+    "pass",
+)
+def test_a_signal_while_a_checkpoint_is_written(toy_model, tmp_path, monkeypatch):
+    """Catches another step, which takes longer than a scheduler waits."""
+    original = run_module.save_checkpoint
+
+    def save_checkpoint(*args):
+        original(*args)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(run_module, "save_checkpoint", save_checkpoint)
+    assert go(toy_model, tmp_path / "run").name == "run" and not (tmp_path / "run" / "final").exists()
+    assert records(tmp_path / "run")[-1]["step"] == 2
 
 
 @mutant("SIGHUP of nohup heard", "plainrl/run.py", "signal.getsignal(number) == signal.SIG_IGN:", "False:")

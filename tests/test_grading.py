@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import math_verify
 import pytest
@@ -113,7 +114,7 @@ GRADES = [  # (completion, gold, why)
     (box("42\\%"), "0.42", RIGHT),
     (box("42^\\circ"), "42", RIGHT),
     (box("\\text{42}"), "42", RIGHT),
-    (box("forty-two"), "42", WRONG),
+    (box("forty-two"), "42", RIGHT),
     (box("Tom has 42"), "42", WRONG),
     # other numbers
     (box("\\frac{1}{2}"), "0.5", RIGHT),
@@ -349,6 +350,55 @@ def test_grade_that_always_raises_ends_the_run():
     assert all(
         map(is_error, grade_all(StrangeTask(fail), ["1"] * 3, [Problem("", "1")] * 3))
     )  # it may be chance
+
+
+def failing(why_of) -> SimpleNamespace:
+    """A task whose scorer gives a reason for each answer; "error..." and the like are failures."""
+    score = lambda problem: lambda answer: (float(answer == problem.answer), why_of(answer))  # noqa: E731
+    return SimpleNamespace(
+        name="partial", grade=lambda completion, problem: grade_box(completion, score(problem))
+    )
+
+
+@mutant(
+    "grader that fails on every answer",
+    "plainrl/grading.py",
+    "    _refuse_a_broken_grader(grades, task, problems)\n",
+    "",
+)
+@mutant(
+    "weak answers end the run",
+    "plainrl/grading.py",
+    'if all(grade.why.startswith(("crash", "error")) for grade in again):',
+    "if True:",
+)
+@mutant(
+    "hanging answers end the run",
+    "plainrl/grading.py",
+    'grades[i].why.startswith(("crash", "error"))]',
+    'grades[i].why.startswith(("crash", "error", "timeout"))]',
+)
+@mutant("answers without a worker", "plainrl/grading.py", "if len(without_worker) >= 4:", "if False:")
+@pytest.mark.parametrize("why", ["error: \x1b[2J", "crash"])
+def test_a_grader_that_fails_on_every_answer_ends_the_run(why):
+    """Catches a scorer that is broken and trains on rewards of 0, and a run that ends because its answers are
+    too weak for the scorer, or hang."""
+    texts = ["no box", *map(box, "abcd")]
+    grades = lambda task: grade_all(task, texts, [Problem("1?", "7")] * 5)  # noqa: E731
+    errors = lambda why_of: sum(map(is_error, grades(failing(why_of))))  # noqa: E731
+    said = message(grades, failing(lambda answer: why))
+    assert said.startswith("--task partial: the grader failed on all 4 answers") and "\x1b" not in said
+    assert errors(lambda answer: why * (answer != "7")) == 4  # all that the model writes
+    assert errors(lambda answer: why * (answer != "d")) == 3
+    assert errors(lambda answer: "timeout" if answer == "d" else why) == 4
+
+    def some_need_a_worker(completion, problem):
+        if completion == "no box":
+            return Grade(False, 0.0, None, "no_box")
+        raise workers.WorkerError("the grading worker does not start")
+
+    said = message(grades, SimpleNamespace(name="partial", grade=some_need_a_worker))
+    assert said == "--task partial: the grading worker does not start"
 
 
 def test_grade_that_never_returns_ends_the_run(monkeypatch):

@@ -343,6 +343,49 @@ def test_gym_question_that_cannot_be_made(toy):
     assert "at some it fails: RuntimeError: no puzzle" in message(toy(never).problem, "train", 0, 0)
 
 
+@mutant(
+    "gym runs a data set's programs itself",
+    "plainrl/gym.py",
+    "if self.dataset_name in RUNS_PROGRAMS and not self.is_locked_away:",
+    "if False:",
+)
+def test_gym_questions_that_programs_make_come_from_a_worker(toy, monkeypatch, capsys):
+    """Catches programs of a data set that run in the training process, one that ends a run with itself, and
+    questions about nothing, where a program could not run."""
+
+    def program(toy, position):
+        if position % 3 == 0:
+            sys.exit()
+        output = {} if position % 3 == 1 else {"sum": position}
+        return sums(toy, position) | {"metadata": {"input_data": {}, "output_data": output}}
+
+    def worker(request):
+        try:
+            reply = workers._gym(json.loads(json.dumps(request)), locked, False, print)
+        except SystemExit:
+            return 0.0, "crash"
+        return json.loads(json.dumps(reply))[:2]
+
+    monkeypatch.setattr(gym_module, "RUNS_PROGRAMS", ("toy",))
+    monkeypatch.setattr(gym_module, "ask_worker", worker)
+    task, locked = toy(program), toy(program)
+    locked.is_locked_away = True
+    problems = [task.problem("train", index, 0) for index in range(10)]
+    assert task.dataset(0).made == 0 and all(int(problem.answer) % 3 == 0 for problem in problems)
+    assert capsys.readouterr().out.count("programs of its data set") == 1
+
+
+def test_gym_program_that_writes_a_file(gym, tmp_path, monkeypatch):
+    """Catches a file in the folder that a run is started in: codeio has a program that writes one."""
+    monkeypatch.chdir(tmp_path)
+    task = load_task("gym:codeio")
+    rows = type(task.dataset(0))._jsonl_data
+    drawn = [random.Random(position).choice(rows) for position in range(20_000)]
+    writes = ["sailor_performance.csv" in row["input_generator"] for row in drawn]
+    assert task.entry(0, writes.index(False))["answer"]
+    assert task.entry(0, writes.index(True)) is None and not list(tmp_path.iterdir())
+
+
 # --- what a scorer pays for nothing -----------------------------------------------------------------------
 
 

@@ -172,7 +172,8 @@ def test_advance_at_accuracy(run, monkeypatch):
 
     def evaluate(sampler, tokenizer, task, split, problems, *rest):
         rates = [next(right, 0), next(right, 0)] if split == "dev" else [0, 0]
-        rows = [{"correct": rate, "n": 1, "horizon": h} for h, rate in enumerate(rates, start=1)]
+        none = {"errors": 0, "timeouts": 0}
+        rows = [{"correct": rate, "n": 1, "horizon": h} | none for h, rate in enumerate(rates, start=1)]
         return {"score": sum(rates) / 2, "avg@2": sum(rates) / 2}, rows
 
     monkeypatch.setattr(run_module, "evaluate", evaluate)
@@ -204,11 +205,17 @@ def test_advance_at_accuracy(run, monkeypatch):
     'run.state |= {"stage": stage} | NEW_STAGE',
     'run.state |= {"stage": stage, "stage_step": 0, "stage_tokens": 0}',
 )
+@mutant(
+    "next stage from the first of equal ones",
+    "h1_curriculum.py",
+    'if scores[run.dev_score] >= run.state["stage_best"]:',
+    'if scores[run.dev_score] > run.state["stage_best"]:',
+)
 def test_next_stage_starts_from_the_best_checkpoint_of_the_stage(run, monkeypatch):
     """Catches a stage that starts from the last weights, from the best of all stages, or with the old
     optimizer."""
     # before the first step, then after each: two stages of three, and two more
-    dev = iter([0.0, 0.9, 0.1, 0.2, 0.5, 0.4, 0.3, 0.1, 0.1])
+    dev = iter([0.0, 0.9, 0.9, 0.2, 0.5, 0.4, 0.3, 0.1, 0.1])
     snapshots, original = [], h1.accumulate_gradients
 
     def accumulate_gradients(model, *rest):
@@ -221,13 +228,14 @@ def test_next_stage_starts_from_the_best_checkpoint_of_the_stage(run, monkeypatc
     folder = run(max_horizon=3, steps_per_stage=3, steps=8, eval_every=1, prompts_per_step=4, eval_problems=3)
     after = snapshots[1:]  # after[i]: the weights after step i + 1, before the next
     assert column(folder, "h1/stage") == [1, 1, 1, 2, 2, 2, 3, 3]
-    # before step 4: those after step 1 (0.9); before step 7: those after step 4, whose 0.5 is the best of
-    # its stage, not of all
-    assert torch.equal(after[2], after[0]) and not torch.equal(after[3], after[0])
+    # before step 4: those after step 2, the later of two with 0.9; before step 7: those after step 4, whose
+    # 0.5 is the best of its stage, not of all
+    assert torch.equal(after[2], after[1]) and not torch.equal(after[1], after[0])
+    assert not torch.equal(after[3], after[1])
     optimizer = torch.load(folder / "last" / "optimizer.pt")["state"]
     assert {int(entry["step"]) for entry in optimizer.values()} == {2}
     assert column(folder, "optim/lr") == [0.0005, 0.001, 0.001, 0.0005, 0.001, 0.001, 0.0005, 0.001]
-    assert torch.equal(after[5], after[3]) and not torch.equal(after[5], after[0])
+    assert torch.equal(after[5], after[3]) and not torch.equal(after[5], after[1])
 
 
 @mutant("edge of a stage is not saved", "h1_curriculum.py", "run.save(now=over)", "run.save()")

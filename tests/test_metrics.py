@@ -92,9 +92,9 @@ def majority_by_counting(voted: list, worth: dict, k: int) -> Fraction:
 )
 def test_maj_at_k_equals_enumeration_of_all_subsets():
     """Catches ties that go to one side, silence that votes, and every error of the counting: all splits of up
-    to ten samples into one right answer, two wrong ones and silence, and every k; then random ones with five
-    answers, several of them right."""
-    for n in range(1, 11):
+    to eight samples into one right answer, two wrong ones and silence, and every k; then random ones with
+    five answers, several of them right."""
+    for n in range(1, 9):
         for sizes in itertools.product(range(n + 1), repeat=3):
             if (silent := n - sum(sizes)) < 0 or sizes[1] < sizes[2] or (n > 7 and sum(sizes) % 3 != n % 3):
                 continue
@@ -171,7 +171,7 @@ def test_majority_by_hand(parsed, correct, by_hand):
 @mutant(
     "votes by string",
     "plainrl/metrics.py",
-    "time.monotonic() < end and same(other, answer)",
+    "time.monotonic() < end and or_fail(same, other, answer)",
     "other == answer",
 )
 def test_votes_by_equivalence():

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from resume_driver import SCRIPTS, points_of
 from toys import column, records
 
-SCRIPTS = ["grpo", "dapo", "siren", "guide", "adaptive_bonus", "h1_curriculum"]
+NAMES = [script.__name__.split(".")[-1] for script, _ in SCRIPTS]
 POINTS = {  # what the kill must have left: the last checkpoint, complete lines of metrics.jsonl, and folders
     "before the first checkpoint": (None, 1, ["best"]),
     "in the middle of a log line": (2, 3, ["best", "last"]),
@@ -19,14 +20,14 @@ POINTS = {  # what the kill must have left: the last checkpoint, complete lines 
     "while sampling": (2, 3, ["best", "last"]),
     "while a checkpoint is written": (2, 5, ["best", "last", "last.tmp"]),
     "between the renames": (None, 5, ["best", "last.old", "last.tmp"]),
-    "after best, before last": (2, 5, ["best", "last"]),
+    "after last, before best": (4, 5, ["best", "last", "last.old"]),
 }
 
 
 @pytest.fixture(scope="module")
 def killed_runs(toy_model, tmp_path_factory) -> Path:
-    """What resume_driver.py leaves: each script's uninterrupted run, and for each point one killed there and
-    resumed."""
+    """What resume_driver.py leaves: each script's uninterrupted run, and for each of its points one killed
+    there and resumed."""
     out = tmp_path_factory.mktemp("killed")
     command = [sys.executable, str(Path(__file__).with_name("resume_driver.py")), toy_model, str(out)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=400)
@@ -34,8 +35,7 @@ def killed_runs(toy_model, tmp_path_factory) -> Path:
     return out
 
 
-@pytest.mark.parametrize("point", POINTS)
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script, point", [(name, point) for name in NAMES for point in points_of(name)])
 def test_killed_and_resumed_run_equals_the_uninterrupted_one(killed_runs, script, point):
     """Catches a resume off by one, without optimizer, score or tokens, with lines twice, or from a
     half-written folder."""

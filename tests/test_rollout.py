@@ -9,8 +9,11 @@ import torch
 from mutants import mutant
 from random_model import COMPLETIONS, EOS, random_model
 
+from plainrl.horizons import EveryHorizon
 from plainrl.rollout import (
     Completion,
+    NextThatFits,
+    PromptRoom,
     Rollout,
     check_prompt,
     check_prompts,
@@ -21,8 +24,10 @@ from plainrl.rollout import (
     pad_values,
     sample_rollout,
     set_thinking,
+    with_short_prompts,
 )
 from plainrl.sampler import context_length, make_sampler
+from plainrl.sources import ListTask
 from plainrl.tasks import Grade, Problem
 
 
@@ -371,6 +376,71 @@ def test_a_long_prompt_in_training_is_named(monkeypatch):
     monkeypatch.setattr(CountingSampler, "room", 9, raising=False)
     with pytest.raises(SystemExit, match="--max-new-tokens 8: the prompt '0' has 2 tokens"):
         pair_rollout()
+
+
+# --- training prompts that are too long ---------------------------------------------------------------------
+
+
+def letters(lengths: list[int]) -> list[Problem]:
+    """Problems whose prompts have so many letters; the template adds a token."""
+    return [Problem(chr(97 + i) * length, "1") for i, length in enumerate(lengths)]
+
+
+def room_of(tokens: int | None) -> PromptRoom:
+    """Room for so many tokens; None: nobody knows."""
+    args = SimpleNamespace(system_prompt=None, max_new_tokens=10)
+    return PromptRoom(tokenizer_with(GOOD), SimpleNamespace(room=tokens and tokens + 10), args)
+
+
+@mutant("long prompts stay", "plainrl/rollout.py", 'task.problems | {"train": short}', "task.problems")
+@mutant(
+    "prompts by their letters alone",
+    "plainrl/rollout.py",
+    "<= self.tokens or self.length(prompt) <= self.tokens",
+    "<= self.tokens",
+)
+def test_long_training_prompts_of_a_list_are_left_out(capsys):
+    """Catches a run that ends at a prompt in the middle of a file, and at each resume; one that fits exactly
+    and is left out; and another order where nothing is too long."""
+    train = letters([5, 40, 39, 41, 5])
+    task = ListTask("list", {"train": train, "dev": letters([90])})
+    kept = with_short_prompts(task, room_of(40), None)
+    assert kept.problems == {"train": [train[0], train[2], train[4]], "dev": task.problems["dev"]}
+    out = capsys.readouterr().out
+    assert out.startswith(
+        "--task list: left out: 2 of 5 training problems have prompts of more than 40 tokens"
+    )
+    assert f"('{'b' * 40}' has 41; '{'d' * 40}' has 42)" in out
+    for room in (room_of(42), room_of(None)):
+        assert with_short_prompts(task, room, None) is task
+    assert len(task.problems["train"]) == 5 and capsys.readouterr().out == ""
+    with pytest.raises(SystemExit, match="--task list: 10 of 10 training problems .*; ...\\); give a lower"):
+        with_short_prompts(ListTask("list", {"train": train * 2}), room_of(3), None)
+
+
+@mutant("the long prompt itself", "plainrl/rollout.py", "other = index + further", "other = index")
+@mutant(
+    "horizons that nobody looks at", "plainrl/rollout.py", "if isinstance(task, EveryHorizon):", "if False:"
+)
+def test_the_next_training_problem_takes_the_place_of_a_long_one(capsys):
+    """Catches a rare long prompt that ends a run at its step and at every resume, one in the problems of a
+    horizon, and a held-out problem that gives way."""
+    problems = letters([5, 90, 90, 6])
+    task = SimpleNamespace(name="made", problem=lambda split, index, seed: problems[index % 4])
+    fitting = with_short_prompts(task, room_of(40), None)
+    assert [fitting.problem("train", i, 0) for i in range(4)] == [problems[i] for i in (0, 3, 3, 3)]
+    assert fitting.problem("dev", 1, 0) == problems[1] and fitting.name == "made"
+    said = "training problem 1 has a prompt of 91 tokens, and --max-new-tokens leaves room for 40"
+    assert capsys.readouterr().out.count(said) == 1
+    limited = with_short_prompts(task, room_of(40), 2)  # --train-size
+    assert limited.problem("train", 1, 0) == problems[0]
+    nothing_fits = with_short_prompts(task, room_of(4), None)
+    assert nothing_fits.problem("train", 1, 0) == problems[1]  # what samples it says what to change
+    horizons = EveryHorizon.__new__(EveryHorizon)
+    horizons.tasks = [task, ListTask("list", {"train": problems})]
+    assert with_short_prompts(horizons, room_of(40), None) is horizons
+    assert horizons.training_problems([1, 2], [1, 1], 0)[0] == problems[3]
+    assert isinstance(horizons.tasks[0], NextThatFits) and horizons.tasks[1].size("train") == 2
 
 
 # --- a batch ------------------------------------------------------------------------------------------------

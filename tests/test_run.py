@@ -14,10 +14,12 @@ from toys import FakeSampler, HashTask, quick_flags
 
 import grpo
 from papers import dr_grpo
-from plainrl import curves
+from plainrl import curves, run as run_module
 from plainrl.folder import write_text
-from plainrl.rollout import Rollout
+from plainrl.rollout import PromptRoom, Rollout
 from plainrl.run import Run
+from plainrl.sources import ListTask
+from plainrl.tasks import Grade, Problem
 
 
 @pytest.fixture
@@ -164,6 +166,7 @@ def test_the_time_left_counts_from_the_first_step(run, monkeypatch, capsys):
     """Catches a forecast that takes the scores before the first step, or those of an earlier life, for
     steps."""
     run.args.steps, run.lines, run.started, run.first_step, run.first_began = 10, 1, 0.0, 4, 90.0
+    run.sampled = SimpleNamespace(grades=[])
     monkeypatch.setattr(time, "monotonic", lambda: 100.0)
     run.show({"step": 6, "reward/mean": 0.5})
     assert capsys.readouterr().out.endswith("| 0:00:20\n")
@@ -193,6 +196,54 @@ def test_a_score_is_shown_where_it_says_more(run, capsys):
     ]
 
 
+@mutant("errors that nobody is told of", "plainrl/run.py", "            self.show_errors()\n", "")
+def test_grader_errors_are_shown(run, capsys):
+    """Catches a grader that fails while the rewards look like those of a weak model, and a reason that steers
+    the terminal."""
+    run.args.steps, run.lines, run.first_step, run.first_began = 10, 1, 0, time.monotonic()
+    whys = ["wrong", "error: \x1b[2J\nno", "timeout", "correct"]
+    run.sampled = SimpleNamespace(grades=[Grade(False, 0.0, None, why) for why in whys])
+    run.show({"step": 2, "reward/mean": 0.25})
+    run.sampled.grades[1:3] = []
+    run.show({"step": 3, "reward/mean": 0.25})
+    lines = capsys.readouterr().out.splitlines()
+    said = "  the grader failed on 2 of 4 completions, which get no reward; first: error: \\x1b[2J\\nno"
+    assert len(lines) == 3 and lines[1] == said
+
+
+@mutant("hints beyond the context", "plainrl/run.py", "if prompts and not all(fits):", "if False:")
+def test_a_prompt_that_is_too_long_with_its_hint_goes_without(run, monkeypatch, capsys):
+    """Catches a run that ends at a long hint, and again at every resume."""
+    tokenizer = SimpleNamespace(chat_template=None, encode=list)
+    run.args = SimpleNamespace(system_prompt=None, max_new_tokens=2, group_size=1, temperature=1.0)
+    run.tokenizer, run.sampler, run.task, run.sampled = tokenizer, SimpleNamespace(room=6), None, None
+    run.room, run.state, run.times, run.clock = (
+        PromptRoom(tokenizer, run.sampler, run.args),
+        {"tokens": 0},
+        {},
+        0,
+    )
+    sampled = []
+
+    def sample_rollout(sampler, tokenizer, task, problems, prompts, *rest, **settings):
+        sampled.append(prompts)
+        return SimpleNamespace(tokens=0)
+
+    monkeypatch.setattr(run_module, "sample_rollout", sample_rollout)
+    problems = [Problem("abc", "1"), Problem("de", "1")]
+    run.sample(problems, [0, 1], ["abc-h", "de-h"])
+    run.sampled = None
+    run.sample(problems, [0, 1])
+    assert sampled == [["abc", "de-h"], ["abc", "de"]]
+    assert "1 of 2 prompts have no room for their hints" in capsys.readouterr().out
+
+
+@mutant(
+    "run that keeps long prompts",
+    "plainrl/run.py",
+    "        self.task = with_short_prompts(self.task, self.room, args.train_size)\n",
+    "",
+)
 @mutant(
     "run without the flag for thinking",
     "plainrl/run.py",
@@ -216,6 +267,12 @@ def test_a_run_checks_its_prompts_and_tells_the_template(quick, toy_model, tmp_p
     with pytest.raises(SystemExit, match="--max-new-tokens 511: dev problem 0 has"):
         grpo.main(grpo.Args(**flags | {"max_new_tokens": 511}), HashTask())
     assert not (tmp_path / "run").exists()
+    task = ListTask("list", {"train": [Problem("x" * 600, "1")], "dev": [Problem("1?", "1")]})
+    task.problems["test"] = task.problems["dev"]
+    with pytest.raises(
+        SystemExit, match="--task list: 1 of 1 training problems have prompts of more than 504"
+    ):
+        grpo.main(grpo.Args(**flags), task)
     ends = []
     for choice in (None, "no"):
         sampler = FakeSampler(lambda ids, sample, seed: ends.append(ids[-1]) or ([5, 6], "stop"))

@@ -1,5 +1,6 @@
 """Tests of plainrl/tasks.py and plainrl/sources.py: lists, datasets, reasoning-gym, their chains."""
 
+import importlib
 import json
 import random
 import re
@@ -224,6 +225,7 @@ def test_benchmark_row_becomes_a_problem(monkeypatch, name):
     problem = task.problem("test", 0, 0)
     assert problem.prompt.startswith(question) and "\\boxed{}" in problem.prompt and problem.answer == answer
     assert task.size("test") == 1 and task.grade(f"So \\boxed{{{answer}}}.", problem).correct
+    assert task.grader == "letter" or importlib.import_module(task.grader).same  # eval.py records it
     assert not task.grade("So \\boxed{1}.", problem).correct
     assert message(task.problem, "dev", 0, 0) == f"--task {name}: has no split 'dev'; it has test"
 
@@ -249,7 +251,8 @@ def test_benchmark_counts_the_golds_that_it_cannot_read(monkeypatch, capsys):
     fake_benchmark(monkeypatch, "math500", [row, row | {"answer": "\\text{Evelyn}"}, row | {"answer": "!!!"}])
     load_task("math500")
     assert re.search(
-        r"math500: [12] of 3 gold answers are no expression to math-verify", capsys.readouterr().out
+        r"math500: [12] of 3 gold answers cannot be read as numbers or formulas; only the same",
+        capsys.readouterr().out,
     )
 
 

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import site
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ from mutants import mutant
 
 from plainrl import workers
 from plainrl.grading import is_error
+from plainrl.screen import or_fail
 from plainrl.tasks import Grade
 from plainrl.workers import ask_worker
 
@@ -30,7 +32,7 @@ def patient(monkeypatch):
     monkeypatch.setattr(workers, "_broken", {})
 
 
-HANGS = "9^{9^{9^9}}"
+HANGS = "\\int_0^1 \\sin(x^{x^x})\\,dx"  # sympy looks for an antiderivative, and does not find one
 
 
 def math(gold: str, answer: str | None) -> tuple[float, str]:
@@ -150,14 +152,38 @@ def test_worker_memory_is_limited():
             assert re.search(r"Max address space +4294967296 +4294967296", limits.read())
 
 
+def raises(error: Exception):
+    """A function that raises it, whatever it is called with."""
+
+    def function(*args, **kwargs):
+        raise error
+
+    return function
+
+
+@mutant(
+    "traceback of a worker that does not start",
+    "plainrl/screen.py",
+    "except (ValueError, WorkerError) as error:",
+    "except ValueError as error:",
+)
+@mutant(
+    "traceback where a worker's folder has no room",
+    "plainrl/workers.py",
+    "except OSError as error:  #",
+    "except EOFError as error:  #",
+)
 def test_worker_that_cannot_start_says_so(monkeypatch):
-    """Catches a missing math-verify that makes every answer a crash and every gold answer unreadable, in
-    silence."""
+    """Catches a missing math-verify, or a full disk, that makes every answer a crash and every gold answer
+    unreadable, in silence; and a traceback."""
     monkeypatch.setattr(workers, "_idle", [])
     monkeypatch.setattr(workers.sys, "executable", shutil.which("false"))
     for _ in range(2):  # and the slot comes back
-        with pytest.raises(RuntimeError, match="grading worker does not start.*math_verify"):
-            math("1/2", "0.5")
+        with pytest.raises(SystemExit, match="^error: the grading worker .*not start.*plainrl.algebra"):
+            or_fail(math, "1/2", "0.5")
+    monkeypatch.setattr(workers.tempfile, "mkdtemp", raises(OSError(28, "No space left on device")))
+    with pytest.raises(workers.WorkerError, match="does not start .*No space left"):
+        math("1/2", "0.5")
 
 
 def test_ctrl_c_reaches_the_run_and_not_the_graders():
@@ -189,6 +215,7 @@ def test_worker_starts_with_nothing_and_outside_the_limit(monkeypatch):
     assert math("1/2", "0.5") == (1.0, "")
     knows = Path(f"/proc/{idle[0].pid}/environ").read_text()
     assert "secret" not in knows and "HOME=" not in knows and "LANG=C.UTF-8" in knows
+    assert f"PYTHONUSERBASE={site.getuserbase()}" in knows  # for packages of pip install --user
     assert not os.path.exists(os.readlink(f"/proc/{idle[0].pid}/cwd"))  # an empty folder, gone already
     workers._stop(idle[0])
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # where plainrl/ lies
 
-from plainrl.flags import Count, check_flags, parse
+from plainrl.flags import Count, Natural, check_flags, parse
 from plainrl.folder import write_text
 from plainrl.screen import fail, or_fail, say
 from plainrl.tasks import load_task
@@ -34,8 +34,8 @@ class Args:
     """numbers of dependent steps"""
     problems: Count = 500
     """training chains of each horizon"""
-    held_out: Count = 50
-    """dev chains of each horizon, and as many for test"""
+    held_out: Natural = 50
+    """dev chains of each horizon, and as many for test; 0 of a file that is too small for splits"""
     seed: int = 0
     """which problems are chained follows from it"""
 
