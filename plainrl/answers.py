@@ -229,6 +229,10 @@ _SUBSTITUTIONS = [
         (r"\\land(?![a-zA-Z])|\\wedge(?![a-zA-Z])", " and "),
         (r"\\(?:operatorname\*?|mathop)\s*\{([a-zA-Z]+)\}", r"\\\1 "),
         (
+            r"\\(?:mathrm|text|rm)\s*\{\s*(ln|log|sin|cos|tan|cot|sec|csc|exp|gcd|lcm|max|min)\s*\}(?=\s*[^\s=])",
+            r"\\\1 ",
+        ),
+        (
             r"\\(?:overset|underset)\s*\{[^{}]*\}|\\(?:underline|overbrace|underbrace|cancel|ensuremath)(?=\{)",
             "",
         ),

@@ -145,6 +145,7 @@ def _same(gold: tuple, answer: tuple, algebra) -> bool:
     if answer[0] == "approximation":
         return _same_approximation(gold, answer, algebra)
     gold, answer = _alone(gold, answer), _alone(answer, gold)
+    gold, answer = _without_names(gold, answer), _without_names(answer, gold)
     kinds = gold[0], answer[0]
     if "assign" in kinds:
         return _same_assignment(gold, answer, algebra)
@@ -170,6 +171,10 @@ def _same(gold: tuple, answer: tuple, algebra) -> bool:
         shapes = [[len(row) for row in node[1]] for node in (gold, answer)]
         pairs = zip(sum(gold[1], []), sum(answer[1], []))
         return shapes[0] == shapes[1] and all(_same(one, other, algebra) for one, other in pairs)
+    if kinds == ("cases", "cases"):
+        return _match(
+            gold[1], answer[1], lambda one, other: all(_same(*pair, algebra) for pair in zip(one, other))
+        )
     if set(kinds) == {"tuple", "expr"}:
         gold, answer = _with_components(gold), _with_components(answer)
         return gold[0] == answer[0] and _same_items(gold, answer, algebra)
@@ -202,6 +207,15 @@ def _alone(node: tuple, other: tuple) -> tuple:
         return node
     inner = node[1][0]
     return node if inner[0] == "set" or inner == ("expr", "\\emptyset") else inner
+
+
+def _without_names(node: tuple, other: tuple) -> tuple:
+    """(x, y) = (2, 3) is (2, 3) where the other has no names, or quite other ones."""
+    if node[0] != "named" or not node[2]:
+        return node
+    if other[0] == "named" and (not other[2] or node[1].keys() & other[1].keys()):
+        return node
+    return ("tuple", list(node[1].values()), "(")
 
 
 def _with_components(node: tuple) -> tuple:

@@ -31,7 +31,7 @@ NOTHING = ("nothing",)  # no answer, or one that contradicts itself; equal to no
 
 _PREFIX = re.compile(
     r"⟦?\s*(?:so|thus|hence|therefore)?,?\s*(?:(?:the |my )?(?:final |correct )?"
-    r"(?:answer|result|solution|value|total)s?"
+    r"(?:answer|result|solution|value|total)s?(?!\s+[a-z]+\s*⟧\s*[=:])"
     r"(?:\s+(?:is|are))?(?!\s+(?:of|[a-z]+ (?:is|are))\b)|there (?:are|is)|it is|answer|ans|答案[是为]?)"
     r"\s*[:：]?\s*⟧?\s*[:=]?\s*(?=[^\s⟧])",
     re.I,
@@ -72,6 +72,7 @@ _MATRIX = re.compile(
     r"\\end\s*\{[a-zA-Z]*(?:matrix|array)\}\s*([)\]|]?)",
     re.S,
 )
+_CASES = re.compile(r"\\begin\s*\{d?cases\}(.*?)(?:\\\\\s*)?\\end\s*\{d?cases\}", re.S)
 _NAME = re.compile(
     r"(?:\\(?:alpha|beta|gamma|delta|epsilon|theta|lambda|mu|rho|sigma|tau|phi|omega|Delta|Omega|angle|triangle|overline"
     r"|sin|cos|tan|bar|hat|vec|lim|max|min|gcd|deg|det|Area|Pr)(?![a-zA-Z])\s*)*"
@@ -133,6 +134,7 @@ def read(text: str, depth: int = 0) -> tuple:
     for reader in (
         _read_code,
         _read_base,
+        _read_cases,
         _read_matrix,
         _read_bracketed,
         _read_union,
@@ -294,6 +296,20 @@ def _read_matrix(text: str, depth: int) -> tuple | None:
     return ("matrix", rows)
 
 
+def _read_cases(text: str, depth: int) -> tuple | None:
+    """A function by cases: pairs of a value and when it holds."""
+    match = _CASES.fullmatch(text)
+    if not match:
+        return None
+    rows = [split(row, "&") for row in split(match[1], r"\\\\") if row.strip()]
+    if any(len(row) != 2 for row in rows):
+        return None
+    conditions = [re.sub(r"⟦[\s,]*(?:if|for|when|where)\b\s*⟧?", "", row[1]).strip() for row in rows]
+    values = [row[0].strip(" ,") for row in rows]
+    pairs = zip(values, conditions, strict=True)
+    return ("cases", [[read(part, depth + 1) for part in pair] for pair in pairs])
+
+
 def _read_multiple(text: str, depth: int) -> tuple | None:
     """A number times a matrix: the number goes into every cell."""
     factor, begin, rest = text.partition("\\begin")
@@ -383,7 +399,7 @@ def _read_list(text: str, depth: int) -> tuple | None:
         if len({name[0] for name in names}) == 1:  # x=2, x=3 or x_1=2, x_2=3
             return ("set", values)
         if len(set(names)) == len(names):
-            return ("named", dict(zip(names, values, strict=True)))
+            return ("named", dict(zip(names, values, strict=True)), "")
     return ("list", _flat(nodes))
 
 
@@ -445,7 +461,10 @@ def _read_equation(parts: list[str], depth: int) -> tuple:
     if not all(parts):
         return NOTHING
     if len(parts) == 2 and re.fullmatch(r"[A-Z]?\(\s*[a-zA-Z](?:\s*,\s*[a-zA-Z])+\s*\)", parts[0]):
-        return read(parts[1], depth + 1)  # (x, y) = (2, 3)
+        names, point = split(parts[0][parts[0].index("(") + 1 : -1], ","), read(parts[1], depth + 1)
+        if point[0] == "tuple" and len(names) == len(set(names)) == len(point[1]):
+            return ("named", dict(zip(names, point[1], strict=True)), "in this order")  # (x, y) = (2, 3)
+        return point
     name, values = None, parts
     if _is_name(parts[0], parts[-1]):
         name, values = parts[0].strip(), parts[1:]

@@ -39,7 +39,7 @@ time: 秒=1 分钟=60 小时=3600 天=86400
 month: month=1 year=12 yr=12 decade=120 century=1200
 mass: mg=1/1000 g=1 gram=1 kg=1000 kilogram=1000 tonne=1000000 克=1 千克=1000 吨=1000000
 mass: lb=45359237/100000 pound=45359237/100000 oz=45359237/1600000 ounce=45359237/1600000
-dollar: dollar=1 usd=1 buck=1 cent=1/100
+dollar: dollar=1 usd=1 buck=1 cent=1/100 ¢=1/100
 euro: euro=1 eur=1 €=1
 gbp: gbp=1 £=1
 yen: yen=1 ¥=1
@@ -70,7 +70,7 @@ _NO_UNIT = set(
     "either neither except however because am pm above below west east maybe approximately about each all "
     "none never no doubled half thirds quarters percentage reversed wrong right instead".split()
 )
-_LETTER = r"[A-Za-z€£¥₹\u4e00-\u9fff]"
+_LETTER = r"[A-Za-z¢€£¥₹\u4e00-\u9fff]"
 _WORD = _LETTER + "+"
 _TAIL = re.compile(
     rf"(?P<value>.*?(?:[0-9.)}}!]|\\pi|\\infty|(?=⟦)))\s*(?P<unit>(?:⟦[^⟦⟧]*⟧|{_LETTER})"

@@ -87,7 +87,7 @@ _OPENING = re.compile(
         r"|all (?:real )?(?:numbers|values|reals|x|values of x)(?: that are)?"
         r"(?= (?:greater|less|at|more|between)\b)"
         r"|[a-z](?: is)?(?= (?:greater|less|at|more|between)\b)|all(?=[\s⟦⟧]+[a-z]\s*(?:\\[gln]e|[<>]))"
-        r"|[a-z]{4,}(?: [a-z]+){0,3} ?:(?![^:]*:)(?=[\s⟦⟧]*[-0-9\\$])"
+        r"|[a-z]{4,}(?: [a-z]+){0,3}[\s⟦⟧]*:(?![^:]*:)(?=[\s⟦⟧]*[-0-9\\$])"
         r")"
     ).replace(" ", _GAP)
     + r"\s*[:=]?[\s⟦]*⟧?\s*(?=[^\s⟧])",
@@ -230,7 +230,7 @@ def meaning(text: str) -> str | None:
 
 
 _VERDICT = re.compile(r"(yes|no|true|false)\b[\s,.;:-]+(.+)", re.I | re.S)
-_CLAUSE = re.compile(r"(?:it|they|he|she|this|that|the|there|because|since|we|as)\b", re.I)
+_CLAUSE = re.compile(r"(?:it|they|he|she|this|that|such|these|the|there|because|since|we|as)\b", re.I)
 
 
 def verdict_of(text: str) -> str | None:
@@ -274,9 +274,12 @@ def split_sayings(text: str) -> tuple[str, dict[str, str], dict[str, str]]:
     >>> split_sayings("2k, k\\in\\mathbb{Z}"), split_sayings("x+c, ⟦where ⟧c=5")
     (('2k', {'k': 'Z'}, {}), ('x+c', {}, {'c': '5'}))
     """
+    if "\\begin" in text:  # conditions there are part of the answer
+        return text, {}, {}
     if builder := _SET_BUILDER.fullmatch(text):  # {6k: k an integer}
         said = _said(without_marks(builder[2]))
-        if said and said[0] and not re.search(r"\\in(?![a-zA-Z])|[<>=]", builder[1]):
+        of_itself = said and builder[1].strip() in said[0] and _is_relation(said[0][builder[1].strip()])
+        if said and said[0] and not of_itself and not re.search(r"\\in(?![a-zA-Z])|[<>=]", builder[1]):
             return builder[1], *said
     for match in _SAYING.finditer(text):
         answer, body = text[: match.start()], without_marks(text[match.end() :])
