@@ -78,7 +78,7 @@ def sympy_algebra(relation: str, first: str, second: str) -> bool:
     for k in range(4 if letters else 1):
         point = {letter: _coordinate(k, i) for i, letter in enumerate(letters)}
         if relation == "equal":
-            if not _close(one, other, point):
+            if not _close(one, other, point) and not (k == BELOW_0 and _is_not_real(one, other, point)):
                 return False
             continue
         a, b = (expression.evalf(80, subs=point) for expression in (one, other))
@@ -102,6 +102,14 @@ def _with_i(expression):
     import sympy
 
     return expression.subs({letter: sympy.I for letter in expression.free_symbols if str(letter) == "i"})
+
+
+BELOW_0 = 2  # the number of a point
+
+
+def _is_not_real(one, other, point: dict) -> bool:
+    """Is one of them no real number there, as x^{3/2} below 0? What a root is there is a matter of taste."""
+    return not all(expression.evalf(30, subs=point).is_real for expression in (one, other))
 
 
 def _coordinate(k: int, i: int):

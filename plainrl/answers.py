@@ -225,6 +225,8 @@ _SUBSTITUTIONS = [
         (r"\\(?:rightarrow|longrightarrow|mapsto)(?![a-zA-Z])", r"\\to "),
         (r"\^\{?\s*\\circ\s*\}?|\\degree(?![a-zA-Z])|\\circ(?![a-zA-Z])", r"^\\circ "),
         (r"\^\s*\{\s*('+)\s*\}", r"\1"),
+        (r"\\(?:hat|vec)\s*\{?\s*(?:\\([ij])math|([ijk])(?![a-zA-Z]))\s*\}?", r"\1\2"),
+        (r"\^\s*\{?\s*(\\(?:text|mathrm|rm)\s*\{\s*(?:st|nd|rd|th)\s*\})\s*\}?", r"\1"),
         (r"\\lor(?![a-zA-Z])|\\vee(?![a-zA-Z])", " or "),
         (r"\\land(?![a-zA-Z])|\\wedge(?![a-zA-Z])", " and "),
         (r"\\(?:operatorname\*?|mathop)\s*\{([a-zA-Z]+)\}", r"\\\1 "),

@@ -220,7 +220,7 @@ def _without_names(node: tuple, other: tuple) -> tuple:
 
 def _with_components(node: tuple) -> tuple:
     """2i-j+4k as (2, -1, 4), where the other answer is a vector. Other formulas as they are."""
-    text = re.sub(r"\\(?:hat|vec|imath|jmath)(?![a-zA-Z])|[{}]|\s", "", node[1]) if node[0] == "expr" else ""
+    text = re.sub(r"[{}⟦⟧]|\s", "", node[1]) if node[0] == "expr" else ""
     terms = re.findall(r"([-+]?[^-+ijk]*)([ijk])", text)
     names = [name for _, name in terms]
     if "j" not in names or "".join(map("".join, terms)) != text or len(set(names)) != len(names):
@@ -480,7 +480,8 @@ def _same_quantity(gold: tuple, answer: tuple, algebra) -> bool:
         if unit not in ("", "%") or its_unit not in ("", "%"):
             return False
         percent, number = (value, other) if unit == "%" else (other, value)
-        if unit == "%" or _above_one(value):  # 42% may repeat the question's unit, 0.15% is not 0.15
+        as_written = bool(_FRACTION.search(percent)) == bool(_FRACTION.search(number))  # 0.5% is not 1/2
+        if as_written and (unit == "%" or _above_one(value)):  # 42% may repeat the question's unit
             if _formula(percent, number, algebra):
                 return True
         return _formula(f"({percent})/100", number, algebra)
@@ -494,6 +495,7 @@ def _same_quantity(gold: tuple, answer: tuple, algebra) -> bool:
     return _formula(f"({value})\\times \\frac{{{factor.numerator}}}{{{factor.denominator}}}", other, algebra)
 
 
+_FRACTION = re.compile(r"\\frac|/")
 _DEGREES, _RADIANS = ((("angle", 1),), 1), ((("radian", 1),), 1)
 
 

@@ -72,6 +72,16 @@ _MATRIX = re.compile(
     r"\\end\s*\{[a-zA-Z]*(?:matrix|array)\}\s*([)\]|]?)",
     re.S,
 )
+_MONTH = (
+    "(?:jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|sept?(?:ember)?"
+    "|oct(?:ober)?|nov(?:ember)?|dec(?:ember)?)"
+)
+_DATE = re.compile(  # March 5th, 2024 and 5 March 2024
+    rf"(?:(?P<month>{_MONTH})\.? (?P<day>[0-9]{{1,2}})(?:st|nd|rd|th)?"
+    rf"|(?P<its_day>[0-9]{{1,2}})(?:st|nd|rd|th)? (?:of )?(?P<its_month>{_MONTH}))\.?"
+    r"(?:,? (?P<year>[0-9]{4}))?",
+    re.I,
+)
 _CASES = re.compile(r"\\begin\s*\{d?cases\}(.*?)(?:\\\\\s*)?\\end\s*\{d?cases\}", re.S)
 _NAME = re.compile(
     r"(?:\\(?:alpha|beta|gamma|delta|epsilon|theta|lambda|mu|rho|sigma|tau|phi|omega|Delta|Omega|angle|triangle|overline"
@@ -255,6 +265,9 @@ def _read_code(text: str, depth: int) -> tuple | None:
         r"([0-9]{4})-([0-9]{1,2})-([0-9]{1,2})|([0-9]{1,2})/([0-9]{1,2})/([0-9]{2,4})", plain
     ):
         return ("date", tuple(int(field) for field in date.groups() if field), "-" in plain)
+    if date := _DATE.fullmatch(plain):
+        fields = date["month"] or date["its_month"], int(date["day"] or date["its_day"]), date["year"]
+        return ("date", (fields[0][:3].lower(), *fields[1:]), False)
     if clock := re.fullmatch(
         r"([0-9]{1,2})(?::([0-5][0-9])(?::([0-5][0-9]))?|(?=\s*[ap]\.?m))\s*([ap]\.?m?\.?)?", plain, re.I
     ) or re.fullmatch(r"([0-9]{1,2}) ?: ?([0-5][0-9])()\s*([ap]\.?m\.?)", plain, re.I):
@@ -338,6 +351,8 @@ def _read_bracketed(text: str, depth: int) -> tuple | None:
     inside = text[1:-1].strip()
     if not _is_balanced(inside):
         return None
+    if text[0] == "(" and re.fullmatch(r"[0-9]+(?: [0-9]+)+", inside):  # a cycle: (1 2 3)
+        return ("text", "(" + " ".join(inside.split()) + ")")
     parts = split(inside, ",|;")
     if (text[0] == "⦃") != (text[-1] == "⦄"):
         return None
