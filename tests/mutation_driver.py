@@ -44,8 +44,10 @@ from transformers.models.auto import modeling_auto  # noqa: F401
 ROOT = Path(__file__).resolve().parent.parent
 MARKER = "BROKEN_BY_TEST"
 AT_ONCE = 2
-OPTIONS = ["-q", "--tb=line", "--assert=plain", "-p", "no:cacheprovider"]
-OPTIONS += ["-p", "no:unraisableexception", "-p", "no:threadexception"]  # which collect garbage ten times
+OPTIONS = ["-q", "--tb=line", "--assert=plain"]
+NOT_NEEDED = """cacheprovider unraisableexception threadexception junitxml pastebin doctest stepwise setuponly
+setupplan faulthandler logging unittest legacypath""".split()  # pytest's own plugins; some collect garbage
+OPTIONS += [option for plugin in NOT_NEEDED for option in ("-p", f"no:{plugin}")]
 
 
 def module_of(file: str) -> str:
@@ -139,13 +141,23 @@ def end(child: int) -> None:
         os.killpg(child, signal.SIGKILL)
 
 
+def compile_expressions() -> None:
+    """Import what has many regular expressions, and forget it: Python keeps these by their text."""
+    for module in ("equality", "algebra", "chains"):
+        importlib.import_module(f"plainrl.{module}")
+    for name in [name for name in sys.modules if name.partition(".")[0] == "plainrl"]:
+        del sys.modules[name]
+
+
 def main(cases: list[dict], out: Path) -> None:
     os.chdir(ROOT)
     sys.path.insert(0, str(ROOT))
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # other packages' plugins are not needed either
     pytest.main(["--help", "--noconftest"])  # imports pytest's own plugins, once for all children
     get_checkpoint_conversion_mapping("llama")  # a table that the first model that is loaded needs
     for file, source in SOURCES.items():
         compiled(file, source)
+    compile_expressions()
     for case in cases:
         if len(case["edits"]) > 1:  # a control, as of every other test module
             for file, edit in case["edits"].items():
