@@ -70,6 +70,8 @@ def load_model(
         model = read_model(path, **kwargs)
     except (OSError, ValueError) as error:
         fail(f"--model {name}: cannot be loaded ({str(error).splitlines()[0]}); {WAY_OUT}")
+    # No warning of a text longer than the context: `plainrl.rollout.check_prompt` looks at each prompt.
+    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     if kwargs:
         forget_quantisation(model)
     check_head(model, name)
@@ -188,8 +190,8 @@ def save_model(
             raise
         shutil.rmtree(aside, ignore_errors=True)  # what was half written needs the room
         fail(
-            f"{folder}: cannot be written ({str(error).splitlines()[0]}); what was saved before is whole; "
-            "mend this, then go on with --resume"
+            f"{folder}: cannot be written ({reason(error)}); what was saved before is whole; mend this, then "
+            "go on with --resume"
         )
     if not keep_previous:
         shutil.rmtree(old, ignore_errors=True)
@@ -234,6 +236,13 @@ def is_full(error: Exception) -> bool:
     """Whether it was for want of room. torch's writer does not say why."""
     signs = ("No space left", "quota", "os error 28", "StorageFull", "PytorchStreamWriter", "unexpected pos")
     return any(sign in str(error) for sign in signs)
+
+
+def reason(error: Exception) -> str:
+    """Why a file could not be written, in words."""
+    if is_full(error) and not isinstance(error, OSError):
+        return "the disk seems to be full"
+    return str(error).splitlines()[0]
 
 
 def checksums(folder: Path) -> dict[str, str]:

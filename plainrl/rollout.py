@@ -239,7 +239,7 @@ def check_prompt(ids: list[int], max_new_tokens: int, sampler, which: str) -> No
         )
     if room is not None and len(ids) + max_new_tokens > room:
         left = room - len(ids)
-        way_out = f"ask for {left} or fewer" if left > 0 else "leave it out"
+        way_out = f"ask for {left} or fewer" if left > 0 else "take shorter problems"
         fail(
             f"--max-new-tokens {max_new_tokens}: {which} has {len(ids)} tokens, and the model's context "
             f"{room}; {way_out}, or use a model with a longer context"
@@ -256,6 +256,7 @@ class PromptRoom:
         self.tokenizer, self.system = tokenizer, args.system_prompt
         room = getattr(sampler, "room", None)
         self.tokens = None if room is None else room - args.max_new_tokens
+        self.is_said = False  # that a hint had no room
         self.template = len(encode_prompt(tokenizer, "1", self.system))  # tokens round any prompt
 
     def holds(self, prompt: str) -> bool:
@@ -268,7 +269,7 @@ class PromptRoom:
         return len(encode_prompt(self.tokenizer, prompt, self.system))
 
 
-def with_short_prompts(task, room: PromptRoom, train_size: int | None):
+def with_short_prompts(task, room: PromptRoom, args):
     """The task without the training problems whose prompts are too long.
 
     Those of a list are left out, which the screen says. Of any other task nobody knows them before they
@@ -277,11 +278,13 @@ def with_short_prompts(task, room: PromptRoom, train_size: int | None):
     if room.tokens is None:
         return task
     if isinstance(task, EveryHorizon):
-        task.tasks = [with_short_prompts(each, room, train_size) for each in task.tasks]
+        task.tasks = [with_short_prompts(each, room, args) for each in task.tasks]
         return task
     if isinstance(task, ListTask):
         return without_long_prompts(task, room)
-    return NextThatFits(task, room, train_size)
+    fitting = NextThatFits(task, room, args.train_size)
+    or_fail(fitting.problem, "train", 0, args.seed)  # where none fits, the run ends before it begins
+    return fitting
 
 
 def without_long_prompts(task: ListTask, room: PromptRoom) -> ListTask:
@@ -317,10 +320,12 @@ class NextThatFits:
         self.task, self.room, self.train_size, self.is_said = task, room, train_size, False
 
     def __getattr__(self, name: str):
+        if name == "task":  # of a copy that is not filled yet
+            raise AttributeError(name)
         return getattr(self.task, name)
 
     def problem(self, split: str, index: int, seed: int) -> Problem:
-        found = first = self.task.problem(split, index, seed)
+        found = self.task.problem(split, index, seed)
         if split != "train":
             return found
         for further in range(1, 1 + MOST_LONG_IN_A_ROW):
@@ -335,7 +340,11 @@ class NextThatFits:
                 )
             other = index + further
             found = self.task.problem(split, other % self.train_size if self.train_size else other, seed)
-        return first  # `check_prompt` says what to change
+        fail(
+            f"--task {self.task.name}: the prompts of {MOST_LONG_IN_A_ROW} training problems in a row, from "
+            f"{index} on, have more than {self.room.tokens} tokens, all that --max-new-tokens leaves of the "
+            "model's context; give a lower one, take shorter problems, or use a model with a longer context"
+        )
 
 
 # --- sampling -----------------------------------------------------------------------------------------------

@@ -193,7 +193,7 @@ class Run:
         args, self.optimizer = self.args, optimizer
         check_prompts(self.task, self.tokenizer, self.sampler, args)
         self.room = PromptRoom(self.tokenizer, self.sampler, args)
-        self.task = with_short_prompts(self.task, self.room, args.train_size)
+        self.task = with_short_prompts(self.task, self.room, args)
         self.config = {
             "script": self.script,
             "flags": json.loads(json.dumps(dataclasses.asdict(args), default=str)),  # as it is read back
@@ -223,7 +223,7 @@ class Run:
         state = load_checkpoint(self.dir / "last", self.model, optimizer, self.state["run"])
         if state is None:
             logged = ranks.gather([last_step(self.dir / "metrics.jsonl")])[0]
-            if before.get("saved", logged > before["flags"]["save_every"]):  # older runs do not say
+            if before.get("saved", logged > before["flags"].get("save_every", 0)):  # older runs do not say
                 fail(
                     f"--resume: {self.dir / 'last'}: the checkpoint is missing, though the log goes to step "
                     f"{logged}; nothing was changed; put it back, or use another --out-dir"
@@ -336,7 +336,10 @@ class Run:
         own = [problem.prompt for problem in problems]
         fits = [self.room.holds(prompt) for prompt in prompts or own]
         if prompts and not all(fits):
-            say(f"  {fits.count(False)} of {len(fits)} prompts have no room for their hints, and go without")
+            if not self.room.is_said:
+                self.room.is_said = True
+                count = f"{fits.count(False)} of {len(fits)} prompts"
+                say(f"  {count} have no room for their hints, and go without, as all such later ones do")
             prompts = [prompt if fit else bare for prompt, fit, bare in zip(prompts, fits, own)]
         rollout = sample_rollout(
             self.sampler,

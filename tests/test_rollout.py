@@ -1,5 +1,6 @@
 """Rollouts and batches: seeds, prompts, masks, the order of rows, and what an optimizer step gets."""
 
+import copy
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -159,7 +160,7 @@ def test_prompts_that_are_refused():
     check_prompt([99] * 1000, 4, SimpleNamespace(), "it")  # nobody knows
     for ids, said in (
         ([1] * 7, "--max-new-tokens 4: dev problem 3 has 7 tokens, .* context 10; ask for 3 or fewer"),
-        ([1] * 12, "--max-new-tokens 4: dev problem 3 has 12 tokens, .* context 10; leave it out"),
+        ([1] * 12, "--max-new-tokens 4: dev problem 3 has 12 tokens, .* context 10; take shorter problems"),
         ([], "--task: dev problem 3 has no token"),
         ([1, 50], "--model: its tokenizer makes token 50 of dev problem 3, and its weights have 50"),
     ):
@@ -386,6 +387,9 @@ def letters(lengths: list[int]) -> list[Problem]:
     return [Problem(chr(97 + i) * length, "1") for i, length in enumerate(lengths)]
 
 
+NO_LIMIT = SimpleNamespace(train_size=None, seed=0)  # of the training problems
+
+
 def room_of(tokens: int | None) -> PromptRoom:
     """Room for so many tokens; None: nobody knows."""
     args = SimpleNamespace(system_prompt=None, max_new_tokens=10)
@@ -404,7 +408,7 @@ def test_long_training_prompts_of_a_list_are_left_out(capsys):
     and is left out; and another order where nothing is too long."""
     train = letters([5, 40, 39, 41, 5])
     task = ListTask("list", {"train": train, "dev": letters([90])})
-    kept = with_short_prompts(task, room_of(40), None)
+    kept = with_short_prompts(task, room_of(40), NO_LIMIT)
     assert kept.problems == {"train": [train[0], train[2], train[4]], "dev": task.problems["dev"]}
     out = capsys.readouterr().out
     assert out.startswith(
@@ -412,10 +416,10 @@ def test_long_training_prompts_of_a_list_are_left_out(capsys):
     )
     assert f"('{'b' * 40}' has 41; '{'d' * 40}' has 42)" in out
     for room in (room_of(42), room_of(None)):
-        assert with_short_prompts(task, room, None) is task
+        assert with_short_prompts(task, room, NO_LIMIT) is task
     assert len(task.problems["train"]) == 5 and capsys.readouterr().out == ""
     with pytest.raises(SystemExit, match="--task list: 10 of 10 training problems .*; ...\\); give a lower"):
-        with_short_prompts(ListTask("list", {"train": train * 2}), room_of(3), None)
+        with_short_prompts(ListTask("list", {"train": train * 2}), room_of(3), NO_LIMIT)
 
 
 @mutant("the long prompt itself", "plainrl/rollout.py", "other = index + further", "other = index")
@@ -427,18 +431,21 @@ def test_the_next_training_problem_takes_the_place_of_a_long_one(capsys):
     horizon, and a held-out problem that gives way."""
     problems = letters([5, 90, 90, 6])
     task = SimpleNamespace(name="made", problem=lambda split, index, seed: problems[index % 4])
-    fitting = with_short_prompts(task, room_of(40), None)
+    fitting = with_short_prompts(task, room_of(40), NO_LIMIT)
     assert [fitting.problem("train", i, 0) for i in range(4)] == [problems[i] for i in (0, 3, 3, 3)]
     assert fitting.problem("dev", 1, 0) == problems[1] and fitting.name == "made"
     said = "training problem 1 has a prompt of 91 tokens, and --max-new-tokens leaves room for 40"
     assert capsys.readouterr().out.count(said) == 1
-    limited = with_short_prompts(task, room_of(40), 2)  # --train-size
+    limited = with_short_prompts(task, room_of(40), SimpleNamespace(train_size=2, seed=0))  # --train-size
     assert limited.problem("train", 1, 0) == problems[0]
-    nothing_fits = with_short_prompts(task, room_of(4), None)
-    assert nothing_fits.problem("train", 1, 0) == problems[1]  # what samples it says what to change
+    assert copy.copy(limited).name == "made"
+    with pytest.raises(
+        SystemExit, match="--task made: the prompts of 100 training problems in a row, from 0 "
+    ):
+        with_short_prompts(task, room_of(4), NO_LIMIT)
     horizons = EveryHorizon.__new__(EveryHorizon)
     horizons.tasks = [task, ListTask("list", {"train": problems})]
-    assert with_short_prompts(horizons, room_of(40), None) is horizons
+    assert with_short_prompts(horizons, room_of(40), NO_LIMIT) is horizons
     assert horizons.training_problems([1, 2], [1, 1], 0)[0] == problems[3]
     assert isinstance(horizons.tasks[0], NextThatFits) and horizons.tasks[1].size("train") == 2
 

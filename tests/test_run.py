@@ -241,7 +241,7 @@ def test_a_prompt_that_is_too_long_with_its_hint_goes_without(run, monkeypatch, 
 @mutant(
     "run that keeps long prompts",
     "plainrl/run.py",
-    "        self.task = with_short_prompts(self.task, self.room, args.train_size)\n",
+    "        self.task = with_short_prompts(self.task, self.room, args)\n",
     "",
 )
 @mutant(
