@@ -73,13 +73,13 @@ def load_file(path: str, given: dict[str, str] | None = None) -> ListTask:
     """
     flag, name = f"--task jsonl:{path}", name_of(path)
     given = given or {}
-    unit, entries, columns = read_entries(path, flag, given)
+    unit, entries, columns, clashes = read_entries(path, flag, given)
     if not entries:
         raise ValueError(f"{path}: holds no problem")
     if not any(isinstance(row, dict) for _, row in entries):
         line, reason = entries[0]
         raise ValueError(f"{path}, {unit} {line}: {reason}; no {unit} is an object; {WAY_OUT}")
-    names = choose_fields(columns, given, flag)
+    names = choose_fields(columns, clashes, given, flag)
     total, same = len(entries), {}
     problems, splits, unusable, notes = {}, {}, {}, Counter()  # the first three by line
     entries.reverse()  # they are taken from the end: 1.8 million of DAPO-17k are not wanted in memory twice
@@ -103,7 +103,7 @@ def load_file(path: str, given: dict[str, str] | None = None) -> ListTask:
     if 2 * len(unusable) > total:
         first = min(unusable)
         raise ValueError(f"{path}, {unit} {first}: {unusable[first]} ({share})")
-    task = ListTask(name, deal(problems, splits, path, unit), flag)
+    task = ListTask(name, deal(problems, splits, names["split"], path, unit), flag)
     lines = counts_of(list(problems.values()), task.problems) + fields_said(names)
     lines += [f"{note}: {count:,}" for note, count in notes.items()]
     lines += [f"left out, {share}: {said}"] if unusable else []
@@ -152,8 +152,8 @@ def listed(names: Iterable[str]) -> str:
 # --- from a file to its entries -----------------------------------------------------------------------------
 
 
-def read_entries(path: str, flag: str, given: dict[str, str]) -> tuple[str, list[tuple], list[str]]:
-    """What an entry is called ("line", "entry", "row"), the entries, and the names of all their fields.
+def read_entries(path: str, flag: str, given: dict[str, str]) -> tuple[str, list[tuple], list[str], dict]:
+    """What an entry is called ("line", "entry", "row"), and what `slim_entries` makes of the entries.
 
     An entry is its number and an object, or a text that says why there is none. Fields that nothing is read
     from are dropped at once: OpenR1 has whole completions in them.
@@ -171,11 +171,11 @@ def read_entries(path: str, flag: str, given: dict[str, str]) -> tuple[str, list
             if magic.startswith(begin):
                 raise ValueError(f"{flag}: cannot read the file ({what}); {WAY_OUT}")
         if magic.startswith(b"PAR1"):
-            return "row", *slim_entries(read_parquet(place, used, flag), used, name_of(path))
+            return "row", *slim_entries(read_parquet(place, used, flag), used, given, name_of(path))
         is_packed = magic[:2] == b"\x1f\x8b"
         with (gzip.open if is_packed else open)(place, "rt", encoding="utf-8-sig", newline="") as file:
             unit, entries = text_entries(file, path, given)
-            return unit, *slim_entries(entries, used, name_of(path))
+            return unit, *slim_entries(entries, used, given, name_of(path))
     except UnicodeDecodeError as error:
         raise ValueError(f"{flag}: cannot read the file (no UTF-8: {error.reason}); {WAY_OUT}") from None
     except (OSError, EOFError, zlib.error, csv.Error, RuntimeError) as error:  # ~nobody is a RuntimeError
@@ -193,29 +193,40 @@ def plain_name(name: str) -> str:
     return re.sub(r"[\W_]", "", name).lower()
 
 
-def slim_entries(entries: Iterable[tuple], used: list[str], name: str) -> tuple[list[tuple], list[str]]:
-    """The entries with those fields alone that are used, and the names of all that there were.
+def slim_entries(
+    entries: Iterable[tuple], used: list[str], given: dict[str, str], name: str
+) -> tuple[list[tuple], list[str], dict[str, list[str]]]:
+    """The entries with those fields alone that are used, the names of all that there were, and the clashes.
 
-    A field in another spelling gets the name that is used, unless its line has that field as well.
+    A field in several spellings is called by the first one in the file, but a name in `given` means its own
+    spelling alone. A clash is fields of one line that got the same name: {name: their spellings}. Tables
+    give their header as an entry without a number, since there a name may stand twice.
     """
-    kept, columns, known = [], {}, {plain_name(field): field for field in used}
-    used = set(used)
-    spelt, otherwise = dict(zip(used, used)), set()  # {a name in the file: the one that is used}
+    kept, columns, clashes = [], {}, {}
+    plain, first = set(map(plain_name, used)), {}  # first: {plain name: its first spelling in the file}
+    chosen = [*given.values(), *(field.partition(".")[0] for field in given.values())]
+    called = dict(zip(chosen, chosen))  # {a field of the file: what it is called here, None if not used}
     for line, row in with_progress(entries, name, "entries are read"):
-        if isinstance(row, dict):
+        if line is None or isinstance(row, dict):
             for field in row:
-                if field not in spelt:
-                    spelt[field] = known.get(plain_name(field), field)
-                    otherwise |= {field} - {spelt[field]}
-            if otherwise and not otherwise.isdisjoint(row):
-                row = {field if spelt[field] in row else spelt[field]: value for field, value in row.items()}
-            columns |= dict.fromkeys(row)
-            row = {field: value for field, value in row.items() if field in used}
+                if field not in called:
+                    key = plain_name(field)
+                    called[field] = first.setdefault(key, field) if key in plain else None
+            names = [called[field] for field in row if called[field]]
+            if len(set(names)) < len(names):
+                for same in set(names):
+                    spellings = [field for field in row if called[field] == same]
+                    if len(spellings) > 1:
+                        clashes.setdefault(same, spellings)
+        if isinstance(row, dict):
+            columns |= dict.fromkeys(called[field] or field for field in row)
+            row = {called[field]: value for field, value in row.items() if called[field]}
             for field, value in row.items():
                 if isinstance(value, dict):
                     columns |= {f"{field}.{inner}": None for inner in value}
-        kept.append((line, row))
-    return kept, list(columns)
+        if line is not None:
+            kept.append((line, row))
+    return kept, list(columns), clashes
 
 
 def text_entries(file: TextIO, path: str, given: dict[str, str]) -> tuple[str, Iterable[tuple]]:
@@ -231,9 +242,10 @@ def text_entries(file: TextIO, path: str, given: dict[str, str]) -> tuple[str, I
     is_named_so = Path(without_gz(path)).suffix.lower() in (".csv", ".tsv")
     if is_named_so or (header & prompts and header & answers):
         return "line", read_csv(file, delimiter)
-    if first.startswith("[") and not (isinstance(parse_json(first), list) and file_goes_on(file)):
+    one_a_line = is_json(first) and file_goes_on(file)
+    if first.startswith("[") and not one_a_line:
         return "entry", read_array(file.read(), path)
-    if first.startswith("{") and not (isinstance(parse_json(first), dict) and file_goes_on(file)):
+    if first.startswith("{") and not one_a_line:
         entries = read_objects(file.read(), path)
         rows = members_of(entries[0][1], prompts, path) if len(entries) == 1 else None
         if rows is not None:
@@ -252,10 +264,35 @@ def file_goes_on(file: TextIO) -> bool:
     return goes_on
 
 
+def is_json(text: str) -> bool:
+    """Is the text whole? A field may be there twice."""
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+class RepeatedField(ValueError):
+    """An object that has a field twice."""
+
+
+def without_repeats(pairs: list[tuple]) -> dict:
+    """The object of these fields. Raises RepeatedField: the first of two would be lost."""
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        field, _ = Counter(field for field, _ in pairs).most_common(1)[0]
+        raise RepeatedField(f"the field {short(field)} is there twice")
+    return row
+
+
+JSON = json.JSONDecoder(object_pairs_hook=without_repeats)
+
+
 def parse_json(text: str) -> object:
     """The object or list that a JSON text is, else a text that says why it is none."""
     try:
-        value = json.loads(text)
+        value = JSON.decode(text)
     except json.JSONDecodeError as error:
         return f"not valid JSON ({error.msg}, line {error.lineno} column {error.colno})"
     except (ValueError, RecursionError) as error:  # an integer of 5,000 digits, 5,000 brackets
@@ -289,18 +326,18 @@ def read_array(text: str, path: str) -> Iterator[tuple]:
 def read_objects(text: str, path: str) -> list[tuple]:
     """Objects of several lines, one after the other, each with its first line. Empty: the first is broken.
 
-    Raises ValueError where a later one is broken.
+    Raises ValueError where a later one is broken, or one has a field twice.
     """
-    entries, line, end, decoder = [], 1, 0, json.JSONDecoder()
+    entries, line, end = [], 1, 0
     while True:
         start = re.compile(r"\s*").match(text, end).end()
         line += text.count("\n", end, start)
         if start == len(text):
             return entries
         try:
-            row, end = decoder.raw_decode(text, start)
+            row, end = JSON.raw_decode(text, start)
         except (ValueError, RecursionError) as error:
-            if not entries:
+            if not entries and not isinstance(error, RepeatedField):
                 return []
             what = getattr(error, "msg", str(error)[:80])
             raise ValueError(
@@ -328,7 +365,7 @@ def members_of(whole, prompts: set[str], path: str) -> list | None:
     found = with_prompt or found
     if found and all(name.strip().lower() in SPLITS for name in found):
         return [
-            row | {"split": name} if isinstance(row, dict) else row
+            row_of_split(row, name) if isinstance(row, dict) else row
             for name, rows in found.items()
             for row in rows
         ]
@@ -340,6 +377,11 @@ def members_of(whole, prompts: set[str], path: str) -> list | None:
         return next(iter(found.values()))
     rows = list(whole.values())
     return rows if any(asks(row, prompts) for row in rows) else None
+
+
+def row_of_split(row: dict, split: str) -> dict:
+    """The row with the name of the list that it is in as its split, whatever else it says."""
+    return {field: value for field, value in row.items() if plain_name(field) != "split"} | {"split": split}
 
 
 def asks(row, prompts: set[str]) -> bool:
@@ -366,13 +408,14 @@ def rows_of_columns(table: dict, prompts: set[str], path: str) -> list[dict] | N
 
 
 def read_csv(file: TextIO, delimiter: str) -> Iterator[tuple]:
-    """The lines below the header; an empty cell is a field that is absent."""
+    """The header without a number, and the lines below; an empty cell is a field that is absent."""
     csv.field_size_limit(1 << 30)
     reader = csv.reader(file, delimiter=delimiter)
     named = (
         cells for cells in reader if "".join(cells).strip() and cells[0][:4] != "sep="
     )  # that is Excel's
     header = [cell.strip() for cell in next(named, [])]
+    yield None, header
     horizons = [name for name in header if plain_name(name) == "horizon"]
     line = reader.line_num + 1
     for cells in reader:
@@ -388,7 +431,7 @@ def read_csv(file: TextIO, delimiter: str) -> Iterator[tuple]:
 
 
 def read_parquet(path: Path, used: list[str], flag: str) -> Iterator[tuple]:
-    """The rows, with the columns that are used; the others are there and empty."""
+    """The names without a number, and the rows with the columns that are used; others are there, empty."""
     optional_package("pyarrow", flag)
     import pyarrow.parquet
 
@@ -396,6 +439,7 @@ def read_parquet(path: Path, used: list[str], flag: str) -> Iterator[tuple]:
         table = pyarrow.parquet.ParquetFile(path)
         names, plain = table.schema_arrow.names, set(map(plain_name, used))
         batches = table.iter_batches(1000, columns=[name for name in names if plain_name(name) in plain])
+        yield None, names
         for line, row in enumerate((row for batch in batches for row in batch.to_pylist()), start=1):
             yield line, dict.fromkeys(names) | row
     except ValueError as error:  # pyarrow's own are of this kind
@@ -405,31 +449,53 @@ def read_parquet(path: Path, used: list[str], flag: str) -> Iterator[tuple]:
 # --- from an entry to a problem -----------------------------------------------------------------------------
 
 
-def choose_fields(columns: list[str], given: dict[str, str], flag: str) -> dict[str, str]:
-    """The name of the field that each of FILE_FIELDS is read from. Raises ValueError with those there are."""
+def choose_fields(
+    columns: list[str], clashes: dict[str, list[str]], given: dict[str, str], flag: str
+) -> dict[str, str]:
+    """The name that each of FILE_FIELDS and the horizon have in the file. "box": must answers be in one?
+
+    Raises ValueError with the names that there are: for a field that is missing, or that two names fit.
+    """
+    spelt = {plain_name(column): column for column in reversed(columns)}  # the first of each
+    spelt |= {column: column for column in columns}
+
+    def find(name: str) -> str | None:
+        return spelt.get(name, spelt.get(plain_name(name)))
+
     for name in given.values():
-        if name and name not in columns:
+        if name and not find(name):
             raise ValueError(f"{flag}: no line has a field {name!r}; there are {listed(columns)}")
-    names = {name: name for name in FILE_FIELDS} | given
+    names = {name: find(name) or name for name in (*FILE_FIELDS, "horizon")}
+    names |= {field: name and find(name) for field, name in given.items()}
+    names["box"] = ""
     for field, candidates in (("prompt", PROMPTS), ("answer", ANSWERS)):
         if not given.get(field):
-            names[field] = next((name for name in candidates if name in columns), None)
+            known = next((name for name in candidates if find(name)), None)
+            names[field] = known and find(known)
+            if field == "answer" and known in WORKED:
+                names["box"] = "needed"
     missing = [field for field in ("prompt", "answer") if names[field] is None]
     if missing:
         asked = " and ".join(f"which field is the {field}" for field in missing)
         way_out = f"say ?{'&'.join(f'{field}=FIELD' for field in missing)} after the path"
         raise ValueError(f"{flag}: {asked}? there are {listed(columns)}; {way_out}")
-    names["box"] = "needed" if names["answer"] in WORKED and not given.get("answer") else ""
+    for field in (*FILE_FIELDS, "horizon"):
+        same = clashes.get(names[field]) or clashes.get(names[field].partition(".")[0])
+        if same:
+            say_which = f"say ?{field}=FIELD, spelt as in the file, or " if field in FILE_FIELDS else ""
+            way_out = f"{say_which if len(set(same)) > 1 else ''}rename one"
+            raise ValueError(f"{flag}: which field is the {field}? there are {listed(same)}; {way_out}")
     return names
 
 
 def fields_said(names: dict[str, str]) -> list[str]:
     """Which fields are read, where that is not plain from their names."""
-    pair = names["prompt"], names["answer"]
-    if pair == ("prompt", "answer"):
+    pair = [plain_name(names["prompt"]), plain_name(names["answer"])]
+    if pair == ["prompt", "answer"]:
         return []
-    like = f", {KNOWN_FILES[pair]}'s names" if pair in KNOWN_FILES else ""
-    return [f"the prompt is {short(pair[0])} and the answer {short(pair[1])}{like}"]
+    like = [f", {whose}'s names" for known, whose in KNOWN_FILES.items() if pair == [*map(plain_name, known)]]
+    said = f"the prompt is {short(names['prompt'])} and the answer {short(names['answer'])}"
+    return [said + "".join(like)]
 
 
 def value_of(row: dict, name: str):
@@ -470,9 +536,9 @@ def make_problem(
         raise ValueError(f"field {names['prompt']!r} must be a text or a list of turns")
     answer, worked = read_answer(reply, names["answer"], bool(names["box"]))
     hint, solution, split = (text_of(row, names, field) for field in ("hint", "solution", "split"))
-    horizon = 1 if row.get("horizon") is None else row["horizon"]
+    horizon = 1 if row.get(names["horizon"]) is None else row[names["horizon"]]
     if type(horizon) is not int or horizon < 1:  # True is an int to isinstance
-        raise ValueError("field 'horizon' must be a whole number from 1")
+        raise ValueError(f"field {names['horizon']!r} must be a whole number from 1")
     question = DAPO_REQUEST.sub("", prompt)
     if question != prompt:
         notes["prompts without their request for a line 'Answer:', since a box is asked for"] += 1
@@ -599,13 +665,13 @@ def read_gold(text: str) -> tuple[str, str]:
 
 
 def deal(
-    problems: dict[int, Problem], splits: dict[int, str | None], path: str, unit: str
+    problems: dict[int, Problem], splits: dict[int, str | None], field: str, path: str, unit: str
 ) -> dict[str, list]:
-    """The problems by split: as their lines say, or else dealt out by `split_list`."""
+    """The problems by split: as their lines say in that field, or else dealt out by `split_list`."""
     lines = list(problems)
     names = {line: SPLITS.get((splits[line] or "").strip().lower()) for line in lines}
     for line in lines:
-        where = f"{path}, {unit} {line}: field 'split'"
+        where = f"{path}, {unit} {line}: field {field!r}"
         if (splits[line] is None) != (splits[lines[0]] is None):
             what = "new here" if splits[line] else "missing"
             raise ValueError(

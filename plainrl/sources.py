@@ -289,6 +289,7 @@ class ComposedTask:
         self.flag = getattr(base, "flag", f"--task {self.name}")
         self.low, self.high = horizons(horizon, base.name, self.max_horizon)
         self.pool = None  # the problems that can be chained, where they are finite
+        self.need = "a whole number, 2 or more, in question and answer"
         if isinstance(base, ListTask):
             by_program = any(problem.program for problem in base.members("all"))
             pools = {}
@@ -299,14 +300,16 @@ class ComposedTask:
             self.size = lambda split: len(self.members(split))  # only a finite task has a size
             kept, whole = len(self.pool.members("all")), len(base.members("all"))
             how = "their programs" if by_program else "an offset"
+            if by_program:
+                self.need += ", and GSM8K's notes <<46+5=51>> that hold for other numbers; "
+                self.need += "without any such notes they are chained by an offset"
             say(f"{self.name}: {kept} of {whole} problems can be chained, by {how}")
 
     def members(self, split: str) -> list[Problem]:
         """What the first steps of a split's chains are."""
         if not self.base.members(split) or not self.pool.problems.get(split, split == "all"):
             raise ValueError(
-                f"{self.flag}: none of its problems in {split} can be chained; "
-                "they need a whole number, 2 or more, in question and answer"
+                f"{self.flag}: none of its problems in {split} can be chained; they need {self.need}"
             )
         return self.pool.members(split)
 
@@ -332,7 +335,7 @@ class ComposedTask:
                 return write_chain(chain, "h1")
         raise ValueError(
             f"{self.flag}: cannot chain {horizon} of its problems in {split}; "
-            "it needs more with whole numbers in question and answer, or a shorter horizon"
+            f"it needs a shorter horizon, or more problems with {self.need}"
         )
 
     def grade(self, completion: str, problem: Problem) -> Grade:

@@ -151,15 +151,20 @@ KINDS = {  # {file name: what is in it}
 @mutant(
     "packed files by name alone", "plainrl/files.py", 'magic[:2] == b"\\x1f\\x8b"', 'path.endswith(".gz")'
 )
-@mutant("null is a value", "plainrl/files.py", 'if row.get("horizon") is None', 'if "horizon" not in row')
+@mutant(
+    "null is a value",
+    "plainrl/files.py",
+    'if row.get(names["horizon"]) is None',
+    'if names["horizon"] not in row',
+)
 @mutant(
     "the first box of a solution", "plainrl/files.py", "text, last_boxed(text)", "text, text.split('$')[1]"
 )
 @mutant(
     "names as they are spelt",
     "plainrl/files.py",
-    "spelt[field] = known.get(plain_name(field), field)",
-    "spelt[field] = field",
+    "first.setdefault(key, field) if key in plain else None",
+    "field if field in used else None",
 )
 @mutant(
     "one object is one problem",
@@ -269,8 +274,8 @@ def test_all_fields_are_read(tmp_path):
 @mutant(
     "other names are ignored",
     "plainrl/files.py",
-    "for name in FILE_FIELDS} | given",
-    "for name in FILE_FIELDS}",
+    "find(name) for field, name in given.items()}",
+    "find(name) for field, name in ()}",
 )
 def test_fields_of_other_names(tmp_path, capsys):
     """Catches a setting that does not reach its field, one inside another that is not found, and an empty
@@ -292,6 +297,62 @@ def test_fields_of_other_names(tmp_path, capsys):
     assert (problem.answer, problem.hint) == ("2", None)
     bare = load(tmp_path, [{"prompt": "1+1?", "solution": "2"}], settings="?answer=solution")
     assert all_problems(bare)[0].answer == "2"
+
+
+@mutant("the last of two fields wins", "plainrl/files.py", "clashes.setdefault(same, spellings)", "pass")
+def test_two_fields_that_fit(tmp_path):
+    """Catches a field that wins in silence over another of its name, be it in another spelling, a choice in
+    --task that does not decide, and a refusal because of fields that nothing is read from."""
+    row = "What is 1+1?,2,3\n"
+    which = "mine.csv: which field is the answer? there are "
+    both, choose = "'Answer', 'answer'", "; say ?answer=FIELD, spelt as in the file, or rename one"
+    for header, said in (
+        ("Prompt,Answer,Answer", "'Answer', 'Answer'; rename one"),
+        ("prompt,answer,answer", "'answer', 'answer'; rename one"),
+        ("Prompt,Answer,answer", both + choose),
+    ):
+        assert message(load, tmp_path, f"{header}\n{row}", "mine.csv").endswith(which + said)
+    said = message(load, tmp_path, f"prompt,Gold,Gold\n{row}", "mine.csv", "?answer=Gold")
+    assert said.endswith(which + "'Gold', 'Gold'; rename one")
+    assert both in message(load, tmp_path, "prompt,Answer,answer\n1+1?,,2\n1+2?,3,\n", "mine.csv")
+    for name, answer in (("Answer", "2"), ("answer", "3")):
+        task = load(tmp_path, f"Prompt,Answer,answer\n{row}", "mine.csv", f"?answer={name}")
+        assert all_problems(task)[0].answer == answer
+    for header, settings in (("Prompt,Answer,note,note,,", ""), ("Prompt,Answer,hint,Hint", "?hint=")):
+        assert load(tmp_path, f"{header}\n{row}", "mine.csv", settings).size("all") == 1
+    twice = {"Prompt": "a", "PROMPT": "b", "answer": "1"}
+    assert "which field is the prompt? there are 'Prompt', 'PROMPT'; say ?prompt=FIELD" in message(
+        load, tmp_path, [*sums(12), twice]
+    )
+    [problem] = all_problems(load(tmp_path, [twice], settings="?prompt=PROMPT"))
+    assert problem.prompt.startswith("b ")
+    said = message(load, tmp_path, '{\n"prompt": "a",\n"answer": "1",\n"answer": "2"\n}')
+    assert said.endswith("line 1: the object that begins here is no JSON (the field 'answer' is there twice)")
+    first = '{"prompt": "a", "answer": "1", "answer": "2"}'
+    assert load(tmp_path, [first, *sums(12)]).size("all") == 12
+    inner = [{"prompt": "a", "Meta": {"gold": "1"}, "meta": {"gold": "2"}}]
+    assert all_problems(load(tmp_path, inner, settings="?answer=meta.gold"))[0].answer == "2"
+    horizons = {"prompt": "a", "answer": "1", "horizon": 1, "Horizon": 2}
+    assert message(load, tmp_path, [horizons]).endswith("there are 'horizon', 'Horizon'; rename one")
+
+
+def test_names_are_said_as_the_file_has_them(tmp_path, capsys):
+    """Catches a message with a name that is not in the file, and lines that spell a field in another way."""
+    table = "ID,Prompt,Final Answer,Horizon\n1,What is 1+1?,2,1\n2,What is 1+2?,,x\n"
+    said = message(load, tmp_path, table, "mine.csv", "?prompt=Question")
+    assert said.endswith(
+        "no line has a field 'Question'; there are 'ID', 'Prompt', 'Final Answer', 'Horizon'"
+    )
+    load(tmp_path, table, "mine.csv")
+    said = capsys.readouterr().out
+    assert "mine: the prompt is 'Prompt' and the answer 'Final Answer'\n" in said
+    assert "line 3: field 'Final Answer' is missing or empty\n" in said
+    load(tmp_path, table.replace("1+2?,", "1+2?,3"), "mine.csv", "?answer=final_answer")
+    assert "line 3: field 'Horizon' must be" in capsys.readouterr().out
+    rows = [{"Question": "a", "ANSWER": "#### 1"}, {"question": "b", "Answer": "2", "Split": "dev"}]
+    assert "line 2: field 'Split' is new here" in message(load, tmp_path, rows)
+    assert load(tmp_path, rows, settings="?split=").size("all") == 2
+    assert "the prompt is 'Question' and the answer 'ANSWER', GSM8K's names\n" in capsys.readouterr().out
 
 
 def test_the_screen_says_whose_names_they_are(tmp_path, capsys):
@@ -351,6 +412,7 @@ BAD_LINES = [
     ('{"prompt": "a"', "not valid JSON"),
     ('{"prompt": "a", "answer": ' + "1" * 5000 + "}", "not valid JSON"),  # too long for Python
     ("[" * 100_000, "not valid JSON"),  # too deep for Python
+    ('{"prompt": "a", "answer": "1", "answer": "2"}', "not valid JSON (the field 'answer' is there twice)"),
     ('["a", "1"]', "expected an object"),
     ('"a"', "expected an object"),
     ("5", "expected an object, found '5'"),
@@ -587,7 +649,7 @@ def test_copies_and_contradictions_are_counted(tmp_path, capsys):
 @mutant(
     "lists of splits are one list",
     "plainrl/files.py",
-    'row | {"split": name} if isinstance(row, dict)',
+    "row_of_split(row, name) if isinstance(row, dict)",
     "row if isinstance(row, dict)",
 )
 def test_splits_that_a_file_names(tmp_path):

@@ -383,6 +383,8 @@ def test_problems_without_a_program_are_left_out_where_others_have_one(capsys):
             and "(U" not in problem.prompt
             and len(problem.solution.split("\n")) == 4
         )
+    said = message(task.at_horizon(13).problem, "train", 0, 0)
+    assert "or more problems with a whole number" in said and said.endswith("chained by an offset")
 
 
 def test_composed_gym():
