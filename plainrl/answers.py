@@ -235,9 +235,10 @@ _SUBSTITUTIONS = [
             r"\\\1 ",
         ),
         (
-            r"\\(?:overset|underset)\s*\{[^{}]*\}|\\(?:underline|overbrace|underbrace|cancel|ensuremath)(?=\{)",
+            r"\\(?:overset|underset)\s*\{[^{}]*\}|\\(?:underline|overbrace|underbrace|ensuremath)(?=\{)",
             "",
         ),
+        (r"\\(?:[bx]?cancel|sout)(?=\{)", r"\\text{cancelled}"),
         (r"\*\*", "^"),
         (r"\\mathbb\s*([A-Z])(?![a-zA-Z])", r"\\mathbb{\1}"),
     )
@@ -607,6 +608,8 @@ def is_huge(text: str) -> bool:
 
     >>> is_huge("9^{9^{9}}"), is_huge("\\sin(10^{10^{10}})"), is_huge("x^{100}"), is_huge("\\sqrt{2}^{100}")
     (True, True, False, False)
+    >>> is_huge("e^{e^{e^{e^{e}}}}"), is_huge("e^{e^{e}}")
+    (True, False)
     """
     if any(int(digits) > 5000 for digits in re.findall(r"([0-9]{4,})\s*!", text)):
         return True
@@ -618,8 +621,9 @@ def is_huge(text: str) -> bool:
         pass
     for match in _EXPONENT.finditer(text):
         exponent = match["bare"] or _balanced(text, match.end())
+        exponent = re.sub(r"(?<![a-zA-Z\\])e(?![a-zA-Z])|\\pi(?![a-zA-Z])", "(3)", exponent or "")
         try:
-            size = abs(exact(exponent or ""))
+            size = abs(exact(exponent))
         except Huge:
             return True
         except (NotExact, Undefined):

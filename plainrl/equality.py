@@ -303,6 +303,8 @@ def _same_assignment(gold: tuple, answer: tuple, algebra) -> bool:
             second = _with_argument(second, arguments[1][1], arguments[0][1])
             if second is None:
                 return False
+        if _are_marked_apart(one, other):
+            return False
         named_apart = re.sub(r"\s", "", one) != re.sub(r"\s", "", other)
         constant = all(
             node[0] in ("expr", "quantity") and not has_letters(node[1]) for node in (first, second)
@@ -324,10 +326,65 @@ def _same_assignment(gold: tuple, answer: tuple, algebra) -> bool:
     return gold[0] not in ("region", "inequality") and _same(gold, answer[2], algebra)
 
 
+_DERIVATIVE = re.compile(
+    r"\\frac\{(?P<sign>d|\\partial)(?:\^(?P<order>[0-9]))?(?P<function>[a-zA-Z])\}"
+    r"\{(?:d|\\partial)(?P<variable>[a-zA-Z])(?:\^[0-9])?\}"
+)
+_OPERATORS = {"E": "mean", "Var": "variance", "V": "variance", "D": "variance", "SD": "deviation"}
+_OPERATORS |= {"Cov": "covariance", "P": "probability", "Pr": "probability"}
+
+
+def _marks(name: str) -> dict[str, str]:
+    r"""What makes a name another thing than its letter: y', f^{-1}, f_x, \frac{dy}{dx}, \sin A, Var(X)."""
+    bare = re.sub(r"(?<=\^)\{([0-9])\}", r"\1", re.sub(r"\s", "", name))
+    if derivative := _DERIVATIVE.fullmatch(bare):
+        order, variable = int(derivative["order"] or 1), derivative["variable"]
+        if derivative["sign"] == "d":
+            return {"primes": "'" * order, "variable": variable}
+        return {"below": variable * order, "letter": derivative["function"]}
+    below = "".join(re.findall(r"_(\{[^{}]*\}|\w+)", bare))
+    bare = re.sub(r"[{}⟦⟧]", "", bare)
+    operator = re.match(r"\\?(?:mathbb)?([A-Z][a-z]*)(?=[(\[](?![a-z][)\]]))", bare)
+    return {
+        "primes": "'" * bare.count("'"),
+        "inverse": "inverse" if "^-1" in bare else "",
+        "functions": " ".join(re.findall(r"\\(?:sin|cos|tan|cot|sec|csc|log|ln)(?![a-z])", bare)),
+        "operator": _OPERATORS.get(operator[1], "") if operator else "",
+        "below": re.sub(r"\\triangle|[{}⟦⟧\\]", "", below),
+        "letter": bare.partition("_")[0],
+    }
+
+
+def _are_marked_apart(one: str, other: str) -> bool:
+    r"""y' and y, f^{-1} and f, a_1 and a_2, S_n and a_n, E(X) and Var(X); not \frac{dy}{dx} and y'."""
+    first, second = _marks(one), _marks(other)
+    if any(first.get(mark, "") != second.get(mark, "") for mark in ("primes", "functions")):
+        return True
+    if first.get("inverse", "") != second.get("inverse", "") and "y" not in (one, other):
+        return True
+    for mark in ("operator", "variable"):
+        if first.get(mark) and second.get(mark) and first[mark] != second[mark]:
+            return True
+    if first.get("below") and second.get("below"):
+        return (first["below"], first["letter"]) != (second["below"], second["letter"])
+    below = first.get("below") or second.get("below") or ""
+    return below in ("x", "y", "z")  # a derivative of f, or a part of v
+
+
+def _are_turned(one: str, other: str) -> bool:
+    r"""AB and BA, \angle ABC and \angle CBA, P(A\cap B) and P(B\cap A); not P(A|B) and P(B|A)."""
+    if sorted(one) != sorted(other) or re.findall("[0-9]+", one) != re.findall("[0-9]+", other):
+        return False
+    if re.search(r"[-/:]|\\(?:frac|mid|log)|\(.*\|.*\)", one) and one != other:
+        return False
+    points = [re.fullmatch(r"(?:m?\s*\\(?:measured)?angle)?\s*([A-Z]{3})", name) for name in (one, other)]
+    return not all(points) or points[0][1] in (points[1][1], points[1][1][::-1])
+
+
 def _name_two_things(one: str, other: str) -> bool:
     """x and y, P(A) and P(B), x and |x|; not f(x) and g(x), AB and BA, S and \\text{Area}."""
     functions = [re.fullmatch(r"[a-zA-Z]'*\s*\([a-z]\)", name) for name in (one, other)]
-    if all(functions) or sorted(one) == sorted(other):
+    if all(functions) or _are_turned(one, other):
         return False
     shapes = [
         re.sub("[A-Z]", "A", re.sub("[a-z]", "a", re.sub("[0-9]+", "0", name))) for name in (one, other)
@@ -431,22 +488,43 @@ def _same_items(gold: tuple, answer: tuple, algebra) -> bool:
     """Lists and sets in any order, tuples in theirs; x=2, y=3 is (2, 3)."""
     kinds = {gold[0], answer[0]}
     if kinds == {"named"}:
-        return gold[1].keys() == answer[1].keys() and all(
-            _same(gold[1][name], answer[1][name], algebra) for name in gold[1]
-        )
+        if gold[1].keys() != answer[1].keys():
+            return _same_under_other_names(gold[1], answer[1], algebra)
+        return all(_same(gold[1][name], answer[1][name], algebra) for name in gold[1])
     if len(gold[1]) != len(answer[1]) or kinds >= {"set", "tuple"} or kinds >= {"set", "named"}:
         return False
     if kinds <= {"list", "set"}:
+        connectives = {node[2] for node in (gold, answer) if len(node) == 3} - {""}
+        if len(connectives) == 2:  # p and q, p or q
+            return False
         return _match(gold[1], answer[1], lambda one, other: _same_item(one, other, algebra))
     if kinds == {"tuple"} and gold[2] != answer[2] and len(gold[1]) == 2:
         return False
     if "list" in kinds and any(node[0] == "tuple" and node[2] == "[" for node in (gold, answer)):
         return False
-    ordered = [
-        [node[1][name] for name in sorted(node[1])] if node[0] == "named" else node[1]
-        for node in (gold, answer)
+    pairs = zip(*map(_in_order, (gold, answer)))
+    return all(_same(one, other, algebra) for one, other in pairs)
+
+
+def _in_order(node: tuple) -> list[tuple]:
+    """The items as they are written, but x, y and z in the order of the alphabet."""
+    if node[0] != "named":
+        return node[1]
+    names = sorted(node[1]) if node[1].keys() <= set("xyz") else list(node[1])
+    return [node[1][name] for name in names]
+
+
+def _same_under_other_names(gold: dict, answer: dict, algebra) -> bool:
+    """length=5, width=3 is l=5, w=3, in this order. Where all names are letters they are other variables."""
+    if len(gold) != len(answer) or gold.keys() & answer.keys():
+        return False
+    if all(re.fullmatch(r"[a-zA-Z](?:_\w+)?", name) for name in [*gold, *answer]):
+        return False
+    sides = [
+        [value if value[0] == "assign" else ("assign", name, value) for name, value in side.items()]
+        for side in (gold, answer)
     ]
-    return all(_same(one, other, algebra) for one, other in zip(*ordered))
+    return all(_same_assignment(one, other, algebra) for one, other in zip(*sides))
 
 
 def _same_item(one: tuple, other: tuple, algebra) -> bool:

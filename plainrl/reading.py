@@ -25,7 +25,15 @@ from plainrl.units import (
     without_marks,
     words_of,
 )
-from plainrl.wording import meaning, plain_words, split_sayings, verdict_of, with_digits, without_sentence
+from plainrl.wording import (
+    meaning,
+    plain_words,
+    singular,
+    split_sayings,
+    verdict_of,
+    with_digits,
+    without_sentence,
+)
 
 NOTHING = ("nothing",)  # no answer, or one that contradicts itself; equal to nothing
 
@@ -93,6 +101,9 @@ _NAMED_BY_SIGNS = re.compile(  # what names a value without being an equation in
     r"\|[^|]*(?:[A-Z]|i(?![a-z])|\\cap|\\cup|\\vec|\\over|z)[^|]*\||\\\|.+\\\||\[\s*(?:\\triangle\s*)?[A-Z]{2,}\s*\]|\\?#.+"
     r"|(?:m\s*)?\\(?:measuredangle|angle|lim|i?int|oint|sum|prod|max|min|sup|inf|gcd|lcm|det|dim|arg|Pr)(?![a-zA-Z]).*"
     r"|\\(?:zeta|Gamma|phi|sigma|tau|mu)\s*\(.+\)"
+    r"|\\(?:Var|Cov)\s*[(\[].+[)\]]"
+    r"|\\frac\s*\{\s*(?:d|\\partial)\s*(?:\^\s*\{?[0-9]\}?)?\s*[a-zA-Z]\s*\}\s*"
+    r"\{(?:\s*(?:d|\\partial)\s*[a-zA-Z]\s*(?:\^\s*\{?[0-9]\}?)?)+\s*\}"
     r"|(?:[fghFGHPQENSTVAn]'{0,2}|p|Var|Cov|\\mathbb\s*\{?[PE]\}?|\([a-zA-Z](?:\s*\^\\circ\s*[a-zA-Z])+\))\s*[(\[].+[)\]]"
     r"|\\(?:sin|cos|tan|cot|log|ln)\s*\((?:\\?[a-zA-Z]+|[-+\s])+\)"
     r"|⟦[^⟦⟧]*⟧\s*(?:\\triangle\s*)?[A-Z]{1,5}|[a-zA-Z]\s*\^\s*\{?(?:\*|\\ast)\s*\}?"
@@ -105,6 +116,10 @@ _COMBINATION = re.compile(
     rf"{_ATOM}(?:\s*(?:[-+/:]|\\cdot(?![a-zA-Z])|\\times(?![a-zA-Z])|)\s*{_ATOM})+|\\frac\s*\{{{_ATOM}\}}\s*\{{{_ATOM}\}}"
 )
 SUM_OF_NAMES = re.compile(r"[a-zA-Z](?:_\{?[a-z0-9]+\}?)?(?:\s*[-+]\s*[a-zA-Z](?:_\{?[a-z0-9]+\}?)?)+")
+_VARIABLE = (
+    r"(?:[a-zA-Z]|\\(?:alpha|beta|gamma|theta|phi|lambda|mu|sigma))\s*(?:_\s*\{?\s*[a-zA-Z0-9]+\s*\}?)?"
+)
+_POINT = re.compile(rf"[A-Z]?\(\s*{_VARIABLE}(?:\s*,\s*{_VARIABLE})+\s*\)")
 _ABOUT = re.compile(
     r"[\s,;]*(?:⟦[\s,;]*)?(\(?)(?<![\\a-zA-Z])(?:(?:or|i\.e\.|which is) )?"
     r"(?:approximately|approx\.?|about|roughly|around)\b\s*⟧?\s*(?=[-0-9.\\$])",
@@ -118,6 +133,7 @@ def read(text: str, depth: int = 0) -> tuple:
     if depth > 8 or not text.strip(" =."):
         return NOTHING
     text = CONNECTED.sub(r" \1 ", text)
+    text = re.sub(r"(?<=[0-9])(\s*⟦[a-zA-Z ]+?),? (and|or)\s*⟧(?=\s*[0-9])", r"\1⟧ \2 ", text)
     if re.fullmatch(r"⟦[^⟦⟧]*⟧", text):
         text = text[1:-1]
     text = re.sub(r"⟦([^⟦⟧]*[0-9][^⟦⟧]*)⟧", r" \1 ", text).strip()  # words with numbers in them
@@ -273,6 +289,8 @@ def _read_code(text: str, depth: int) -> tuple | None:
     ) or re.fullmatch(r"([0-9]{1,2}) ?: ?([0-5][0-9])()\s*([ap]\.?m\.?)", plain, re.I):
         half = (clock[4] or "").lower()[:1]
         return ("clock", tuple(int(field or 0) for field in clock.groups()[: 3 if clock[3] else 2]), half)
+    if number := re.fullmatch(r"([0-9]+) (?:out of|in) ([0-9]+)", plain):
+        return ("expr", f"\\frac{{{number[1]}}}{{{number[2]}}}")
     if number := re.fullmatch(r"([0-9]+)\s*(?:-|to)\s*([0-9]+)", plain):
         return ("range", number[1], number[2], plain)
     if re.fullmatch(r"[0-9]+(?:-[0-9]+){2,}", plain) or re.fullmatch(
@@ -406,16 +424,40 @@ def _read_list(text: str, depth: int) -> tuple | None:
             part = unite(nodes)  # x<1, x>2
         if part or said_or:
             return part
-    if all(
-        node[0] == "assign" and re.fullmatch(r"[a-zA-Z](?:_\{?[a-zA-Z0-9]\}?)?", node[1]) for node in nodes
-    ):
-        names = [node[1] for node in nodes]
-        values = [node[2] for node in nodes]
-        if len({name[0] for name in names}) == 1:  # x=2, x=3 or x_1=2, x_2=3
+    if all(node[0] == "assign" for node in nodes):
+        names = [_bare_name(node[1]) for node in nodes]
+        # f(x) keeps its name, since the argument may have another one
+        values = [node if "(" in node[1] else node[2] for node in nodes]
+        if len(set(names)) == 1 or _are_roots(names):
             return ("set", values)
         if len(set(names)) == len(names):
             return ("named", dict(zip(names, values, strict=True)), "")
+    nouns = [re.match(r"[^a-zA-Z\\]*[0-9][\s⟦]*([a-zA-Z]{2,})", part) for part in parts]
+    if all(nouns) and all(node[0] == "quantity" and node[2] == "noun" for node in nodes):
+        names = [singular(noun[1].lower()) for noun in nouns]
+        if len(set(names)) == len(names):  # 3 red, 4 blue
+            return ("named", dict(zip(names, nodes, strict=True)), "")
+    if all(
+        node[0] == "words" or node[0] == "expr" and re.fullmatch(r"(?:\\\w+\s*)?[a-zA-Z]", node[1])
+        for node in nodes
+    ):
+        connectives = re.findall(r"\b(?:and|or)\b", text)
+        return ("list", nodes, " ".join(sorted(set(connectives))))  # of words: "and" is not "or"
     return ("list", _flat(nodes))
+
+
+def _bare_name(name: str) -> str:
+    r"""A name without spaces, braces and marks: x_{1} is x_1, \text{length} is length, x(t) is x."""
+    bare = re.sub(r"[\s{}⟦⟧]", "", name)
+    bare = re.sub(r"(\\(?:sin|cos|tan|cot|log|ln))\((.+)\)$", r"\1\2", bare)
+    bare = re.sub(r"\\frac\\partial([a-zA-Z])\\partial([a-z])", r"\1_\2", bare)
+    return re.sub(r"(?<=[a-z'])\([a-z]\)$", "", bare)
+
+
+def _are_roots(names: list[str]) -> bool:
+    """Are they numbered roots x_1, x_2 of an equation, or eigenvalues? a_1 and a_2 are different things."""
+    numbered = [re.fullmatch(r"([xyzt]|\\lambda)_[1-9]", name) for name in names]
+    return all(numbered) and len({match[1] for match in numbered}) == 1 < len(set(names))
 
 
 def _flat(nodes: list[tuple]) -> list[tuple]:
@@ -475,12 +517,14 @@ def _read_equation(parts: list[str], depth: int) -> tuple:
             return read(parts[0], depth + 1)
     if not all(parts):
         return NOTHING
-    if len(parts) == 2 and re.fullmatch(r"[A-Z]?\(\s*[a-zA-Z](?:\s*,\s*[a-zA-Z])+\s*\)", parts[0]):
-        names, point = split(parts[0][parts[0].index("(") + 1 : -1], ","), read(parts[1], depth + 1)
+    if len(parts) == 2 and _POINT.fullmatch(parts[0]):
+        names = [_bare_name(name) for name in split(parts[0][parts[0].index("(") + 1 : -1], ",")]
+        point = read(parts[1], depth + 1)
         if point[0] == "tuple" and len(names) == len(set(names)) == len(point[1]):
             return ("named", dict(zip(names, point[1], strict=True)), "in this order")  # (x, y) = (2, 3)
         return point
     name, values = None, parts
+    parts = [_as_fraction(parts[0]), *parts[1:]]
     if _is_name(parts[0], parts[-1]):
         name, values = parts[0].strip(), parts[1:]
     elif _is_name(parts[-1], parts[0]) and not _variables(parts[0]):
@@ -497,6 +541,12 @@ def _read_equation(parts: list[str], depth: int) -> tuple:
     if len(parts) == 2:
         return ("equation", *parts)
     return ("text", re.sub(r"\s+", "", "=".join(parts)))
+
+
+def _as_fraction(name: str) -> str:
+    """dy/dx and d/dx f(x) as one fraction."""
+    name = re.sub(r"^((?:d|\\partial)\s*[a-zA-Z])\s*/\s*((?:d|\\partial)\s*[a-z])$", r"\\frac{\1}{\2}", name)
+    return re.sub(r"^\\frac\s*\{d\}\s*(\{d\s*[a-z]\})\s*([a-zA-Z])\s*(?:\([a-z]\))?$", r"\\frac{d\2}\1", name)
 
 
 def _read_value(text: str, depth: int) -> tuple:

@@ -27,7 +27,12 @@ def words_of(text: str) -> str:
 
 
 _SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+_SCALES |= {name + "s": size for name, size in _SCALES.items()} | {"tens": 10, "score": 20, "gross": 144}
 _SCALES |= {"dozen": 12, "万": 10**4, "亿": 10**8}
+_ORDINALS = "fourth fifth sixth seventh eighth ninth tenth eleventh twelfth".split()
+_PARTS = {"half": 2, "halves": 2, "third": 3} | {name: i for i, name in enumerate(_ORDINALS, 4)}
+_PARTS |= {"hundredth": 10**2, "thousandth": 10**3, "millionth": 10**6}
+_SCALES |= {name + "s" * plural: Fraction(1, n) for name, n in _PARTS.items() for plural in (0, 1)}
 _TABLE = """
 length: m=1 meter=1 metre=1 cm=1/100 centimeter=1/100 centimetre=1/100 mm=1/1000 millimeter=1/1000
 length: dm=1/10 km=1000 kilometer=1000 kilometre=1000 nm=1/1000000000 in=127/5000 inch=127/5000
@@ -68,7 +73,8 @@ _NO_UNIT = set(
     "or and not more less than least most to but mod if when where otherwise between choose over squared "
     "cubed remainder factorial with without from away before after plus minus is are was has have had only "
     "either neither except however because am pm above below west east maybe approximately about each all "
-    "none never no doubled half thirds quarters percentage reversed wrong right instead".split()
+    "none never no doubled quarters percentage reversed wrong right instead cancelled short fewer invalid "
+    "incorrect false fail fails failed extraneous rejected discarded excluded impossible inadmissible".split()
 )
 _LETTER = r"[A-Za-z¢€£¥₹\u4e00-\u9fff]"
 _WORD = _LETTER + "+"
@@ -232,7 +238,7 @@ def _read_plain_quantity(text: str, depth: int) -> tuple | None:
     while lowered and lowered[0] in _SCALES:
         scale *= _SCALES[lowered.pop(0)]
     if scale != 1:
-        value = f"({value})\\times {scale}"
+        value = f"({value})\\times {scale}" if scale > 1 else f"\\frac{{{value}}}{{{1 / scale}}}"
         tail = re.sub(rf"^\W*(?:{'|'.join(_SCALES)})", "", without_marks(tail), flags=re.I).strip()
         if not lowered:
             return ("expr", value)

@@ -44,8 +44,8 @@ def with_digits(words: str) -> str | None:
         return None
     left = left[used:]
     number = str(value)
-    if left and _singular(left[0]) in _PARTS:
-        number, left = f"\\frac{{{value}}}{{{_PARTS[_singular(left[0])]}}}", left[1:]
+    if left and singular(left[0]) in _PARTS:
+        number, left = f"\\frac{{{value}}}{{{_PARTS[singular(left[0])]}}}", left[1:]
     elif left[:3] == ["and", "a", "half"]:
         number, left = f"\\frac{{{2 * value + 1}}}{{2}}", left[3:]
     if left and (left[0] in ("of", "or", "and", "to", "point", "dozen") or left[0] in _NUMBERS | _SCALES):
@@ -95,8 +95,19 @@ _OPENING = re.compile(
 )
 _NAMED = re.compile(rf"([a-zA-Z]){_GAP}(?:is|equals)(?:{_GAP}equal{_GAP}to)?{_GAP}(?=[-0-9\\$.])")
 _DENIAL = re.compile(
-    r"\b(?:not|no|never|wrong|incorrect|false|except|but|opposite|reciprocal|(?:sum|product|negative) of)\b"
-    r"|n't",
+    r"\b(?:not|no|never|wrong|incorrect|false|except|but|opposite|reciprocal|(?:sum|product|negative) of"
+    r"|rejected|extraneous|invalid|discarded|previous|previously|guess|negation)\b|n't"
+    r"|^[\s⟦]*before\b",
+    re.I,
+)
+_MADE_OF_THE_ANSWER = re.compile(  # what is said to be the number is another quantity
+    (
+        r"\b(?:twice|triple|squared|cubed|plus|minus|divided|numerator|denominator|(?:lower|upper) bound"
+        r"|its (?:square|cube) is|(?:square|cube) root|inverse is|(?:answer|result) before"
+        r"|(?:half|double)(?! (?:life|circle|plane|integral|angle))"
+        r"|(?:square|cube|inverse|first|last) of (?:(?:the|my|our|this|that) )?(?:answer|result|it)s?"
+        r"|other (?:root|answer|solution|value|zero)s?)\b"
+    ).replace(" ", _GAP),
     re.I,
 )
 _CLOSING = re.compile(
@@ -111,14 +122,14 @@ def without_sentence(text: str) -> str:
 
     >>> without_sentence("Hence the area is 5"), without_sentence("⟦It is negative ⟧5")
     ('5', '⟦negative ⟧5')
-    >>> without_sentence("The wrong answer is 5")
-    'The wrong answer is 5'
+    >>> without_sentence("The wrong answer is 5"), without_sentence("Its double is 5")
+    ('The wrong answer is 5', 'Its double is 5')
     """
     for _ in range(4):
         match = _OPENING.match(text)
-        if not match or _DENIAL.search(match.group()):
+        opening = match.group() if match else ""
+        if not match or _DENIAL.search(opening) or _MADE_OF_THE_ANSWER.search(opening):
             break
-        opening = match.group()
         inside = opening.count("⟦") - opening.count("⟧") == 1 and "⟧" in text[match.end() :]
         text = ("⟦" if inside else "") + text[match.end() :]
     text = _NAMED.sub(r"\1=", text, count=1) if _NAMED.match(text) else text
@@ -136,7 +147,7 @@ _LEADING = re.compile(
 )
 
 
-def _singular(word: str) -> str:
+def singular(word: str) -> str:
     """dogs, boxes and cities in the singular. A name may lose its s, on both sides."""
     if len(word) < 4 or word.endswith(("ss", "us", "is")):
         return word
@@ -161,7 +172,7 @@ def plain_words(text: str) -> str:
     kept = [
         word for i, word in enumerate(kept) if word not in _ARTICLES or word == "a" and i == len(kept) - 1
     ]
-    kept = [_singular(word) for word in kept]
+    kept = [singular(word) for word in kept]
     if len(kept) == 2 and kept[1] in _GENERIC and kept[0] not in _NO_ADJECTIVES:  # odd number
         kept = kept[:1]
     return " ".join(kept) or words
@@ -397,7 +408,7 @@ def _domain_of(body: str) -> tuple[dict[str, str], dict[str, str]] | None:
         if re.fullmatch(_LETTER, token) and not article:
             letters.append(token)
         elif token.isalpha() and not article and token != "and":
-            words.append(_singular(token.lower()))
+            words.append(singular(token.lower()))
         elif token not in (",", "and", "a"):
             return None
     if not words or not set(words) <= _FILLING | _ADJECTIVES | set(_KINDS):

@@ -101,6 +101,13 @@ def easy_and_hard(part: int) -> tuple[list[dict], list[dict]]:
 @mutant("2 for {2}", "plainrl/equality.py", '(one[0] == "set") == (other[0] == "set") and', "")
 @mutant("names in any order", "plainrl/equality.py", 'if other[0] == "named" and', "if False and")
 @mutant(
+    "numbered names in any order",
+    "plainrl/reading.py",
+    "if len(set(names)) == 1 or _are_roots(names):",
+    "if len({name[0] for name in names}) == 1:",
+)
+@mutant("variance for the mean", "plainrl/equality.py", "if _are_marked_apart(one, other):", "if False:")
+@mutant(
     "holes that are filled",
     "plainrl/regions.py",
     "if points and is_open and complete",
@@ -161,7 +168,15 @@ def test_formulas_are_compared_relatively():
 )
 def test_huge_numbers_need_no_worker():
     """Catches a tower of powers that takes a worker all its time, and then the next one."""
-    for text in ("9^{9^{9^9}}", "(10^{10})!", "10^{10^{10}}+1", "\\sin(9^{9^9})", "x^{9^{9^9}}", "1000000!"):
+    for text in (
+        "9^{9^{9^9}}",
+        "(10^{10})!",
+        "10^{10^{10}}+1",
+        "\\sin(9^{9^9})",
+        "x^{9^{9^9}}",
+        "1000000!",
+        "e^{e^{e^{e^{e}}}}",
+    ):
         assert not same("42", text, grading._not_here) and is_readable(text), text
         assert same(text, text, grading._not_here)
     assert same("2^{100000}", "4^{50000}", grading._not_here)
