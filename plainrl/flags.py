@@ -315,6 +315,11 @@ def check_flags(args) -> None:
             fail(f"--track {args.track}: the package is not installed; run: pip install {args.track}")
 
 
+def looks_like_a_path(model: str) -> bool:
+    """Whether a model is a folder or a file, and no hub name."""
+    return model.startswith((".", "/", "~")) or model.count("/") > 1 or model.endswith(".gguf")
+
+
 def check_model_is_there(name: str | None, flag: str) -> None:
     """Refuse a model that is not on this machine where no network can bring it: transformers would ask for
     it for a minute. Say so where the hub is asked."""
@@ -322,8 +327,8 @@ def check_model_is_there(name: str | None, flag: str) -> None:
         return
     if name.split("/")[0] in OWN_FOLDERS:
         fail(f"{flag} {name}: no such folder or file; give a Hugging Face folder, a hub name or a .gguf file")
-    if name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith(".gguf"):
-        return  # a path: `load_model` refuses it without a network
+    if looks_like_a_path(name):
+        return  # `load_model` refuses it without a network
     from huggingface_hub import constants, try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 

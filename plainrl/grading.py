@@ -208,12 +208,12 @@ def _refuse_a_broken_grader(grades: list[Grade], task, problems: list[Problem]) 
     to these problems are graded before the run is ended.
     """
     answered = [i for i, grade in enumerate(grades) if grade.parsed is not None or is_error(grade)]
-    failed = [i for i in answered if grades[i].why.startswith(("crash", "error"))]
+    failed = [i for i in answered if is_failure(grades[i].why)]
     if len(failed) < max(4, len(answered)):
         return
     right = list({problems[i].prompt: problems[i] for i in failed}.values())[:4]
     again = _checked(_called(task, [f"\\boxed{{{problem.answer}}}" for problem in right], right), task)
-    if all(grade.why.startswith(("crash", "error")) for grade in again):
+    if all(is_failure(grade.why) for grade in again):
         raise ValueError(
             f"{_named(task)}: the grader failed on all {len(failed)} answers of a batch, and on the right "
             f"ones too; first: {_one_line(grades[failed[0]].why)}"
@@ -244,4 +244,9 @@ def _one_line(value: object) -> str:
 
 def is_error(grade: Grade) -> bool:
     """True when the grader failed on the completion, as opposed to judging it wrong."""
-    return grade.why.startswith(("timeout", "crash", "error"))
+    return grade.why.startswith("timeout") or is_failure(grade.why)
+
+
+def is_failure(why: str) -> bool:
+    """True for a grader that broke, as opposed to one that was stopped when its time was over."""
+    return why.startswith(("crash", "error"))

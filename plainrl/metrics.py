@@ -13,7 +13,7 @@ import numpy as np
 
 from plainrl.answers import canonical
 from plainrl.flags import EVAL_SEED
-from plainrl.grading import is_error
+from plainrl.grading import is_error, is_failure
 from plainrl.hints import with_hint
 from plainrl.rollout import completion_seed, sample_rollout
 from plainrl.screen import or_fail, working
@@ -344,7 +344,7 @@ def count(samples: list[dict], index: int, horizon: int, source: str) -> dict:
         "parsed": sum(sample["parsed"] is not None for sample in samples),
         "truncated": sum(sample["finish_reason"] == "length" for sample in samples),
         "timeouts": sum(sample["why"].startswith("timeout") for sample in samples),
-        "errors": sum(sample["why"].startswith(("crash", "error")) for sample in samples),
+        "errors": sum(is_failure(sample["why"]) for sample in samples),
         "tokens": sum(sample["tokens"] for sample in samples),
         "votes": [sample["vote"] for sample in samples],
         "right": [sample["correct"] for sample in samples],

@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from plainrl import lora, ranks
+from plainrl.flags import looks_like_a_path
 from plainrl.screen import fail, or_fail, say
 
 if TYPE_CHECKING:
@@ -36,8 +37,7 @@ def find_model(name: str) -> str:
     """
     if name == "models/tiny" and not os.path.isdir(name):
         return str(EMBEDDED)
-    looks_like_a_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith(".gguf")
-    if looks_like_a_path and not os.path.exists(name):
+    if looks_like_a_path(name) and not os.path.exists(name):
         fail(f"--model {name}: no such folder or file; {WAY_OUT}")
     return name
 

@@ -369,14 +369,14 @@ def failing(why_of) -> SimpleNamespace:
 @mutant(
     "weak answers end the run",
     "plainrl/grading.py",
-    'if all(grade.why.startswith(("crash", "error")) for grade in again):',
+    "if all(is_failure(grade.why) for grade in again):",
     "if True:",
 )
 @mutant(
     "hanging answers end the run",
     "plainrl/grading.py",
-    'grades[i].why.startswith(("crash", "error"))]',
-    'grades[i].why.startswith(("crash", "error", "timeout"))]',
+    "if is_failure(grades[i].why)]",
+    "if is_error(grades[i])]",
 )
 @mutant("answers without a worker", "plainrl/grading.py", "if len(without_worker) >= 4:", "if False:")
 @pytest.mark.parametrize("why", ["error: \x1b[2J", "crash"])
