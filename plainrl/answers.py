@@ -200,7 +200,7 @@ _SUBSTITUTIONS = [
         ),
         (r"\\[hv]space\*?\{[^{}]*\}|\\(?:label|tag)\*?\{[^{}]*\}", " "),
         (r"\\textcolor\s*\{[^{}]*\}|\\color\s*\{[^{}]*\}|\\colorbox\s*\{[^{}]*\}", ""),
-        (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
+        (r"\\(?:[dtcs]|nice|flat)frac(?![a-zA-Z])", r"\\frac"),
         (r"\\[dt]binom(?![a-zA-Z])", r"\\binom"),
         (r"\{([^{}]+)\\choose([^{}]+)\}", r"\\binom{\1}{\2}"),
         (rf"\{{({_INNER}*?)\\over(?![a-zA-Z])({_INNER}*)\}}", r"\\frac{\1}{\2}"),

@@ -147,6 +147,11 @@ def _same(gold: tuple, answer: tuple, algebra) -> bool:
     gold, answer = _alone(gold, answer), _alone(answer, gold)
     gold, answer = _without_names(gold, answer), _without_names(answer, gold)
     kinds = gold[0], answer[0]
+    if {"mod", "words"} & set(kinds):
+        congruences = _as_congruence(gold), _as_congruence(answer)
+        if None not in congruences:
+            (one, *first), (other, *second) = congruences
+            return first == second and (not one or not other or one == other)
     if "assign" in kinds:
         return _same_assignment(gold, answer, algebra)
     if kinds == ("equation", "equation"):
@@ -179,6 +184,9 @@ def _same(gold: tuple, answer: tuple, algebra) -> bool:
         gold, answer = _with_components(gold), _with_components(answer)
         return gold[0] == answer[0] and _same_items(gold, answer, algebra)
     if set(kinds) == {"matrix", "tuple"}:
+        rows_of = [_as_matrix(node) for node in (gold, answer)]
+        if None not in rows_of:
+            return _same(*rows_of, algebra)
         matrix, row = (gold, answer) if kinds[0] == "matrix" else (answer, gold)
         cells = sum(matrix[1], [])
         vector = len(cells) == max(len(matrix[1]), len(matrix[1][0]))
@@ -194,6 +202,33 @@ def _same(gold: tuple, answer: tuple, algebra) -> bool:
     if set(kinds) <= {"expr", "quantity"}:
         return _same_quantity(gold, answer, algebra)
     return False
+
+
+_LINEAR = re.compile(r"(?P<factor>[0-9]{1,6})\*?(?P<letter>[a-zA-Z])(?P<rest>[-+][0-9]{1,6})?")
+_PARITY = re.compile(r"(?:([a-z]) )?(odd|even)(?: (?:integer )?([a-z]))?")
+
+
+def _as_congruence(node: tuple) -> tuple[str, int, int] | None:
+    r"""Letter (or ""), residue and modulus of n\equiv1\pmod4, n=4k+1 and "n is odd"; else None."""
+    if node[0] == "words":
+        parity = _PARITY.fullmatch(node[1])
+        return (parity[1] or parity[3] or "", int(parity[2] == "odd"), 2) if parity else None
+    if node[0] == "mod":
+        whole = re.fullmatch("-?[0-9]+", node[1]) and int(node[2])
+        return ("", int(node[1]) % int(node[2]), int(node[2])) if whole else None
+    name, value = (node[1], node[2]) if node[0] == "assign" else ("", node)
+    linear = value[0] == "expr" and _LINEAR.fullmatch(re.sub(r"\s|\\cdot", "", value[1]))
+    if not linear or linear["letter"] == name or not int(linear["factor"]):
+        return None
+    return name, int(linear["rest"] or 0) % int(linear["factor"]), int(linear["factor"])
+
+
+def _as_matrix(node: tuple) -> tuple | None:
+    """[[1, 2], [3, 4]] as a matrix. None for a point."""
+    if node[0] == "matrix":
+        return node
+    rows = node[1] if all(row[0] == "tuple" and row[2] == "[" for row in node[1]) else []
+    return ("matrix", [row[1] for row in rows]) if rows else None
 
 
 _SHORT_WORDS = set(

@@ -32,6 +32,7 @@ from plainrl.wording import (
     split_sayings,
     verdict_of,
     with_digits,
+    without_rejected,
     without_sentence,
 )
 
@@ -139,7 +140,7 @@ def read(text: str, depth: int = 0) -> tuple:
     text = re.sub(r"⟦([^⟦⟧]*[0-9][^⟦⟧]*)⟧", r" \1 ", text).strip()  # words with numbers in them
     if prefix := _PREFIX.match(text):
         text = text[prefix.end() :]
-    text = without_sentence(text)
+    text = without_sentence(without_rejected(text))
     text = split_sayings(text)[0].rstrip(" .")
     text = re.sub(
         r"^(?:\\approx|=|\\Rightarrow|\\therefore)\s*", "", _ABOUT.sub(r"\1 \\approx ", text).strip()

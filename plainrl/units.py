@@ -203,7 +203,7 @@ def _read_plain_quantity(text: str, depth: int) -> tuple | None:
     if (
         re.search(r"\\circ", text)
         and (match := re.fullmatch(r"(.+?)\s*\^\\circ", text))
-        and not re.search("sin|cos|tan", text)
+        and not re.search(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])", text)
     ):
         return ("quantity", match[1].strip(), (((("angle"), 1),), Fraction(1)), "")
     match = _TAIL.fullmatch(text)

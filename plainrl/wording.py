@@ -137,6 +137,26 @@ def without_sentence(text: str) -> str:
     return shorter + "⟧" if shorter.count("⟦") > shorter.count("⟧") else shorter
 
 
+_REMARK = re.compile(r"(.+?)[\s,;⟦]*\(([^()]*)\)", re.S)
+_REJECTED = re.compile(
+    r"(?:[a-z]\s*=\s*)?(?P<value>[^\sa-zA-Z]+) (?:is |being )?(?:an? )?"
+    r"(?:extraneous|rejected|discarded|invalid)(?: (?:root|solution|value))?"
+    r"|(?:reject|discard)(?:ing|ed)? (?:[a-z]\s*=\s*)?(?P<other>[^\sa-zA-Z]+)"
+)
+
+
+def without_rejected(text: str) -> str:
+    r"""The answer without a remark that another value is none.
+
+    >>> without_rejected("x=5 (x=-1⟦ is extraneous⟧)"), without_rejected("5 (5⟦ is extraneous⟧)")
+    ('x=5', '5 (5⟦ is extraneous⟧)')
+    """
+    match = _REMARK.fullmatch(text)
+    rejected = match and _REJECTED.fullmatch(" ".join(without_marks(match[2]).split()))
+    value = rejected and (rejected["value"] or rejected["other"])
+    return match[1] if value and value not in match[1] else text
+
+
 # --- phrases ------------------------------------------------------------------------------------------------
 
 _ARTICLES = {"a", "an", "the", "all", "any", "every", "only"}
@@ -347,9 +367,14 @@ def aligned(gold: str, answer: str) -> tuple[str, str] | None:
     for letter, value in its_values.items():
         answer = with_letter(answer, letter, f"({value})")
     gold, answer = (re.sub(r"C_\{?1\}?", "C", text) if "C_2" not in text else text for text in (gold, answer))
-    ours, theirs = letters_of(gold), letters_of(answer)
+    ours, theirs = letters_of(_value_of(gold)), letters_of(_value_of(answer))
     new, old = _only(ours - theirs, said), _only(theirs - ours, its_said)
-    if new and old and (said or its_said or _are_constants(gold, new, answer, old)):
+    if (
+        new
+        and old
+        and new not in letters_of(answer)
+        and (said or its_said or _are_constants(gold, new, answer, old))
+    ):
         answer = with_letter(answer, old, new)
         its_said = {new if letter == old else letter: domain for letter, domain in its_said.items()}
     for letter in said.keys() & its_said.keys():
@@ -358,6 +383,12 @@ def aligned(gold: str, answer: str) -> tuple[str, str] | None:
         if domains[0] != domains[1] and not counting:
             return None
     return gold, answer
+
+
+def _value_of(text: str) -> str:
+    """Without the letter that it is the value of, as in x=2k."""
+    match = re.fullmatch(r"([a-zA-Z])\s*=([^=]+)", text)
+    return match[2] if match and match[1] not in letters_of(match[2]) else text
 
 
 def _only(letters: set[str], said: dict[str, str]) -> str | None:

@@ -116,6 +116,15 @@ def easy_and_hard(part: int) -> tuple[list[dict], list[dict]]:
 @mutant(
     "yes that is taken back", "plainrl/wording.py", 'if denied and verdict in ("yes", "true")', "if False"
 )
+@mutant(
+    "the value that is ruled out",
+    "plainrl/wording.py",
+    "return match[1] if value and value not in match[1]",
+    "return match[1] if rejected",
+)
+@mutant(
+    "the parity of another letter", "plainrl/equality.py", "(not one or not other or one == other)", "True"
+)
 @mutant("thinking that is not over", "plainrl/answers.py", "text = after_thinking(text)", "text = str(text)")
 @pytest.mark.parametrize("part", range(PARTS))
 def test_cases_that_need_no_algebra(part):

@@ -32,7 +32,8 @@ def patient(monkeypatch):
     monkeypatch.setattr(workers, "_broken", {})
 
 
-HANGS = "\\int_0^1 \\sin(x^{x^x})\\,dx"  # sympy looks for an antiderivative, and does not find one
+# sympy looks for an antiderivative for minutes
+HANGS = "\\int_0^1 \\frac{\\sin(x^7+\\sqrt{x^5+1})}{\\ln(x^3+2)+e^{x^2}}\\,dx"
 
 
 def math(gold: str, answer: str | None) -> tuple[float, str]:
