@@ -46,7 +46,7 @@ the completion ended by itself.
 
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 from zlib import crc32
@@ -204,7 +204,7 @@ def accumulate_gradients(model, batch: Batch, args: Args) -> Counter:
             loss_per_token = loss_per_token * importance
         policy_loss = total_loss = (loss_per_token * part["weights"]).sum()
         total_loss.backward()
-        sums.update(update_sums(part, old_logprobs, entropy, clipped, policy_loss, total_loss))
+        sums.update(update_sums(part, logprobs, old_logprobs, entropy, clipped, policy_loss, total_loss))
     return total(sums)  # over ranks
 
 
@@ -249,10 +249,8 @@ def sample_groups(
     helped = [j for j in failed if hint_of(problems[j], hints)]  # all of them, however many  [D3]
     run.sums.update(rounds=1, without_hint=len(failed) - len(helped))
     if helped:
-        unsolved = [problems[j] for j in helped]
-        prompts = [
-            args.hint_template.format(prompt=p.prompt, hint=hint_of(p, hints)) for p in unsolved
-        ]  # [D5]
+        unsolved = [replace(problems[j], hint=hint_of(problems[j], hints)) for j in helped]
+        prompts = [args.hint_template.format(prompt=p.prompt, hint=p.hint) for p in unsolved]  # [D5]
         seeds = [completion_seed(args.seed, step, j, round, G + i) for j in helped for i in range(G)]
         guided = run.sample(unsolved, seeds, prompts)
         run.sums.update(guided_right=sum(guided.correct()), guided_completions=len(guided.texts))
@@ -352,3 +350,12 @@ def main(args: Args, task=None, sampler=None) -> Path:
 
 if __name__ == "__main__":
     main(parse(Args, __doc__, moved=MOVED))
+
+
+# /// script
+# requires-python = ">=3.11"
+# dependencies = [
+#     "torch==2.13.0", "transformers>=5.16.1,<5.20", "safetensors", "numpy", "tyro", "filelock",
+#     "math-verify>=0.9,<0.10", "antlr4-python3-runtime==4.13.2", "matplotlib", "jinja2",
+# ]
+# ///

@@ -197,7 +197,7 @@ def accumulate_gradients(model, batch: Batch, args: Args, budget: int) -> Counte
             loss_per_token = loss_per_token * importance
         policy_loss = total_loss = (loss_per_token * part["weights"]).sum()
         total_loss.backward()
-        sums.update(update_sums(part, old_logprobs, entropy, clipped, policy_loss, total_loss))
+        sums.update(update_sums(part, logprobs, old_logprobs, entropy, clipped, policy_loss, total_loss))
     return total(sums)  # over ranks
 
 
@@ -235,11 +235,11 @@ def end_step_of_stage(run: Run, rollout, batch: Batch, own: dict, args: Args) ->
     """`Run.end_step` in a stage, whose own steps say when to score. Returns the next step's optimizer."""
     stage, steps = run.state["stage"], run.state["stage_step"]
     run.push_weights()
-    record = run.record() | own | {"h1/stage": stage, "h1/stage_tokens": run.state["stage_tokens"]}
+    record = run.record(batch) | own | {"h1/stage": stage, "h1/stage_tokens": run.state["stage_tokens"]}
     if steps % args.eval_every == 0 or steps == args.steps_per_stage or run.is_last:
         record |= score_stage(run)
     run.log(record)
-    run.log_samples(rollout, batch["advantages"])
+    run.log_samples(rollout, batch)
     accuracy = record.get(f"eval/{run.task.name}-h{stage}/avg@{args.eval_samples}")
     over = stage_is_over(args, run.state, accuracy)
     if over:
@@ -351,3 +351,12 @@ def main(args: Args, task=None, sampler=None) -> Path:
 
 if __name__ == "__main__":
     main(parse(Args, __doc__))
+
+
+# /// script
+# requires-python = ">=3.11"
+# dependencies = [
+#     "torch==2.13.0", "transformers>=5.16.1,<5.20", "safetensors", "numpy", "tyro", "filelock",
+#     "math-verify>=0.9,<0.10", "antlr4-python3-runtime==4.13.2", "matplotlib", "jinja2",
+# ]
+# ///

@@ -68,7 +68,7 @@ from plainrl.flags import (
 )
 from plainrl.ranks import total
 from plainrl.rollout import Batch, completion_seed
-from plainrl.run import Run, marked_tokens
+from plainrl.run import Run
 from plainrl.scoring import logprob_and_entropy, micro_batches, score, score_all, update_sums
 
 
@@ -265,7 +265,7 @@ def accumulate_gradients(model, batch: Batch, args: Args, anchor: float) -> Coun
         part_of_H = (nucleus * part["peak_weights"]).sum()
         total_loss = policy_loss + slope * part_of_H  # has the gradient of the penalty, not its value  [2]
         total_loss.backward()
-        sums.update(update_sums(part, old_logprobs, entropy, clipped, policy_loss, policy_loss))
+        sums.update(update_sums(part, logprobs, old_logprobs, entropy, clipped, policy_loss, policy_loss))
         sums["nucleus"] += (nucleus * part["completion_mask"]).sum().item()
         sums["selected"] += part["selected"].sum().item()
     sums = total(sums)  # over ranks
@@ -324,10 +324,18 @@ def main(args: Args, task=None, sampler=None) -> Path:
             "siren/nucleus_entropy": sums["nucleus"] / sums["tokens"],
             "siren/frac_selected": sums["selected"] / sums["tokens"],
         }
-        shown = marked_tokens(run.tokenizer, batch.completion_ids[:G], batch["selected"])
-        run.end_step(rollout, batch, own, selected=shown)
+        run.end_step(rollout, batch, own, selected=batch["selected"])
     return run.finish()
 
 
 if __name__ == "__main__":
     main(parse(Args, __doc__))
+
+
+# /// script
+# requires-python = ">=3.11"
+# dependencies = [
+#     "torch==2.13.0", "transformers>=5.16.1,<5.20", "safetensors", "numpy", "tyro", "filelock",
+#     "math-verify>=0.9,<0.10", "antlr4-python3-runtime==4.13.2", "matplotlib", "jinja2",
+# ]
+# ///

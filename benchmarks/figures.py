@@ -111,7 +111,8 @@ def reference_row(seeds: list[dict]) -> str:
         before = np.mean([curve[min(curve)] for curve in curves])
         after, half = mean_and_half_width([curve[max(curve)] for curve in curves])
         cells.append(f"{before:.3f} → {after:.3f}" + (f" ± {half:.3f}" if name == "avg@16" else ""))
-    timed = [[curve for name, curve in run.items() if name.startswith("time/")] for run in seeds]
+    names = ("time/rollout", "time/train", "time/sync")  # without the scores
+    timed = [[run[name] for name in names if name in run] for run in seeds]
     seconds = [sum(sum(curve.values()) for curve in curves) for curves in timed]
     return " | ".join([*cells, f"{np.mean(seconds) / 60:.1f}"])
 

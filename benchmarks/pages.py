@@ -223,6 +223,7 @@ def tables() -> dict[str, Callable[[], str]]:
         "metrics.three_runs": three_runs_table,
         "costs": costs_table,
         "memory": memory.table,
+        "memory.cards": memory.cards_table,
         "calibration": lambda: calibration.page_table(read(ROOT / "benchmarks/calibration.json")["rows"]),
         "real_model": lambda: real_model.page_table(read(LOGS / "grpo/smollm2/seed1/summary.json")),
         "siren_smollm2": partial(siren_smollm2.page_table, LOGS / "siren_smollm2"),

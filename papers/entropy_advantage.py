@@ -122,6 +122,7 @@ def accumulate_gradients(model, batch: Batch, args: Args) -> Counter:
         old_logprobs = part.get("old_logprobs", logprobs.detach())  # one update: pi_old is the policy
         shape = (args.shape_alpha, args.shape_kappa)  # [D1], [D2]
         advantages = shaped_advantages(part["advantages"], entropy, *shape)  # [n, T']
+        part["bonus"][:] = advantages - part["advantages"]  # in place, for samples.jsonl
 
         loss_per_token = clipped_surrogate(logprobs, old_logprobs, advantages, args.clip_low, args.clip_high)
         clipped = loss_per_token > -torch.exp(logprobs - old_logprobs) * advantages  # the clipped term won
@@ -130,7 +131,7 @@ def accumulate_gradients(model, batch: Batch, args: Args) -> Counter:
             loss_per_token = loss_per_token * importance
         policy_loss = total_loss = (loss_per_token * part["weights"]).sum()
         total_loss.backward()
-        sums.update(update_sums(part, old_logprobs, entropy, clipped, policy_loss, total_loss))
+        sums.update(update_sums(part, logprobs, old_logprobs, entropy, clipped, policy_loss, total_loss))
     return total(sums)  # over ranks
 
 
@@ -164,6 +165,7 @@ def main(args: Args, task=None, sampler=None) -> Path:
         # --- 2 reward and advantage
         advantages = group_advantages(rollout.rewards())  # [B, G]
         batch = rollout.batch(advantages, run.model.device, args.mask_truncated)
+        batch["bonus"] = torch.zeros_like(batch["rollout_logprobs"])  # [N, T]
 
         # --- 3 update
         optimizer.param_groups[0]["lr"] = learning_rate(args, step)
@@ -173,9 +175,18 @@ def main(args: Args, task=None, sampler=None) -> Path:
             run.optimizer_step(optimizer, accumulate_gradients(run.model, minibatch, args))
 
         # --- 4 push the weights to the sampler, log, score dev, save
-        run.end_step(rollout, batch)
+        run.end_step(rollout, batch, bonus=batch["bonus"])
     return run.finish()
 
 
 if __name__ == "__main__":
     main(parse(Args, __doc__))
+
+
+# /// script
+# requires-python = ">=3.11"
+# dependencies = [
+#     "torch==2.13.0", "transformers>=5.16.1,<5.20", "safetensors", "numpy", "tyro", "filelock",
+#     "math-verify>=0.9,<0.10", "antlr4-python3-runtime==4.13.2", "matplotlib", "jinja2",
+# ]
+# ///

@@ -123,7 +123,7 @@ def accumulate_gradients(model, batch: Batch, args: Args) -> Counter:
     The weights of the tokens are made before the split: loss and gradient are the same for any micro-batches.
     """
     sums = Counter()
-    batch["dropped"] = low_entropy_tokens(model, batch, args)  # [N, T]
+    batch["dropped"][:] = low_entropy_tokens(model, batch, args)  # in place, for samples.jsonl
     weights = constant(batch["loss_mask"], args.max_new_tokens)  # [N, T]
     batch["weights"] = weights * ~batch["dropped"] / args.token_fraction  # [2], [D1]
     for part in micro_batches(model, batch, args.micro_batch_tokens):
@@ -138,7 +138,7 @@ def accumulate_gradients(model, batch: Batch, args: Args) -> Counter:
             loss_per_token = loss_per_token * importance
         policy_loss = total_loss = (loss_per_token * part["weights"]).sum()
         total_loss.backward()
-        sums.update(update_sums(part, old_logprobs, entropy, clipped, policy_loss, total_loss))
+        sums.update(update_sums(part, logprobs, old_logprobs, entropy, clipped, policy_loss, total_loss))
         sums["dropped"] += part["dropped"].sum().item()
     return total(sums)  # over ranks
 
@@ -173,6 +173,7 @@ def main(args: Args, task=None, sampler=None) -> Path:
         # --- 2 reward and advantage
         advantages = group_advantages(rollout.rewards())  # [B, G]
         batch = rollout.batch(advantages, run.model.device, args.mask_truncated)
+        batch["dropped"] = torch.zeros_like(batch["completion_mask"])  # [N, T]
 
         # --- 3 update
         optimizer.param_groups[0]["lr"] = learning_rate(args, step)
@@ -183,9 +184,18 @@ def main(args: Args, task=None, sampler=None) -> Path:
 
         # --- 4 push the weights to the sampler, log, score dev, save
         own = {"high_entropy_tokens/frac_dropped": run.sums["dropped"] / run.sums["tokens"]}
-        run.end_step(rollout, batch, own)
+        run.end_step(rollout, batch, own, dropped=batch["dropped"])
     return run.finish()
 
 
 if __name__ == "__main__":
     main(parse(Args, __doc__))
+
+
+# /// script
+# requires-python = ">=3.11"
+# dependencies = [
+#     "torch==2.13.0", "transformers>=5.16.1,<5.20", "safetensors", "numpy", "tyro", "filelock",
+#     "math-verify>=0.9,<0.10", "antlr4-python3-runtime==4.13.2", "matplotlib", "jinja2",
+# ]
+# ///

@@ -139,7 +139,7 @@ def accumulate_gradients(model, batch: Batch, args: Args, first: bool) -> Counte
     In the first update of a batch the policy is pi_old.
     """
     sums = Counter()
-    batch["penalised"] = high_covariance_tokens(model, batch, args)  # [N, T]
+    batch["penalised"][:] = high_covariance_tokens(model, batch, args)  # in place, for samples.jsonl
     batch["weights"] = constant(batch["loss_mask"], args.max_new_tokens)  # [N, T]
     for part in micro_batches(model, batch, args.micro_batch_tokens):
         logprobs, entropy = score(model, part.prompt_ids, part.completion_ids, args.temperature)  # [n, T']
@@ -153,7 +153,7 @@ def accumulate_gradients(model, batch: Batch, args: Args, first: bool) -> Counte
             loss_per_token = loss_per_token * importance
         policy_loss = total_loss = (loss_per_token * part["weights"]).sum()
         total_loss.backward()
-        sums.update(update_sums(part, old_logprobs, entropy, clipped, policy_loss, total_loss))
+        sums.update(update_sums(part, logprobs, old_logprobs, entropy, clipped, policy_loss, total_loss))
         sums["penalised"] += part["penalised"].sum().item()
     return total(sums)  # over ranks
 
@@ -190,6 +190,7 @@ def main(args: Args, task=None, sampler=None) -> Path:
         # --- 2 reward and advantage
         advantages = group_advantages(rollout.rewards())  # [B, G]
         batch = rollout.batch(advantages, run.model.device, args.mask_truncated)
+        batch["penalised"] = torch.zeros_like(batch["completion_mask"])  # [N, T]
 
         # --- 3 update
         optimizer.param_groups[0]["lr"] = learning_rate(args, step)
@@ -200,9 +201,18 @@ def main(args: Args, task=None, sampler=None) -> Path:
 
         # --- 4 push the weights to the sampler, log, score dev, save
         own = {"kl_cov/frac_penalised": run.sums["penalised"] / run.sums["tokens"]}
-        run.end_step(rollout, batch, own)
+        run.end_step(rollout, batch, own, penalised=batch["penalised"])
     return run.finish()
 
 
 if __name__ == "__main__":
     main(parse(Args, __doc__))
+
+
+# /// script
+# requires-python = ">=3.11"
+# dependencies = [
+#     "torch==2.13.0", "transformers>=5.16.1,<5.20", "safetensors", "numpy", "tyro", "filelock",
+#     "math-verify>=0.9,<0.10", "antlr4-python3-runtime==4.13.2", "matplotlib", "jinja2",
+# ]
+# ///

@@ -139,7 +139,7 @@ def accumulate_gradients(model, batch: Batch, args: Args) -> Counter:
         mean_entropy = (entropy * part["entropy_weights"]).sum()  # this part's share of H  [2]
         total_loss = policy_loss - args.bonus * mean_entropy
         total_loss.backward()
-        sums.update(update_sums(part, old_logprobs, entropy, clipped, policy_loss, total_loss))
+        sums.update(update_sums(part, logprobs, old_logprobs, entropy, clipped, policy_loss, total_loss))
         sums["mean_entropy"] += mean_entropy.item()
     return total(sums)  # over ranks
 
@@ -191,3 +191,12 @@ def main(args: Args, task=None, sampler=None) -> Path:
 
 if __name__ == "__main__":
     main(parse(Args, __doc__))
+
+
+# /// script
+# requires-python = ">=3.11"
+# dependencies = [
+#     "torch==2.13.0", "transformers>=5.16.1,<5.20", "safetensors", "numpy", "tyro", "filelock",
+#     "math-verify>=0.9,<0.10", "antlr4-python3-runtime==4.13.2", "matplotlib", "jinja2",
+# ]
+# ///

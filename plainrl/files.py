@@ -5,6 +5,7 @@ jsonl:PATH?prompt=question&answer=final. A line that cannot be used is left out 
 file of which more than half is like that is refused.
 """
 
+import contextlib
 import csv
 import functools
 import gzip
@@ -25,7 +26,7 @@ from plainrl import grading
 from plainrl.answers import MAX_ANSWER_CHARS, bare_answer, canonical, last_boxed, number, plain_integer
 from plainrl.chains import calculator_program
 from plainrl.sources import BENCHMARKS, ListTask
-from plainrl.tasks import BOXED_INSTRUCTION, FILE_FIELDS, Problem, optional_package, say
+from plainrl.tasks import BOXED_INSTRUCTION, FILE_FIELDS, FILE_SETTINGS, Problem, optional_package, say
 from plainrl.workers import WORKERS
 
 # Where the prompt and the answer are looked for: the first that there is. A dot leads into an object.
@@ -68,11 +69,13 @@ NAMED = 5  # so many of the lines that cannot be used are named
 def load_file(path: str, given: dict[str, str] | None = None) -> ListTask:
     """The problems of a file. `given` says which field is the prompt, answer, hint, solution or split.
 
-    An empty name leaves that field out. Lines may name their split, else `split_list` deals them out. Raises
-    ValueError with the file, the line or field, and the way out.
+    An empty name leaves that field out. `given` may also have a level, "3-5": other problems are left out.
+    Lines may name their split, else `split_list` deals them out. Raises ValueError with the file, the line or
+    field, and the way out.
     """
     flag, name = f"--task jsonl:{path}", name_of(path)
-    given = given or {}
+    given = dict(given or {})
+    level = given.pop("level", None)
     unit, entries, columns, clashes = read_entries(path, flag, given)
     if not entries:
         raise ValueError(f"{path}: holds no problem")
@@ -80,8 +83,11 @@ def load_file(path: str, given: dict[str, str] | None = None) -> ListTask:
         line, reason = entries[0]
         raise ValueError(f"{path}, {unit} {line}: {reason}; no {unit} is an object; {WAY_OUT}")
     names = choose_fields(columns, clashes, given, flag)
-    total, same = len(entries), {}
     problems, splits, unusable, notes = {}, {}, {}, Counter()  # the first three by line
+    if level is not None:
+        read, entries = len(entries), at_level(entries, level, columns, flag)
+        notes[f"left out by level={level}, of {read:,} {unit}s"] = read - len(entries)
+    total, same = len(entries), {}
     entries.reverse()  # they are taken from the end: 1.8 million of DAPO-17k are not wanted in memory twice
     for _ in with_progress(range(total), name, f"of {total:,} {unit}s are made problems"):
         line, row = entries.pop()
@@ -158,8 +164,26 @@ def read_entries(path: str, flag: str, given: dict[str, str]) -> tuple[str, list
     An entry is its number and an object, or a text that says why there is none. Fields that nothing is read
     from are dropped at once: OpenR1 has whole completions in them.
     """
-    used = [*PROMPTS, *ANSWERS, *FILE_FIELDS, "horizon", *filter(None, given.values())]
-    used += [name.partition(".")[0] for name in used if "." in name]
+    used = used_fields(given)
+    with open_entries(path, flag, given, used) as (unit, entries):
+        return unit, *slim_entries(entries, used, given, name_of(path))
+
+
+def used_fields(given: dict[str, str]) -> list[str]:
+    """The names of all fields that may be read."""
+    used = [*PROMPTS, *ANSWERS, *FILE_SETTINGS, *filter(None, given.values())]
+    return used + [name.partition(".")[0] for name in used if "." in name]
+
+
+@contextlib.contextmanager
+def open_entries(
+    path: str, flag: str, given: dict[str, str], used: list[str] | None
+) -> Iterator[tuple[str, Iterable[tuple]]]:
+    """What an entry is called, and the entries, one after the other, while the file is open.
+
+    An entry is as in `read_entries`, with all its fields; of a Parquet file those in `used` alone, unless
+    that is None. Raises ValueError where the file cannot be read.
+    """
     try:
         place = Path(path).expanduser()
         if place.is_dir():
@@ -171,15 +195,15 @@ def read_entries(path: str, flag: str, given: dict[str, str]) -> tuple[str, list
             if magic.startswith(begin):
                 raise ValueError(f"{flag}: cannot read the file ({what}); {WAY_OUT}")
         if magic.startswith(b"PAR1"):
-            return "row", *slim_entries(read_parquet(place, used, flag), used, given, name_of(path))
+            yield "row", read_parquet(place, used, flag)
+            return
         is_packed = magic[:2] == b"\x1f\x8b"
         with (gzip.open if is_packed else open)(place, "rt", encoding="utf-8-sig", newline="") as file:
-            unit, entries = text_entries(file, path, given)
-            return unit, *slim_entries(entries, used, given, name_of(path))
+            yield text_entries(file, path, given)
     except UnicodeDecodeError as error:
         raise ValueError(f"{flag}: cannot read the file (no UTF-8: {error.reason}); {WAY_OUT}") from None
     except (OSError, EOFError, zlib.error, csv.Error, RuntimeError) as error:  # ~nobody is a RuntimeError
-        settings = ", ".join(f"{name}=" for name in (*FILE_FIELDS, "horizon"))
+        settings = ", ".join(f"{name}=" for name in FILE_SETTINGS)
         known = f"; settings are {settings}" if "?" in path else ""
         raise ValueError(f"{flag}: cannot read the file ({error}){known}") from None
 
@@ -196,17 +220,26 @@ def plain_name(name: str) -> str:
 def slim_entries(
     entries: Iterable[tuple], used: list[str], given: dict[str, str], name: str
 ) -> tuple[list[tuple], list[str], dict[str, list[str]]]:
-    """The entries with those fields alone that are used, the names of all that there were, and the clashes.
+    """The entries as `slim` makes them, the names of all fields that there were, and the clashes."""
+    columns, clashes = {}, {}
+    slimmed = slim(entries, used, given, columns, clashes)
+    return list(with_progress(slimmed, name, "entries are read")), list(columns), clashes
+
+
+def slim(
+    entries: Iterable[tuple], used: list[str], given: dict[str, str], columns: dict, clashes: dict
+) -> Iterator[tuple]:
+    """The entries, one after the other, with those fields alone that are used.
 
     A field in several spellings is called by the first one in the file, but a name in `given` means its own
-    spelling alone. A clash is fields of one line that got the same name: {name: their spellings}. Tables
-    give their header as an entry without a number, since there a name may stand twice.
+    spelling alone. A clash is fields of one line that got the same name: {name: their spellings}. Both
+    `columns`, whose keys are the names of all fields, and `clashes` are filled on the way. Tables give their
+    header as an entry without a number, since there a name may stand twice; it is not passed on.
     """
-    kept, columns, clashes = [], {}, {}
     plain, first = set(map(plain_name, used)), {}  # first: {plain name: its first spelling in the file}
     chosen = [*given.values(), *(field.partition(".")[0] for field in given.values())]
     called = dict(zip(chosen, chosen))  # {a field of the file: what it is called here, None if not used}
-    for line, row in with_progress(entries, name, "entries are read"):
+    for line, row in entries:
         if line is None or isinstance(row, dict):
             for field in row:
                 if field not in called:
@@ -225,8 +258,7 @@ def slim_entries(
                 if isinstance(value, dict):
                     columns |= {f"{field}.{inner}": None for inner in value}
         if line is not None:
-            kept.append((line, row))
-    return kept, list(columns), clashes
+            yield line, row
 
 
 def text_entries(file: TextIO, path: str, given: dict[str, str]) -> tuple[str, Iterable[tuple]]:
@@ -430,14 +462,18 @@ def read_csv(file: TextIO, delimiter: str) -> Iterator[tuple]:
         line = reader.line_num + 1  # of the next: a cell may run over several lines
 
 
-def read_parquet(path: Path, used: list[str], flag: str) -> Iterator[tuple]:
-    """The names without a number, and the rows with the columns that are used; others are there, empty."""
+def read_parquet(path: Path, used: list[str] | None, flag: str) -> Iterator[tuple]:
+    """The names without a number, and the rows with the columns that are used; others are there, empty.
+
+    Without `used`, all are there.
+    """
     optional_package("pyarrow", flag)
     import pyarrow.parquet
 
     try:
         table = pyarrow.parquet.ParquetFile(path)
-        names, plain = table.schema_arrow.names, set(map(plain_name, used))
+        names = table.schema_arrow.names
+        plain = set(map(plain_name, names if used is None else used))
         batches = table.iter_batches(1000, columns=[name for name in names if plain_name(name) in plain])
         yield None, names
         for line, row in enumerate((row for batch in batches for row in batch.to_pylist()), start=1):
@@ -488,6 +524,31 @@ def choose_fields(
     return names
 
 
+def at_level(entries: list[tuple], level: str, columns: list[str], flag: str) -> list[tuple]:
+    """The entries whose level is within "3-5", or is "3"; a level is a number, alone or after a word.
+
+    Raises ValueError where there is none. An entry that cannot be read stays: it is named later.
+    """
+    limits = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", level)
+    if not limits:
+        raise ValueError(f"{flag}: level={level} is no level; write level=3 or level=3-5")
+    low, high = int(limits[1]), int(limits[2] or limits[1])
+    field = next((column for column in columns if plain_name(column) == "level"), None)
+    if field is None:
+        raise ValueError(f"{flag}: level={level} needs a field 'level'; there are {listed(columns)}")
+    kept, others = [], Counter()
+    for line, row in entries:
+        text = str(row.get(field)) if isinstance(row, dict) else None
+        found = text and re.fullmatch(r"\D*(\d{1,9})(?:\.0+)?", text)
+        if text is None or (found and low <= int(found[1]) <= high):
+            kept.append((line, row))
+        else:
+            others[text] += 1
+    if not any(isinstance(row, dict) for _, row in kept):
+        raise ValueError(f"{flag}: no level is within level={level}; there are {listed(others)}")
+    return kept
+
+
 def fields_said(names: dict[str, str]) -> list[str]:
     """Which fields are read, where that is not plain from their names."""
     pair = [plain_name(names["prompt"]), plain_name(names["answer"])]
@@ -524,16 +585,11 @@ def make_problem(
     """
     if isinstance(row, str):
         raise ValueError(row)
-    prompt, reply = (value_of(row, names[field]) for field in ("prompt", "answer"))
-    for field, value in ((names["prompt"], prompt), (names["answer"], reply)):
-        if value is None:
-            raise ValueError(f"field {field!r} is missing or empty")
+    prompt, reply = read_prompt(row, names["prompt"], notes), value_of(row, names["answer"])
+    if reply is None:
+        raise ValueError(f"field {names['answer']!r} is missing or empty")
     if isinstance(reply, list) and any(isinstance(turn, dict) for turn in reply):
         reply = read_chat(reply, names["answer"], Counter())[1]
-    if isinstance(prompt, list):
-        prompt, _ = read_chat(prompt, names["prompt"], notes)
-    if not isinstance(prompt, str):
-        raise ValueError(f"field {names['prompt']!r} must be a text or a list of turns")
     answer, worked = read_answer(reply, names["answer"], bool(names["box"]))
     hint, solution, split = (text_of(row, names, field) for field in ("hint", "solution", "split"))
     horizon = 1 if row.get(names["horizon"]) is None else row[names["horizon"]]
@@ -554,6 +610,18 @@ def make_problem(
         template, program, parts = calculator_program(question, reply, answer) or (None, None, ())
         problem = replace(problem, template=template, program=program, parts=parts)
     return problem, split
+
+
+def read_prompt(row: dict, field: str, notes: Counter) -> str:
+    """The prompt as it stands in its field, or the question of the chat that it is. Raises ValueError."""
+    prompt = value_of(row, field)
+    if prompt is None:
+        raise ValueError(f"field {field!r} is missing or empty")
+    if isinstance(prompt, list):
+        prompt, _ = read_chat(prompt, field, notes)
+    if not isinstance(prompt, str):
+        raise ValueError(f"field {field!r} must be a text or a list of turns")
+    return prompt
 
 
 def read_chat(turns: list, field: str, notes: Counter) -> tuple[str, str]:

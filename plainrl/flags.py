@@ -12,7 +12,6 @@ A script adds its own in a class of its own:
 
 import dataclasses
 import difflib
-import importlib
 import math
 import os
 import socket
@@ -31,7 +30,6 @@ from plainrl.screen import fail, say
 EVAL_SEED = 2**31  # evaluation has its own seed: every checkpoint meets the same problems and random numbers
 EVAL_LENGTHS = {"tiny": 160, "small": 1024, "large": 3072}  # longest completions of eval.py, by size
 MODEL_FLAGS = ("model", "baseline")
-TRACKERS = {"wandb": "wandb", "tensorboard": "torch.utils.tensorboard"}
 
 # --- defaults by the size of the model ----------------------------------------------------------------------
 
@@ -201,8 +199,12 @@ class RunFlags:
     """output folder (default runs/<script>/<task>-seed<seed>)"""
     resume: bool = False
     """continue the run in --out-dir from its last checkpoint"""
+    report: bool = True
+    """keep what a report shows, completions token by token, and make report.html at the end"""
+    plan: bool = False
+    """only say what the run needs: check everything, print tokens, memory and hours, write nothing"""
     track: Literal["none", "wandb", "tensorboard"] = "none"
-    """also send the metrics there"""
+    """also send the metrics there, and at the end the report, the curves and samples"""
 
 
 # --- from the command line ----------------------------------------------------------------------------------
@@ -303,16 +305,13 @@ def check_flags(args) -> None:
     minibatches, prompts = getattr(args, "minibatches", 1), getattr(args, "prompts_per_step", None)
     if prompts is not None and prompts % minibatches:
         fail(f"--minibatches {minibatches}: does not divide --prompts-per-step {prompts}")
+    if getattr(args, "plan", False) and args.resume:
+        fail("--plan: is for a run that has not begun; leave --resume out")
     server = getattr(args, "vllm_server", None)
     if server and args.engine == "hf":
         fail("--engine hf: does not go with --vllm-server; leave one of them out")
     if server and not server.startswith(("http://", "https://")):
         fail(f"--vllm-server {server}: must begin with http:// or https://")
-    if getattr(args, "track", "none") in TRACKERS:
-        try:
-            importlib.import_module(TRACKERS[args.track])
-        except ImportError:
-            fail(f"--track {args.track}: the package is not installed; run: pip install {args.track}")
 
 
 def looks_like_a_path(model: str) -> bool:

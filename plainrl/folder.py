@@ -19,7 +19,7 @@ NO_RECORD_YET = {
     "config.json",
     "config.json.tmp",
     "metrics.jsonl.tmp",
-    "samples.jsonl.tmp",
+    *(f"{name}.tmp" for name in ("samples.jsonl", "dev_samples.jsonl", "groups.jsonl")),
     "best.tmp",
 }
 ANEW = "or use another --out-dir"

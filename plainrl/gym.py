@@ -1,4 +1,4 @@
-"""Any task of reasoning-gym, with its own scorer. docs/gym.md has the table of them all."""
+"""Any task of reasoning-gym, with its own scorer, and mixtures of them. docs/gym.md has the table of all."""
 
 import contextlib
 import copy
@@ -13,12 +13,14 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.metadata import version
 
+from plainrl import workers
 from plainrl.answers import last_boxed
 from plainrl.grading import grade_box, same_answer
 from plainrl.plain_answers import evaluates, is_plain
-from plainrl.tasks import BOXED_INSTRUCTION, Grade, Problem, optional_package, say
+from plainrl.tasks import BOXED_INSTRUCTION, Grade, Problem, load_task, optional_package, say
 from plainrl.workers import ask_worker
 from plainrl.world import SPLITS, split_of
 
@@ -46,6 +48,8 @@ SLOW_SECONDS = 60.0  # for 100 dev problems
 ANY_ANSWER = "(any valid answer)"
 EXAMPLES = ("possible_answer", "example_answer", "example_correct_answer")  # where a task has no one answer
 KEPT = 64  # questions that are kept, since a group of completions is scored on the same one
+MAX_WEIGHT = 100  # of a member of a mixture
+MAX_WORKERS = 16  # grading workers that a mixture keeps; each holds about 120 MB
 
 _said: set[str] = set()
 
@@ -71,8 +75,8 @@ class GymTask:
         self.last_error = ""  # of reasoning-gym, at a question that it could not make
         if dataset_name == "composite" and "datasets" not in settings:
             raise ValueError(
-                f"--task {spec}: composite mixes other tasks, which a flag cannot name; "
-                "train on one of them, see docs/gym.md"
+                f"--task {spec}: composite mixes tasks that a flag cannot name to it; "
+                "write the tasks themselves, e.g. gym:leg_counting*2,chain_sum"
             )
         self.dataset(0)
 
@@ -158,7 +162,7 @@ class GymTask:
                 f"--task {self.spec}: has too few different questions for {index + 1} in {split}{failed}; "
                 "ask for fewer problems, or give settings with more questions"
             )
-        return problem
+        return replace(problem, index=index)
 
     def draw(self, split: str, seed: int, stream: str) -> Iterator[Problem]:
         """Questions of the split in a random order, none asked twice.
@@ -305,6 +309,82 @@ class GymTask:
                 "set PYTHONHASHSEED=0 and start again"
             )
         return entry
+
+
+class GymMixture:
+    """Several reasoning-gym tasks in one, by weight: gym:leg_counting*2,chain_sum.
+
+    A problem is one of a member: the member's splits, its scorer, its grading worker. `source` begins with
+    the member's own name. Settings name their member: chain_sum.max_terms=3. Raises ValueError for what
+    cannot be mixed.
+    """
+
+    def __init__(self, spec: str, listed: str, settings: dict[str, str]):
+        self.spec, weights = spec, {}  # weights: by the member's name
+        for part in listed.split(","):
+            name, star, weight = (text.strip() for text in part.partition("*"))
+            if not name:
+                raise ValueError(f"--task {spec}: a name is missing; write gym:leg_counting*2,chain_sum")
+            if name in weights:
+                raise ValueError(f"--task {spec}: {name} is there twice; a weight says how often: {name}*2")
+            if star and not (weight.isdecimal() and 1 <= int(weight) <= MAX_WEIGHT):
+                raise ValueError(
+                    f"--task {spec}: the weight of {name} is {weight!r}; "
+                    f"it must be a whole number from 1 to {MAX_WEIGHT}"
+                )
+            weights[name] = int(weight) if star else 1
+        if len(weights) == 1:
+            raise ValueError(f"--task {spec}: a weight needs a second task beside it, after a comma")
+        queries = {name: [] for name in weights}
+        for key, value in settings.items():
+            member, _, setting = key.rpartition(".")
+            if member not in weights:
+                whose = f"of a task that is not in it, {member}" if member else "of no task"
+                raise ValueError(
+                    f"--task {spec}: the setting {key!r} is {whose}; "
+                    f"write whose it is: {next(iter(weights))}.{setting}={value}"
+                )
+            if setting == "horizon":
+                raise ValueError(f"--task {spec}: write horizon={value}: all tasks are chained, or none")
+            # Letters that a setting's text may have, but that mean something between settings.
+            queries[member].append(f"{setting}={value.replace('%', '%25').replace('&', '%26')}")
+        specs = [f"gym:{name}" + "?" * bool(query) + "&".join(query) for name, query in queries.items()]
+        self.members = [load_task(member) for member in specs]
+        self.by_spec = dict(zip(specs, self.members))
+        self.weights = list(weights.values())
+        self.cycle = [i for i, weight in enumerate(self.weights) for _ in range(weight)]
+        self.name = f"gym-{'-'.join(weights)}"[:60]
+        self.grader = self.members[0].grader
+        self.checked = False
+        # Problems of all members are graded in turn, and a worker that was ended takes a second to start.
+        workers.KEPT = max(workers.KEPT, min(len(specs) + 1, MAX_WORKERS))
+
+    def member_of(self, split: str, index: int, seed: int) -> tuple[GymTask, int]:
+        """Whose problem has this index, and which of that member's it is.
+
+        Of as many problems in a row as the weights add up to, every member has exactly its share. Their order
+        is drawn anew each time: a step that begins with the same member every time would show that one alone.
+        """
+        turn, place = divmod(index, len(self.cycle))
+        order = list(self.cycle)
+        random.Random(f"{seed}/{split}/{turn}/mixture").shuffle(order)
+        which = order[place]
+        return self.members[which], turn * self.weights[which] + order[:place].count(which)
+
+    def problem(self, split: str, index: int, seed: int) -> Problem:
+        """A member's problem. The first that is asked for checks all members, before a run begins."""
+        if not self.checked:
+            for member in self.members:
+                member.problem("train", 0, seed)
+            self.checked = True
+        member, position = self.member_of(split, index, seed)
+        return replace(member.problem(split, position, seed), index=index)
+
+    def grade(self, completion: str, problem: Problem) -> Grade:
+        return self.by_spec[problem.source.rsplit("#", 2)[0]].grade(completion, problem)
+
+    def same_answer(self, first: str, second: str) -> bool:
+        return self.members[0].same_answer(first, second)  # the rule is the same for all
 
 
 def shown_answer(entry: dict) -> str:

@@ -4,6 +4,8 @@ h1_curriculum.py, papers/adarft.py and papers/e2h.py differ in the horizons that
 have in common is here.
 """
 
+from dataclasses import replace
+
 import torch
 
 from plainrl.flags import EVAL_SEED
@@ -38,12 +40,21 @@ class EveryHorizon:
 
     def problem(self, split: str, index: int, seed: int) -> Problem:
         rounds, position = divmod(index, len(self.tasks))
-        return self.tasks[position].problem(split, rounds, seed)
+        return self.numbered(self.tasks[position].problem(split, rounds, seed), position)
 
     def training_problems(self, horizons: list[int], indices: list[int], seed: int) -> list[Problem]:
         """A training problem of each of these horizons."""
-        pairs = zip(horizons, indices)
-        return [or_fail(self.at_horizon(horizon).problem, "train", index, seed) for horizon, index in pairs]
+        problems = []
+        for horizon, index in zip(horizons, indices):
+            problem = or_fail(self.at_horizon(horizon).problem, "train", index, seed)
+            problems.append(self.numbered(problem, horizon - 1))
+        return problems
+
+    def numbered(self, problem: Problem, position: int) -> Problem:
+        """The problem of one of the tasks with an index that no problem of another has."""
+        if problem.index is None:
+            return problem
+        return replace(problem, index=problem.index * len(self.tasks) + position)
 
 
 def check_horizons(task, args) -> None:

@@ -361,6 +361,7 @@ def evaluate(
     max_new_tokens: int,
     temperature: float = 1.0,
     system: str | None = None,
+    rollouts: list | None = None,
     top_p: float = 1.0,
     hint: bool = False,
     at_once: int = 64,
@@ -370,7 +371,7 @@ def evaluate(
 
     A split that has fewer problems than `num_problems` is measured on all of them, once. Problems and random
     numbers are the same at every call, whatever the run's seed. The screen says how far it is where that
-    takes long.
+    takes long. What was sampled is added to `rollouts`, where they are given, `at_once` problems each.
     """
     rows, settings = [], (num_samples, max_new_tokens, temperature, system, top_p)
     num_problems = min(num_problems, task.size(split)) if hasattr(task, "size") else num_problems
@@ -385,6 +386,8 @@ def evaluate(
                 for sample in range(num_samples)
             ]
             rollout = sample_rollout(sampler, tokenizer, task, problems, prompts, seeds, *settings)
+            if rollouts is not None:
+                rollouts.append(rollout)
             for i, problem in enumerate(problems):
                 samples = judged(task, rollout, i * num_samples, num_samples)
                 rows.append(count(samples, indices[i], problem.horizon, problem.source))

@@ -202,6 +202,8 @@ def write_folder(folder: Path, model, tokenizer, weights: dict, extra: dict) -> 
     shutil.rmtree(folder, ignore_errors=True)
     model.save_pretrained(folder, state_dict=lora.merged(weights, model))
     lora.save_adapter(folder / "adapter", weights, model)
+    for path in folder.rglob("*.safetensors"):  # they come with rights for their owner alone
+        shutil.copymode(folder / "config.json", path)
     tokenizer.save_pretrained(folder)
     for name, content in extra.items():
         if name.endswith(".json"):

@@ -18,6 +18,10 @@ from plainrl.screen import fail, or_fail, say
 from plainrl.sources import ListTask
 from plainrl.tasks import Grade, Problem
 
+# Numbers of each token in the last update that saw it: log-probability and entropy (nats) under the trained
+# policy, pi / pi_old, whether the clipped term won, weight in the loss, and trainer - sampler in
+# log-probability. `plainrl.scoring.update_sums` fills them in.
+LAST = ("last_logprob", "last_entropy", "last_ratio", "last_clipped", "last_weight", "last_gap")
 MOST_LONG_IN_A_ROW = 100  # training problems whose prompts are too long; more end the run
 
 
@@ -102,6 +106,8 @@ class Rollout:
             "completion_mask": completion_mask,  # [N, T], EOS included
             "loss_mask": loss_mask,  # [N, T]
             "rollout_logprobs": pad_values(self.logprobs, completion_mask),  # [N, T]
+            "seen": torch.zeros(len(completion_mask), 1, dtype=torch.bool, device=device),  # by an update
+            **{name: torch.zeros(completion_mask.shape, device=device) for name in LAST},  # [N, T] each
         }
         return Batch(
             self.prompt_ids,
@@ -113,7 +119,7 @@ class Rollout:
 
 @dataclass
 class Batch:
-    """Rows of a rollout as tensors, by name: batch["advantages"] is [N, 1], others are [N, T].
+    """Rows of a rollout as tensors, by name: batch["advantages"] and batch["seen"] are [N, 1], others [N, T].
 
     An algorithm adds its own, batch["old_logprobs"] = ..., and they are cut with the rest. What `split`
     returns are views: writing into a part's tensor in place writes into the whole.

@@ -12,13 +12,12 @@ Nothing here belongs to an algorithm. A script that needs another order leaves `
     return run.finish()                       the best checkpoint by dev, scored on test
 
 The folder holds config.json, metrics.jsonl (one record a step), samples.jsonl (the first group of every
-step), curves.png, last/ (to resume from), last.old/ (the one before), best/ (by dev) and final/ (the best,
-scored on test).
+step), dev_samples.jsonl and groups.jsonl (see plainrl/samples.py), curves.png, report.html, last/ (to resume
+from), last.old/ (the one before), best/ (by dev) and final/ (the best, scored on test).
 """
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import math
 import shlex
@@ -30,12 +29,11 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from importlib.metadata import version
-from itertools import groupby
 from pathlib import Path
 
 import torch
 
-from plainrl import ranks
+from plainrl import ranks, samples
 from plainrl.flags import (
     EVAL_LENGTHS,
     EVAL_SEED,
@@ -70,27 +68,27 @@ from plainrl.models import (
     save_model,
     take_back,
 )
+from plainrl.plan import can_be_timed, check_folder, say_how_long, say_plan
 from plainrl.rollout import (
     Batch,
     PromptRoom,
     Rollout,
     check_prompts,
-    completion_seed,
-    encode_prompt,
     sample_rollout,
     set_thinking,
     with_short_prompts,
 )
 from plainrl.sampler import check_gap, make_sampler, push_weights
-from plainrl.scoring import logprob_and_entropy, micro_batches, score, score_all
+from plainrl.scoring import logprob_and_entropy, score_all
 from plainrl.screen import fail, minutes, or_fail, say, shown
 from plainrl.tasks import load_task
+from plainrl.trackers import check_tracker, open_tracker
 
 ROOT = Path(__file__).resolve().parents[1]
 MAX_SKIPS_IN_A_ROW = 5  # updates whose loss or gradient is not finite
 MAY_CHANGE_ON_RESUME = {
     "steps", "token_budget", "save_every", "out_dir", "resume", "track", "micro_batch_tokens",
-    "activation_checkpointing", "max_logprob_gap", "vllm_server", "vllm_memory",
+    "activation_checkpointing", "max_logprob_gap", "vllm_server", "vllm_memory", "report", "plan",
 }  # fmt: skip
 
 COLUMNS = [  # title, metric, width, format
@@ -133,6 +131,7 @@ class Run:
         ranks.start()
         torch.manual_seed(args.seed)
         check_flags(args)
+        check_tracker(args.track)
         self.script, self.args, self.keep, self.started = script, args, keep, time.monotonic()
         self.stop, self.saved, self.give_back = StopRequest(), False, None
         self.task = or_fail(load_task, args.task) if task is None else task
@@ -158,10 +157,15 @@ class Run:
         self.budget = math.inf if args.token_budget is None else args.token_budget
         self.optimizer, self.interrupted, self.lines, self.first_began = None, False, 0, None
         self.best_is_due = False  # the current model is the best so far, and best/ is another
-        self.send_to_tracker = lambda metrics, step: None
+        self.dev_lines: dict[str, list[dict]] = {}  # of other logs, which go with the next record
+        self.token_texts = samples.TokenTexts(self.tokenizer) if args.report else None
+        self.tracker = None  # opened with the first record
 
     def claim_folder(self) -> None:
         """Before minutes of loading: a second run with this folder is refused at once."""
+        if self.args.plan:
+            self.lock = None
+            return check_folder(self.dir)
         self.lock = claim(self.dir, self.args.resume) if ranks.MAIN else None
         ranks.wait_for_all()
         if self.lock and not self.args.resume:
@@ -194,6 +198,9 @@ class Run:
         check_prompts(self.task, self.tokenizer, self.sampler, args)
         self.room = PromptRoom(self.tokenizer, self.sampler, args)
         self.task = with_short_prompts(self.task, self.room, args)
+        if args.plan:
+            say_plan(self)
+            raise SystemExit(0)  # everything that a run refuses has been looked at
         self.config = {
             "script": self.script,
             "flags": json.loads(json.dumps(dataclasses.asdict(args), default=str)),  # as it is read back
@@ -305,7 +312,7 @@ class Run:
             f"{args.eval_samples} completions each"
         )
         state["test_before"] = self.measure("test", "test", args.test_problems)
-        scores = self.measure("eval", "dev", args.eval_problems)
+        scores = self.measure("eval", "dev", args.eval_problems, shown=args.report)
         self.keep_if_best(scores, 0)
         self.save_best()
         self.log({"step": 0} | scores | state["test_before"])
@@ -314,7 +321,7 @@ class Run:
         """Nothing is sampled yet and no update made."""
         self.sampled: Rollout | None = None  # everything that the step sampled
         self.sums, self.grad_norms = Counter(), []  # over the step's updates
-        self.times, self.clock = dict.fromkeys(("rollout", "train", "sync"), 0.0), time.monotonic()
+        self.times, self.clock = dict.fromkeys(("rollout", "train", "sync", "eval"), 0.0), time.monotonic()
 
     @property
     def is_last(self) -> bool:
@@ -385,22 +392,25 @@ class Run:
         optimizer.zero_grad()  # no memory for gradients while completions are sampled
         return finite
 
-    def end_step(self, rollout: Rollout, batch: Batch, own: dict | None = None, **columns: list) -> None:
-        """Push the weights, log, score dev when it is due, save. `own` are the algorithm's metrics,
-        `columns` its entries of samples.jsonl, one for each completion of the first group."""
+    def end_step(
+        self, rollout: Rollout, batch: Batch, own: dict | None = None, **columns: list | torch.Tensor
+    ) -> None:
+        """Push the weights, log, score dev when it is due, save. `own` are the algorithm's metrics, `columns`
+        its entries of samples.jsonl: lists with one for each completion of the first group, or numbers of
+        each token, [N, T]."""
         self.push_weights()
-        record = self.record() | (own or {})
+        record = self.record(batch) | (own or {})
         if record["step"] % self.args.eval_every == 0 or self.is_last:
             record |= self.score_dev()
         self.log(record)
-        self.log_samples(rollout, batch["advantages"], **columns)
+        self.log_samples(rollout, batch, **columns)
         self.save()
 
     def finish(self) -> Path:
         """Score the best checkpoint by dev on test and save it as final/. After Ctrl-C: say how to go on."""
         if self.interrupted:
-            self.close()
             say(f"stopped and saved; the same command with --resume --out-dir {self.dir} goes on")
+            self.end()
             return self.dir / "last"
         load_weights(self.dir / "best", self.model)
         self.push_weights()
@@ -420,7 +430,7 @@ class Run:
         evaluation = ROOT / "eval.py"  # a fork may have none, or another
         if self.args.task is not None and evaluation.exists() and "plainrl" in evaluation.read_text("utf-8"):
             say(f"evaluate it: {self.eval_command(final)}")
-        self.close()
+        self.end()
         return final
 
     # --- the parts of end_step ------------------------------------------------------------------------------
@@ -432,10 +442,11 @@ class Run:
         push_weights(self.sampler, self.model, self.tokenizer, self.task, self.args)
         self.times["sync"] = time.monotonic() - pushing
 
-    def record(self) -> dict:
+    def record(self, batch: Batch) -> dict:
         """The metrics that every script logs, under the same keys; docs/metrics.md defines them.
 
-        They are of everything that was sampled with `sample` in this step.
+        They are of everything that was sampled with `sample` in this step; the largest gap and ratio are of
+        the batch that was trained on.
         """
         rollout, sums, updates = self.sampled, self.sums, len(self.grad_norms)
         if rollout is None:
@@ -443,21 +454,33 @@ class Run:
                 "run.record() is about what run.sample(...) has sampled in this step: call it first"
             )
         rewards = rollout.rewards()  # [B, G] of everything that was sampled
+        right_of_group, G = torch.tensor(rollout.correct()), rollout.group_size  # [B]
+        lengths = {True: [], False: []}  # of right and of wrong completions
+        for completion, grade in zip(rollout.completions, rollout.grades):
+            lengths[bool(grade.correct)].append(len(completion.ids))
         count, tokens, seconds = len(rollout.texts), sums.get("tokens", 0), sum(self.times.values())
+        mean = lambda values: sum(values) / len(values) if values else None  # noqa: E731
+        largest = {name: value for name, (value, *_) in samples.largest(batch).items()}
         per_token = lambda name: sums[name] / tokens if tokens else None  # noqa: E731
         per_update = lambda total: total / updates if updates else None  # noqa: E731
         return {
             "step": self.state["step"] + 1,
             "reward/mean": rewards.mean().item(),
             "reward/frac_zero_std": (rewards.amax(1) == rewards.amin(1)).float().mean().item(),
+            "reward/frac_all_wrong": (right_of_group == 0).float().mean().item(),
+            "reward/frac_all_right": (right_of_group == G).float().mean().item(),
             "reward/errors": sum(map(is_error, rollout.grades)),
             "rollout/len_mean": rollout.tokens / count,
+            "rollout/len_right": mean(lengths[True]),
+            "rollout/len_wrong": mean(lengths[False]),
             "rollout/frac_truncated": sum(rollout.truncated) / count,
             "rollout/frac_unparsed": sum(grade.parsed is None for grade in rollout.grades) / count,
             "rollout/logprob_gap": per_token("gap"),
+            "rollout/gap_max": largest.get("gap"),
             "rollout/tokens_total": self.state["tokens"],
             "policy/entropy": per_token("entropy"),
             "policy/clip_frac": per_token("clipped"),
+            "policy/ratio_max": largest.get("ratio"),
             **({"policy/kl_ref": per_token("kl")} if "kl" in sums else {}),
             "loss/policy": per_update(sums["policy_loss"]),
             "loss/total": per_update(sums["total_loss"]),
@@ -469,10 +492,10 @@ class Run:
             "perf/peak_gb": peak_gb(),
         }
 
-    def measure(self, prefix: str, split: str, num_problems: int) -> dict[str, float]:
+    def measure(self, prefix: str, split: str, num_problems: int, shown: bool = False) -> dict[str, float]:
         """Scores on held-out problems, {prefix/task/metric: value}; also by horizon where a task asks for
-        it."""
-        args, name = self.args, self.task.name
+        it. What is `shown` goes into the other logs, with the next record."""
+        args, name, rollouts = self.args, self.task.name, [] if shown else None
         scores, rows = evaluate(
             self.sampler,
             self.tokenizer,
@@ -483,7 +506,10 @@ class Run:
             args.max_new_tokens,
             args.temperature,
             args.system_prompt,
+            rollouts,
         )
+        if rollouts:
+            self.dev_lines = samples.dev_lines(rollouts, self.model, args, self.token_texts)
         failed = sum(row["errors"] + row["timeouts"] for row in rows)
         if failed:
             count = sum(row["n"] for row in rows)
@@ -498,8 +524,10 @@ class Run:
     def score_dev(self) -> dict[str, float]:
         """Scores on dev of the current step. The model with the highest mean score so far goes to best/, when
         the step is saved."""
-        scores = self.measure("eval", "dev", self.args.eval_problems)
+        began = time.monotonic()
+        scores = self.measure("eval", "dev", self.args.eval_problems, shown=self.args.report)
         self.keep_if_best(scores, self.state["step"] + 1)
+        self.times["eval"] = time.monotonic() - began
         return scores
 
     def keep_if_best(self, scores: dict[str, float], step: int) -> None:
@@ -535,42 +563,48 @@ class Run:
 
     def log(self, record: dict) -> None:
         """Append one record to metrics.jsonl, show it, and draw the curves when it has scores."""
+        lines, self.dev_lines = self.dev_lines, {}
         if not ranks.MAIN:
             return
+        if "time/rollout" in record:  # of a step
+            record |= {"time/eval": self.times["eval"], "time/total": time.monotonic() - self.clock}
         finite = lambda value: not isinstance(value, float) or math.isfinite(value)  # noqa: E731
         record = {name: value if finite(value) else None for name, value in record.items()}
+        if self.args.track != "none" and self.tracker is None:
+            self.tracker = open_tracker(self.args.track, self.dir, self.config, self.first_step)
         with or_one_line(self.dir), open(self.dir / "metrics.jsonl", "a") as file:
             file.write(json.dumps(record) + "\n")
         self.give_back = None  # there is a record
-        self.send_to_tracker(
-            {name: value for name, value in record.items() if name != "step"}, record["step"]
-        )
+        for name, rows in lines.items():
+            self.append(name, [{"step": record["step"]} | row for row in rows])
+        if self.tracker:
+            self.tracker.log(record)
         self.show(record)
         if record["step"] and any("/avg@" in name for name in record):
             self.draw_curves()
 
-    def log_samples(self, rollout: Rollout, advantages: torch.Tensor, **columns: list) -> None:
-        """Write the first group to samples.jsonl and, every ten steps, one of its completions to the
-        screen."""
-        if not ranks.MAIN or not rollout.problems:
+    def append(self, name: str, rows: list[dict]) -> None:
+        if ranks.MAIN:
+            with or_one_line(self.dir):
+                samples.append(self.dir / name, rows)
+
+    def log_samples(self, rollout: Rollout, batch: Batch, **columns: list | torch.Tensor) -> None:
+        """Write the first group to samples.jsonl, how every group fared to groups.jsonl and, every ten steps,
+        one completion to the screen."""
+        step = self.state["step"] + 1
+        if self.args.report:
+            line = samples.step_line(self.sampled, rollout, batch, self.token_texts)
+            self.append("groups.jsonl", [{"step": step} | line])
+        if not rollout.problems:
             return
-        step, problem = self.state["step"] + 1, rollout.problems[0]
-        with or_one_line(self.dir), open(self.dir / "samples.jsonl", "a") as file:
-            for i in range(rollout.group_size):
-                grade = rollout.grades[i]
-                row = {
-                    "step": step,
-                    "prompt": problem.prompt,
-                    "completion": rollout.texts[i],
-                    "gold": problem.answer,
-                    "parsed": grade.parsed,
-                    "reward": grade.score,
-                    "why": grade.why,
-                    "advantage": round(advantages.flatten()[i].item(), 4),
-                    **{name: values[i] for name, values in columns.items()},
-                }
-                file.write(json.dumps(row) + "\n")
+        rows = samples.first_group(rollout, batch["advantages"], columns)
+        if self.args.report:
+            tokens = samples.token_rows(rollout, batch, columns, self.token_texts)
+            tokens[0] |= samples.not_trained(rollout, self.sampled, self.tokenizer, self.args.system_prompt)
+            rows = [row | more for row, more in zip(rows, tokens)]
+        self.append("samples.jsonl", [{"step": step} | row for row in rows])
         if step % 10 == 1:
+            problem = rollout.problems[0]
             grade = rollout.grades[0]
             lines = shown(f"{problem.prompt}\n> {rollout.texts[0]}").splitlines()
             text = "\n".join(f"  | {line}" for line in lines)
@@ -612,14 +646,13 @@ class Run:
             return
         self.write_config()
         with or_one_line(self.dir):
-            for name in ("metrics.jsonl", "samples.jsonl"):
+            for name in ("metrics.jsonl", *samples.FILES):
                 # without a checkpoint step 0 is logged again too
                 truncate_log(self.dir / name, self.first_step or -1)
         logged = last_step(self.dir / "metrics.jsonl")
         if self.first_step > max(logged, 0):
             lost = f"the records up to the checkpoint's step {self.first_step} are lost"
             say(f"{self.dir / 'metrics.jsonl'} ends at step {logged}: {lost}")
-        self.send_to_tracker = open_tracker(self.args.track, self.dir, self.config)
         args = self.args
         most = args.prompts_per_step * args.group_size * args.max_new_tokens
         say(
@@ -654,35 +687,9 @@ class Run:
             fail(f"--resume: {changed}; use another --out-dir")
 
     def say_how_long(self) -> None:
-        """Time a few tokens of training problems; say what a step, and the scores before it, take at most."""
-        args = self.args
-        if size_of(self.model.num_parameters()) == "tiny" or self.own_sampler or ranks.WORLD_SIZE > 1:
-            return
-        tokens, started = min(16, args.max_new_tokens), time.monotonic()
-        indices = [index % (args.train_size or index + 1) for index in range(args.prompts_per_step)]
-        problems = [or_fail(self.task.problem, "train", index, args.seed) for index in indices]
-        prompts = [problem.prompt for problem in problems]
-        prompt_ids = [encode_prompt(self.tokenizer, prompt, args.system_prompt) for prompt in prompts]
-        seeds = [completion_seed(args.seed, 0, row) for row in range(len(problems) * args.group_size)]
-        found = self.sampler.generate(prompt_ids, args.group_size, tokens, args.temperature, seeds)
-        sampling = (time.monotonic() - started) / tokens * args.max_new_tokens
-        ids = [completion.ids for completion in found]
-        batch = Batch([prompt for prompt in prompt_ids for _ in range(args.group_size)], ids)
-        part = next(iter(micro_batches(self.model, batch, args.micro_batch_tokens)))
-        started = time.monotonic()
-        logprobs, _ = score(self.model, part.prompt_ids, part.completion_ids, args.temperature)
-        logprobs.sum().backward()
-        self.optimizer.zero_grad()
-        per_token = (time.monotonic() - started) / logprobs.count_nonzero().item()
-        training = per_token * len(ids) * args.max_new_tokens
-        scored = (args.eval_problems + args.test_problems) * args.eval_samples / len(ids) * sampling
-        say(
-            f"if completions are as long as they may, a step takes {minutes(sampling + training)} (sampling "
-            f"{minutes(sampling)}, training {minutes(training)}), and the scores before the first one take "
-            f"{minutes(scored)}; rounds of refilling come on top\n"
-            "shorter steps: --max-new-tokens, --group-size, --prompts-per-step\n"
-            "shorter scores: --eval-problems, --test-problems, --eval-samples"
-        )
+        """What a step takes at most, unless the model is so small that it is over before it is read."""
+        if size_of(self.model.num_parameters()) != "tiny" and can_be_timed(self):
+            say_how_long(self)
 
     def show(self, record: dict) -> None:
         """One line a step on the screen, and one for scores."""
@@ -702,7 +709,7 @@ class Run:
                 )
             self.lines += 1
             step, steps = record["step"], self.args.steps
-            seconds = sum(value for name, value in record.items() if name.startswith("time/"))
+            seconds = sum(record.get(f"time/{name}", 0.0) for name in ("rollout", "train", "sync"))
             shown = record | {"time/step": seconds}
             cells = [
                 " " * width if shown.get(name) is None else f"{shown[name]:>{width}{form}}"
@@ -732,6 +739,18 @@ class Run:
             except (OSError, RuntimeError, ValueError) as error:  # no picture is worth a run
                 say(f"{self.dir / 'curves.png'} could not be drawn: {error}")
 
+    def write_report(self) -> Path | None:
+        """report.html, from the logs as they are now, and where it is. None with --no-report."""
+        if not ranks.MAIN or not self.args.report:
+            return None
+        from plainrl import report
+
+        try:
+            return report.write_report([self.dir])
+        except (OSError, ValueError) as error:  # no page is worth a run
+            say(f"{self.dir / 'report.html'} could not be written: {error}")
+            return None
+
     def count_skip(self) -> None:
         """An update was skipped: after five in a row keep the batch and end the run."""
         self.state["skips_in_a_row"] += 1
@@ -752,8 +771,18 @@ class Run:
             f"{path}; try a smaller --lr"
         )
 
+    def end(self) -> None:
+        """Write the page that shows the run, close everything, and say where the page is."""
+        page = self.write_report()
+        self.close()
+        if page:
+            say(f"look at it, token by token, in a browser: {page}")
+
     def close(self) -> None:
-        """Other processes may write into the folder, and signals do what they did before."""
+        """The tracker gets the rest, other processes may write into the folder, and signals do what they did
+        before."""
+        if self.tracker:
+            self.tracker.close()
         self.stop.forget()
         if self.lock:
             self.lock.release()
@@ -830,41 +859,3 @@ def git_commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def open_tracker(kind: str, out_dir: Path, config: dict):
-    """A function (metrics, step) that sends a record to wandb or tensorboard, or does nothing."""
-    if kind == "wandb":
-        import wandb
-
-        run_id = hashlib.sha1(str(out_dir.absolute()).encode()).hexdigest()[:12]
-        wandb.init(
-            project="plainrl", name=out_dir.name, dir=out_dir, config=config, resume="allow", id=run_id
-        )
-        return lambda metrics, step: wandb.log(metrics, step=step)
-    if kind == "tensorboard":
-        from torch.utils.tensorboard import SummaryWriter
-
-        writer = SummaryWriter(out_dir)
-
-        def send(metrics, step):
-            for name, value in metrics.items():
-                if value is not None:
-                    writer.add_scalar(name, value, step)
-
-        return send
-    return lambda metrics, step: None
-
-
-def marked_tokens(tokenizer, completion_ids: list[list[int]], selected: torch.Tensor) -> list[str]:
-    """The completions with [[ ]] round the selected tokens [N, T], for a reader of samples.jsonl."""
-    texts = []
-    for ids, row in zip(completion_ids, selected.tolist()):
-        text, marked = "", ""
-        # neighbours are decoded together: a letter of several tokens stays whole
-        for chosen, positions in groupby(range(len(ids)), key=row.__getitem__):
-            before, text = text, tokenizer.decode(ids[: list(positions)[-1] + 1])
-            new = text[len(before) :]
-            marked += f"[[{new}]]" if chosen else new
-        texts.append(marked)
-    return texts

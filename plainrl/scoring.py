@@ -11,7 +11,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from plainrl import ranks
-from plainrl.rollout import Batch, pad
+from plainrl.rollout import LAST, Batch, pad
 from plainrl.screen import fail
 from plainrl.shared_prompts import common_length, follow, prefill, run_rows
 
@@ -192,13 +192,25 @@ def uncut_rows(prompt_ids: list[list[int]], lengths: list[int], tokens: int) -> 
 # --- what is logged of an update ----------------------------------------------------------------------------
 
 
-def update_sums(part: Batch, old_logprobs, entropy, clipped, policy_loss, total_loss) -> dict[str, float]:
+def update_sums(
+    part: Batch, logprobs, old_logprobs, entropy, clipped, policy_loss, total_loss
+) -> dict[str, float]:
     """Sums over a micro-batch that every script logs: [n, T'] tensors and two numbers. `gap` is |trainer -
-    sampler|."""
-    mask = part["completion_mask"]
+    sampler|.
+
+    The numbers of each token go into the part's columns besides. A part is a view, so the whole batch keeps
+    those of the last update that saw the token, for samples.jsonl.
+    """
+    mask, gap = part["completion_mask"], old_logprobs - part["rollout_logprobs"]  # [n, T']
+    if "seen" in part:  # of a batch that `Rollout.batch` made
+        ratio = torch.exp(logprobs.detach() - old_logprobs)  # [n, T']
+        seen = dict(zip(LAST, (logprobs, entropy, ratio, clipped, part["weights"], gap), strict=True))
+        for name, values in seen.items():
+            part[name][:] = values.detach()
+        part["seen"][:] = True
     return {
         "tokens": mask.sum().item(),
-        "gap": ((old_logprobs - part["rollout_logprobs"]).abs() * mask).sum().item(),
+        "gap": (gap.abs() * mask).sum().item(),
         "entropy": (entropy * mask).sum().item(),
         "clipped": (clipped & mask).sum().item(),
         "policy_loss": policy_loss.item(),

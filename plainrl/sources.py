@@ -76,7 +76,7 @@ class ListTask:
         epoch, position = divmod(index, len(problems))
         if split == "train":
             position = shuffled(len(problems), seed, epoch)[position]
-        return problems[position]
+        return replace(problems[position], index=position)
 
     def grade(self, completion: str, problem: Problem) -> Grade:
         return grade_boxed(completion, problem)
@@ -332,7 +332,7 @@ class ComposedTask:
         horizon = rng.randint(self.low, self.high)
         for first, others in self.steps(split, index, seed):
             if chain := choose_chain(others, horizon, rng, math.inf, first):
-                return write_chain(chain, "h1")
+                return replace(write_chain(chain, "h1"), index=index)
         raise ValueError(
             f"{self.flag}: cannot chain {horizon} of its problems in {split}; "
             f"it needs a shorter horizon, or more problems with {self.need}"

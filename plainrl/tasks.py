@@ -7,7 +7,10 @@ r"""What a task is: problems and a grader. `load_task` makes the one that a --ta
     jsonl:PATH?prompt=FIELD&answer=FIELD&hint=FIELD&solution=FIELD&split=FIELD
                                  fields of other names, see `plainrl.files`; those of GSM8K, MATH, OpenR1,
                                  DAPO-17k and of chats are found without
+    jsonl:PATH?level=3-5         only those whose field level is within that ("Level 3" of MATH is 3)
     gym:NAME?key=value&...       any reasoning-gym task with its settings and its own scorer
+    gym:NAME*2,NAME?NAME.key=value
+                                 several of them, by weight; a setting says whose it is
     gsm8k                        openai/gsm8k through the `datasets` library (needs a network)
     gsm8k?horizon=2-4, jsonl:PATH?horizon=3, gym:NAME?key=value&horizon=3
                                  their problems chained by h1's rule, see `plainrl.sources.ComposedTask`;
@@ -30,12 +33,12 @@ Answers are asked for in \boxed{}; the last box counts. How they are compared is
 
 import ast
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import parse_qsl
 
 FILE_FIELDS = ("prompt", "answer", "hint", "solution", "split")  # of a file, with other names by --task
-FILE_SETTINGS = (*FILE_FIELDS, "horizon")
+FILE_SETTINGS = (*FILE_FIELDS, "horizon", "level")
 
 BOXED_INSTRUCTION = "Put the final answer in \\boxed{}."
 
@@ -44,7 +47,7 @@ BOXED_INSTRUCTION = "Put the final answer in \\boxed{}."
 class Problem:
     """One problem with everything that is known about it.
 
-    The last three fields say how it becomes a step of a chain, see `plainrl.chains.compose`. Without a
+    template, program and parts say how it becomes a step of a chain, see `plainrl.chains.compose`. Without a
     program, a chain keeps the number and the answer. The parts are what the program computes on the way and
     counts something, so they stay whole and above 0.
     """
@@ -58,6 +61,7 @@ class Problem:
     template: str | None = None  # the prompt with {x} for one of its numbers
     program: str | None = None  # the answer as arithmetic in x, e.g. "x+5"
     parts: tuple[str, ...] = ()  # more arithmetic in x
+    index: int | None = field(default=None, compare=False)  # in its split, for logs; None: nobody says
 
 
 @dataclass(frozen=True)
@@ -74,22 +78,14 @@ def load_task(spec: str):
     """The task that a --task flag names. Raises ValueError with the flag and the way out."""
     from plainrl import files, gym, sources, world  # here, because they import this module
 
-    if spec.startswith("jsonl:"):  # a path may have a "?" of its own
-        pattern = rf"(jsonl:.*?)(?:\?((?:{'|'.join(FILE_SETTINGS)})=.*))?"
-    else:
-        pattern = r"([^?]*)\??(.*)"
-    name, query = re.fullmatch(pattern, spec, re.S).groups(default="")
-    try:
-        settings = dict(
-            parse_qsl(query.replace("+", "%2B"), keep_blank_values=True, strict_parsing=bool(query))
-        )
-    except ValueError as error:
-        raise ValueError(f"--task {spec}: settings are written NAME?key=value&key=value ({error})") from None
+    name, settings = name_and_settings(spec)
     if name == "chain":
         check_settings(spec, settings, "horizon", "family", "style")
         return world.ChainTask(**settings)
     horizon = settings.pop("horizon", None)
-    if name.startswith("gym:"):
+    if name.startswith("gym:") and ("," in name or "*" in name):
+        task = gym.GymMixture(spec, name[4:], settings)
+    elif name.startswith("gym:"):
         task = gym.GymTask(spec, name[4:], {key: _setting(value) for key, value in settings.items()})
     elif name.startswith("jsonl:"):
         check_settings(spec, settings, *FILE_SETTINGS)
@@ -103,6 +99,24 @@ def load_task(spec: str):
         known = ", ".join(sources.BENCHMARKS)
         raise ValueError(f"--task {spec}: unknown; use chain, jsonl:PATH, gym:NAME?key=value, gsm8k, {known}")
     return task if horizon is None else sources.ComposedTask(task, horizon)
+
+
+def name_and_settings(spec: str) -> tuple[str, dict[str, str]]:
+    """What stands before the question mark of a --task flag, and the settings behind it. Raises ValueError.
+
+    >>> name_and_settings("jsonl:my file.csv?answer=final&hint=")
+    ('jsonl:my file.csv', {'answer': 'final', 'hint': ''})
+    """
+    if spec.startswith("jsonl:"):  # a path may have a "?" of its own
+        pattern = rf"(jsonl:.*?)(?:\?((?:{'|'.join(FILE_SETTINGS)})=.*))?"
+    else:
+        pattern = r"([^?]*)\??(.*)"
+    name, query = re.fullmatch(pattern, spec, re.S).groups(default="")
+    try:
+        pairs = parse_qsl(query.replace("+", "%2B"), keep_blank_values=True, strict_parsing=bool(query))
+    except ValueError as error:
+        raise ValueError(f"--task {spec}: settings are written NAME?key=value&key=value ({error})") from None
+    return name, dict(pairs)
 
 
 def check_settings(spec: str, settings: dict[str, str], *known: str) -> None:

@@ -110,7 +110,9 @@ class ChainTask:
 
     def problem(self, split: str, index: int, seed: int) -> Problem:
         key = split, index, seed
-        problem = self.held_out.get(key) or write_chain(self.chain(*key), self.style)
+        problem = self.held_out.get(key)
+        if problem is None:
+            problem = replace(write_chain(self.chain(*key), self.style), index=index)
         if split in ("dev", "test") and len(self.held_out) < KEPT:
             self.held_out[key] = problem
         return problem

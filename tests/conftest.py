@@ -60,10 +60,11 @@ def toy_model(tmp_path_factory) -> str:
 
 @pytest.fixture
 def quick(monkeypatch):
-    """No picture, and Ctrl-C as at a terminal: a shell lets its background jobs ignore it."""
-    from plainrl import curves
+    """No picture, no page, and Ctrl-C as at a terminal: a shell lets its background jobs ignore it."""
+    from plainrl import curves, report
 
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     monkeypatch.setattr(curves, "plot_run", lambda run: None)
+    monkeypatch.setattr(report, "write_report", lambda runs: runs[0] / "report.html")
     yield
     signal.signal(signal.SIGINT, handler)

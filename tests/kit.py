@@ -80,6 +80,8 @@ def make_batch(
         "advantages": torch.from_numpy(generator.standard_normal((len(prompt_ids), 1))),
         "rollout_logprobs": noisy(),
         "ref_logprobs": noisy(),
+        **{name: torch.zeros_like(mask) for name in ("dropped", "penalised")},  # which `main` makes
+        "bonus": torch.zeros(mask.shape),
     }
     if old:
         batch["old_logprobs"] = noisy()

@@ -19,7 +19,7 @@ from committed_runs import logged_flags
 
 import guide
 import h1_curriculum
-from benchmarks import guide_smollm2, h1_smollm2, memory, pages, real_model, reference, siren_smollm2
+from benchmarks import guide_smollm2, h1_smollm2, pages, real_model, reference, siren_smollm2
 from plainrl import curves, flags, models
 from plainrl.curves import read_metrics
 
@@ -340,24 +340,6 @@ def test_code_in_a_page_runs(page, code, toy_model, tmp_path, monkeypatch):
 def test_the_readme_has_an_example_that_runs():
     """Catches a README whose complete experiment was cut down to a fragment."""
     assert any(page == "README.md" and "__main__" in code for page, code in WRITTEN)
-
-
-# --- planned memory -----------------------------------------------------------------------------------------
-
-
-def test_planned_memory_by_hand():
-    """Catches a formula that forgets a part, or counts it on the wrong GPUs."""
-    model = memory.Model(parameters=1e9, layers=10, hidden=100, inner=1000, keys=50, vocabulary=2000)
-    extra = 4 * 1000 * (1000 + 4000 + 8000) + 5 * 4 * 2**25  # activations of 1,000 tokens, a block of logits
-    assert memory.training(model, 1, 1000) == 16e9 + extra
-    assert memory.training(model, 4, 1000) == 3e9 + 8e9 + extra
-    assert memory.training(model, 1, 1000, lora=True) == 4e9 + extra
-    assert memory.training(model, 4, 1000, lora=True) == 5e9 + extra
-    keys_and_values = 2 * 10 * 50 * 1000
-    assert memory.sampling(model, 1000, vllm=True) == 2e9 + 2 * keys_and_values
-    assert (
-        memory.sampling(model, 1000, vllm=False) == 4 * keys_and_values + 512 * 2000 * 16
-    )  # 512 rows' draws
 
 
 # --- the committed logs -------------------------------------------------------------------------------------

@@ -524,6 +524,50 @@ def test_a_file_that_cannot_be_read(tmp_path):
     assert message(load_task, "my.jsonl").endswith("if it is a file, write --task jsonl:my.jsonl")
 
 
+@mutant(
+    "the highest level is left out",
+    "plainrl/files.py",
+    "low <= int(found[1]) <= high",
+    "low <= int(found[1]) < high",
+)
+@mutant("levels are read from the first digit", "plainrl/files.py", r"\D*(\d{1,9})(?:", r"\D*(\d).*(?:")
+def test_levels(tmp_path, capsys):
+    """Catches the hard half of MATH that is trained on whole, limits that are not within, and problems that
+    go without a word."""
+    levels = ["Level 1", "Level 2", 3, "4", 5.0, "Level 10", "Level ?", None, "5 of 6"] * 12
+    rows = [row | {"level": level} for row, level in zip(sums(len(levels)), levels)]
+    for settings, kept in (
+        ("?level=3-5", {3, "4", 5.0}),
+        ("?level=2", {"Level 2"}),
+        ("?level=10", {"Level 10"}),
+    ):
+        task = load(tmp_path, rows, settings=settings)
+        wanted = {f"What is {n}+1? {BOXED_INSTRUCTION}" for n, level in enumerate(levels) if level in kept}
+        assert {problem.prompt for problem in all_problems(task)} == wanted
+        assert (
+            f"left out by level={settings[7:]}, of 108 lines: {108 - len(wanted)}" in capsys.readouterr().out
+        )
+    assert len(all_problems(load(tmp_path, rows))) == 108
+    broken = load(tmp_path, ["{", *rows[:27]], settings="?prompt=prompt&level=3-5")
+    assert (
+        len(all_problems(broken)) == 9 and "1 of 10 lines cannot be used: line 1" in capsys.readouterr().out
+    )
+
+
+def test_levels_that_are_not_there(tmp_path):
+    """Catches a level that leaves nothing, a field that is missing, and a limit that is none."""
+    rows = [row | {"level": "Level 1"} for row in sums(12)]
+    for settings, said in (
+        ("?level=3-5", "no level is within level=3-5; there are 'Level 1'"),
+        ("?level=5-3", "no level is within level=5-3"),
+        ("?level=hard", "level=hard is no level; write level=3 or level=3-5"),
+    ):
+        text = message(load, tmp_path, rows, "mine.jsonl", settings)
+        assert text.startswith("--task jsonl:") and said in text
+    text = message(load, tmp_path, sums(12), "mine.jsonl", "?level=3")
+    assert "level=3 needs a field 'level'; there are 'prompt', 'answer'" in text
+
+
 # --- gold answers -------------------------------------------------------------------------------------------
 
 

@@ -243,7 +243,9 @@ def test_gym_task_that_depends_on_the_hash_seed(gym, monkeypatch):
 
 def test_gym_composite_says_what_to_do(gym):
     """Catches reasoning-gym's own words, which ask for something that a flag cannot say."""
-    assert "train on one of them" in message(load_task, "gym:composite")
+    assert "write the tasks themselves, e.g. gym:leg_counting*2,chain_sum" in message(
+        load_task, "gym:composite"
+    )
 
 
 @mutant(
@@ -384,6 +386,131 @@ def test_gym_program_that_writes_a_file(gym, tmp_path, monkeypatch):
     writes = ["sailor_performance.csv" in row["input_generator"] for row in drawn]
     assert task.entry(0, writes.index(False))["answer"]
     assert task.entry(0, writes.index(True)) is None and not list(tmp_path.iterdir())
+
+
+# --- mixtures ---------------------------------------------------------------------------------------------
+
+MIXED = "gym:leg_counting*3,chain_sum,basic_arithmetic*2?chain_sum.max_terms=2"
+MIXED += "&basic_arithmetic.operators=['+','-']"
+MEMBERS = ["gym:leg_counting", "gym:chain_sum?max_terms=2", "gym:basic_arithmetic?operators=['+','-']"]
+
+
+def members_of(problems) -> list[str]:
+    return [problem.source.rsplit("#", 2)[0] for problem in problems]
+
+
+@mutant(
+    "weights of a mixture count for nothing",
+    "plainrl/gym.py",
+    "weights[name] = int(weight) if star else 1",
+    "weights[name] = 1",
+)
+def test_gym_mixture_has_its_shares(gym):
+    """Catches weights that hold on average only, and an order in which each step begins with the same
+    member."""
+    task = load_task(MIXED)
+    for split in ("train", "dev"):
+        turns = [members_of(task.problem(split, 6 * i + j, 0) for j in range(6)) for i in range(8)]
+        assert all([turn.count(spec) for spec in MEMBERS] == [3, 1, 2] for turn in turns)
+        assert len({tuple(turn) for turn in turns}) > 4 and len({turn[0] for turn in turns}) > 1
+
+
+@mutant(
+    "a mixture asks its members for the same problems again",
+    "plainrl/gym.py",
+    "turn * self.weights[which] + order[:place].count(which)",
+    "turn",
+)
+def test_gym_mixture_is_pure(gym):
+    """Catches a problem that depends on the instance or the order of asking, which a resumed run would show,
+    one that is asked twice, and members that are not the tasks of the same names."""
+    first, second = load_task(MIXED), load_task(MIXED)
+    for split in ("train", "dev"):
+        problems = [first.problem(split, index, 3) for index in range(24)]
+        assert [second.problem(split, index, 3) for index in reversed(range(24))] == problems[::-1]
+        assert len({problem.prompt for problem in problems}) == 24
+        assert [problem.index for problem in problems] == list(range(24))
+    alone = load_task(MEMBERS[1])
+    mine = [problem for problem in problems if problem.source.startswith(MEMBERS[1])]
+    assert mine == [alone.problem("dev", index, 3) for index in range(len(mine))]
+    assert first.problem("train", 0, 4) != first.problem("train", 0, 3)
+
+
+def test_gym_mixture_is_graded_by_its_members(gym):
+    """Catches a completion that goes to another member's scorer: countdown takes an expression, leg_counting
+    the number alone."""
+    task = load_task("gym:countdown,leg_counting?countdown.min_numbers=3&countdown.max_numbers=3")
+    problems = {problem.source[4:8]: problem for problem in (task.problem("train", i, 1) for i in range(2))}
+    expression, number = problems["coun"], problems["leg_"]
+    target = str(run_program(expression.answer, 0))
+    fresh = load_task(task.spec)
+    for completion, problem, right in (
+        (expression.answer, expression, True),
+        (target, expression, False),
+        (number.answer, number, True),
+        (number.answer + "+0", number, False),
+    ):
+        assert fresh.grade(box(completion), pickle.loads(pickle.dumps(problem))).correct == right
+    assert fresh.same_answer("1/2", "0.5") and not fresh.same_answer("a3", "b3")
+
+
+def test_gym_mixture_keeps_a_worker_for_each_member(gym, monkeypatch):
+    """Catches workers that are ended and started again at every problem, a second each."""
+    monkeypatch.setattr(workers, "KEPT", 4)
+    load_task("gym:leg_counting,chain_sum")
+    assert workers.KEPT == 4
+    load_task("gym:leg_counting,chain_sum,gcd,lcm,maze,products")
+    assert workers.KEPT == 7
+
+
+def test_gym_mixture_of_chains(gym):
+    """Catches chains of a mixture whose steps have no number to chain by, and a horizon that is lost."""
+    task = load_task("gym:leg_counting,chain_sum?horizon=2&chain_sum.max_terms=2")
+    problem = task.problem("train", 0, 0)
+    assert problem.horizon == 2 and task.grade(box(problem.answer), problem).correct
+
+
+def test_gym_mixture_checks_every_member_at_once(gym, monkeypatch):
+    """Catches a member that ends the run when its first problem comes, hours after the start."""
+    monkeypatch.delenv("PYTHONHASHSEED", raising=False)
+    task = load_task("gym:leg_counting*100,ransom_note")
+    assert "gym:ransom_note: asks other questions in every process" in message(task.problem, "train", 0, 0)
+
+
+@mutant(
+    "a mixture cuts settings at their signs",
+    "plainrl/gym.py",
+    """value.replace('%', '%25').replace('&', '%26')""",
+    "value",
+)
+def test_gym_mixture_passes_on_what_a_setting_says(gym, monkeypatch):
+    """Catches a sign of a setting's text that is read as the end of the setting, or as a code for another."""
+    package = SimpleNamespace(create_dataset=lambda name, **settings: Toy(sums, exact))
+    monkeypatch.setitem(sys.modules, "reasoning_gym", package)
+    task = load_task("gym:a,b?b.text=1%2B1%2525%26c=2&a.n=3")
+    assert [member.settings for member in task.members] == [{"n": 3}, {"text": "1+1%25&c=2"}]
+    assert load_task(task.members[1].spec).settings == {"text": "1+1%25&c=2"}
+
+
+@pytest.mark.parametrize(
+    "spec, said",
+    [
+        ("gym:leg_counting,,chain_sum", "a name is missing"),
+        ("gym:leg_counting,leg_counting", "leg_counting is there twice"),
+        ("gym:leg_counting*0,chain_sum", "the weight of leg_counting is '0'; it must be a whole number"),
+        ("gym:leg_counting*1.5,chain_sum", "the weight of leg_counting is '1.5'"),
+        ("gym:leg_counting*101,chain_sum", "from 1 to 100"),
+        ("gym:leg_counting*2", "needs a second task"),
+        ("gym:leg_counting,chain_sum?max_terms=3", "write whose it is: leg_counting.max_terms=3"),
+        ("gym:leg_counting,chain_sum?maze.size=3", "of a task that is not in it, maze"),
+        ("gym:leg_counting,chain_sum?chain_sum.horizon=3", "write horizon=3: all tasks are chained"),
+    ],
+)
+def test_gym_mixture_that_cannot_be(gym, spec, said):
+    """Catches a refusal without the flag or the way out, and a setting that nobody gets."""
+    text = message(load_task, spec)
+    assert text.startswith(f"--task {spec}: ") and said in text
+    assert message(load_task, "gym:leg_counting,no_such").startswith("--task gym:no_such: reasoning-gym")
 
 
 # --- what a scorer pays for nothing -----------------------------------------------------------------------

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import test_mutations
 
-from benchmarks import arms, coverage, entropy, memory, pages
+from benchmarks import arms, coverage, entropy, pages
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCKS = [
@@ -54,10 +54,6 @@ def held() -> str:
     return coverage.held_range((ROOT / "benchmarks/coverage.md").read_text())
 
 
-def planned(model: str, tokens: int, lora: bool = False) -> str:
-    return f"{memory.training(memory.MODELS[model], 1, tokens, lora) / 1e9:.1f}"
-
-
 def first_steps(count: int) -> str:
     """Minutes of sampling and training that they took, the mean over the reference runs."""
     runs = [pages.read_metrics(folder) for folder in (pages.LOGS / "grpo/grpo").glob("seed*")]
@@ -66,7 +62,6 @@ def first_steps(count: int) -> str:
 
 
 TIMES = ("time/rollout", "time/train")
-OWN = "docs/own-experiment.md"
 PLAIN, EXAMPLES = "smollm2-gsm_symbolic", "smollm2-gsm_symbolic-examples"
 SENTENCES = [  # page, sentence, what stands in its braces
     ("README.md", "{} ways to break it", lambda: len(test_mutations.MUTANTS)),
@@ -78,11 +73,6 @@ SENTENCES = [  # page, sentence, what stands in its braces
     ("docs/measuring.md", ", pass@4 {}.", lambda: evaluation(EXAMPLES, "pass@4")),
     ("docs/grpo.md", "({} for the starting model against itself)", by_chance),
     ("docs/first-run.md", "The 40 steps take {} minutes on one thread", lambda: first_steps(40)),
-    (OWN, "{} GB while it trains with all weights", lambda: planned("Qwen2.5-0.5B", 16384)),
-    (OWN, "16,384 tokens at once, {} with 4,096", lambda: planned("Qwen2.5-0.5B", 4096)),
-    (OWN, "1.5B with LoRA {} with 4,096", lambda: planned("Qwen2.5-1.5B", 4096, lora=True)),
-    (OWN, "{} GB and 57.0 GB with 16,384", lambda: planned("Qwen2.5-1.5B", 16384)),
-    (OWN, "36.9 GB and {} GB with 16,384", lambda: planned("Qwen2.5-7B", 16384, lora=True)),
     ("docs/entropy.md", "a gain of {}", lambda: paired("clip_cov", "dr_grpo", "pass@16")),
     ("docs/siren.md", "over Dr. GRPO in pass@16, {},", lambda: paired("clip_cov", "dr_grpo", "pass@16")),
     (

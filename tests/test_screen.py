@@ -8,6 +8,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+import torch
 from mutants import ROOT, mutant
 from toys import FakeSampler, FunctionTask, quick_flags
 
@@ -90,9 +91,9 @@ def test_a_sample_on_the_screen_is_safe(tmp_path, capsys):
     rollout = SimpleNamespace(
         problems=[problem], group_size=1, texts=[f"text {ATTACK}\x0b9/9 | 1.0"], grades=[grade]
     )
-    run = SimpleNamespace(dir=tmp_path, state={"step": 0})
-    advantages = SimpleNamespace(flatten=lambda: [SimpleNamespace(item=lambda: 0.0)])
-    run_module.Run.log_samples(run, rollout, advantages)
+    run = run_module.Run.__new__(run_module.Run)
+    run.dir, run.state, run.args = tmp_path, {"step": 0}, SimpleNamespace(report=False)
+    run.log_samples(rollout, {"advantages": torch.zeros(1, 1)})
     out = capsys.readouterr().out
     assert is_safe(out) and "gold" in out and all(line.startswith("  | ") for line in out.splitlines())
 

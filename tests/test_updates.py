@@ -110,6 +110,8 @@ def on_its_own(batch: Batch) -> Batch:
     columns = {name: batch[name].clone() for name in GIVEN if name in batch}
     columns["ratios"] = torch.zeros_like(batch["rollout_logprobs"])
     columns["selected"] = torch.zeros_like(batch["completion_mask"])
+    columns |= {name: torch.zeros_like(batch["completion_mask"]) for name in ("dropped", "penalised")}
+    columns["bonus"] = torch.zeros_like(batch["rollout_logprobs"])
     return Batch(list(batch.prompt_ids), list(batch.completion_ids), columns)
 
 
@@ -224,8 +226,8 @@ def start(toy_model):
 @mutant(
     "selection of the first epoch kept",
     "papers/high_entropy_tokens.py",
-    'batch["dropped"] = low_entropy_tokens(model, batch, args)',
-    'batch["dropped"] = batch.get("dropped", low_entropy_tokens(model, batch, args))',
+    'batch["dropped"][:] = low_entropy_tokens(model, batch, args)',
+    'batch["dropped"] |= ~batch["dropped"].any() & low_entropy_tokens(model, batch, args)',
     case="high_entropy_tokens",
 )
 @EACH

@@ -28,3 +28,12 @@ def convert(gguf: tyro.conf.Positional[Path], folder: tyro.conf.Positional[Path]
 
 if __name__ == "__main__":
     tyro.cli(convert, description=__doc__)
+
+
+# /// script
+# requires-python = ">=3.11"
+# dependencies = [
+#     "torch==2.13.0", "transformers>=5.16.1,<5.20", "safetensors", "numpy", "tyro", "filelock",
+#     "math-verify>=0.9,<0.10", "antlr4-python3-runtime==4.13.2", "matplotlib", "jinja2",
+# ]
+# ///

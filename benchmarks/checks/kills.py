@@ -57,7 +57,7 @@ def difference(one: Path, other: Path) -> str | None:
     try:
         if toys.records(one) != toys.records(other):
             return "metrics.jsonl"
-        for name in ("samples.jsonl", "last/state.json", "best/chosen.json"):
+        for name in ("samples.jsonl", "groups.jsonl", "last/state.json", "best/chosen.json"):
             if (one / name).read_bytes() != (other / name).read_bytes():
                 return name
         for folder in ("last", "best", "final"):

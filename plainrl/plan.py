@@ -1,0 +1,300 @@
+"""What a run needs before it is begun: tokens, memory and hours (--plan), and how long its steps will take.
+
+Memory is a formula, `memory`, which needs nothing but the sizes of a model. Time is measured: a few tokens
+are sampled, one full micro-batch is scored, forward and backward, and the rest is multiplication.
+"""
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from plainrl import ranks
+from plainrl.folder import refuse_another_run
+from plainrl.models import peak_gb
+from plainrl.rollout import Batch, completion_seed, encode_prompt
+from plainrl.sampler import PROMPT_TOKENS_AT_ONCE, ROWS_AT_ONCE
+from plainrl.scoring import LOGITS_AT_ONCE, micro_batches, score
+from plainrl.screen import fail, minutes, or_fail, say
+from plainrl.shared_prompts import LONG_ROW
+
+FEW = 16  # tokens of each completion that are sampled to see how long they take
+SHORTER = (
+    "shorter steps: --max-new-tokens, --group-size, --prompts-per-step\n"
+    "shorter scores: --eval-problems, --test-problems, --eval-samples"
+)
+LESS_MEMORY = "less memory: --micro-batch-tokens, --activation-checkpointing, --lora-rank"
+
+
+# --- memory, by formula -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of a model, as in its config.json."""
+
+    parameters: int
+    layers: int
+    hidden: int
+    inner: int  # of the feed-forward layers
+    heads: int
+    key_heads: int
+    head: int  # numbers of one head
+    vocabulary: int
+
+
+def sizes_of(model) -> Sizes:
+    """Those of a model that is loaded. Adapters are no part of them."""
+    config = model.config.get_text_config()
+    hidden, heads = config.hidden_size, config.num_attention_heads
+    adapters = sum(weight.numel() for name, weight in model.named_parameters() if ".lora_" in name)
+    return Sizes(
+        parameters=model.num_parameters() - adapters,
+        layers=config.num_hidden_layers,
+        hidden=hidden,
+        inner=getattr(config, "intermediate_size", None) or 4 * hidden,
+        heads=heads,
+        key_heads=getattr(config, "num_key_value_heads", None) or heads,
+        head=getattr(config, "head_dim", None) or hidden // heads,
+        vocabulary=model.get_input_embeddings().num_embeddings,
+    )
+
+
+def memory(
+    sizes: Sizes,
+    tokens: int,
+    prompt: int,
+    length: int,
+    rows: int,
+    trained: int | None = None,
+    checkpointing: bool = False,
+    gpus: int = 1,
+    reference: bool = False,
+    vllm: bool = False,
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Bytes on each GPU, or in the process on a CPU: while it trains, and while it samples.
+
+    With P parameters, A of them trained (all, or the adapters'), N GPUs, L layers of hidden size d and inner
+    size f, q = heads x head size, k = key heads x head size, M = `tokens` of a micro-batch in rows of S =
+    `prompt` + `length` tokens, V words, and R = `rows` that are sampled at once:
+
+        weights       4 P              float32; on several GPUs 4 P / N, and all of them (4 P) for a batch
+        gradients     4 A
+        moments       8 A / N          AdamW's two
+        reference     4 P              a frozen copy, with --kl-coef
+        activations   4 M a L          a numbers a token and layer are kept for the backward pass
+                      4 M d L          with checkpointing: what each layer began with
+                      4 M d 3          besides: from the last layer to the head
+                      4 M a 3          besides: the layer that is worked on, its gradients, what comes between
+        logits        20 min(2^25, M V)     one block of them and what is made of it (plainrl/scoring.py)
+
+        vLLM          2 P + 4 k L R S       bfloat16 weights, keys and values of all that is sampled at once
+        transformers  8 k L (R T + prompts) keys and values in float32; T: room for `length`, which doubles
+                      16 V R                logits and what a draw makes of them
+
+    a = 6 d + 2 q + 2 k S / length + 4 f, and the attention's: S for the mask of a long row, 2 heads S for the
+    scores of a row of at most 2 head sizes (plainrl/shared_prompts.py).
+
+    Not in it: Python and its libraries (half a GB on a CPU), and what an allocator loses between its blocks.
+    """
+    P, A = sizes.parameters, sizes.parameters if trained is None else trained
+    d, L, S = sizes.hidden, sizes.layers, prompt + length
+    q, k = sizes.heads * sizes.head, sizes.key_heads * sizes.head
+    attention = S if length > LONG_ROW * sizes.head else 2 * sizes.heads * S
+    a = 6 * d + 2 * q + 2 * k * S / length + 4 * sizes.inner + attention
+    kept = (d if checkpointing else a) * L + 3 * d
+    both = {
+        "weights": 4 * P if gpus == 1 else 4 * P / gpus + 4 * P,
+        "moments": 8 * A / gpus,
+        "reference": 4 * P if reference else 0,
+    }
+    training = both | {
+        "gradients": 4 * A,
+        "activations": 4 * tokens * (kept + 3 * a),
+        "logits": 20 * min(LOGITS_AT_ONCE, tokens * sizes.vocabulary),
+    }
+    if vllm:
+        return training, both | {"vLLM": 2 * P + 4 * k * L * rows * S}
+    room = 32
+    while room < length:
+        room *= 2
+    prompts = min(PROMPT_TOKENS_AT_ONCE, rows * prompt)
+    sampling = {"keys and values": 8 * k * L * (rows * room + prompts), "draws": 16 * sizes.vocabulary * rows}
+    return training, both | sampling
+
+
+def memory_of(run) -> tuple[dict[str, float], dict[str, float]]:
+    """`memory` for the flags of a run."""
+    args, prompt = run.args, longest_prompt(run)
+    in_all = args.prompts_per_step * (prompt + args.group_size * args.max_new_tokens)
+    scored = max(args.eval_problems, args.test_problems) * args.eval_samples
+    return memory(
+        sizes_of(run.model),
+        tokens=max(prompt + args.max_new_tokens, min(args.micro_batch_tokens, in_all)),
+        prompt=prompt,
+        length=args.max_new_tokens,
+        rows=min(ROWS_AT_ONCE, max(args.prompts_per_step * args.group_size, scored)),
+        trained=sum(weight.numel() for weight in run.model.parameters() if weight.requires_grad),
+        checkpointing=args.activation_checkpointing,
+        gpus=ranks.WORLD_SIZE,
+        reference=bool(getattr(args, "kl_coef", 0)),
+        vllm=not run.sampler.shares_weights and not args.vllm_server,
+    )
+
+
+def terms(parts: dict[str, float]) -> str:
+    """`5.1 GB = weights 0.54 + ...`, without what is nothing."""
+    named = " + ".join(f"{name} {size / 1e9:.2g}" for name, size in parts.items() if size)
+    return f"{sum(parts.values()) / 1e9:.2g} GB = {named}"
+
+
+# --- tokens -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The most that a run can come to."""
+
+    step: int  # sampled in a step, without further rounds
+    rounds: int  # how many times as much further rounds may make of it
+    sampled: int  # in all steps
+    trained: int  # in all steps: a token counts in every pass over its batch
+    first_scores: int  # before the first step: dev and test
+    scores: int  # in all: dev every --eval-every steps too, and test again at the end
+
+
+def tokens_of(args) -> Tokens:
+    step = args.prompts_per_step * args.group_size * args.max_new_tokens
+    rounds = 1 + getattr(args, "max_refills", 0)  # DAPO, Guide: until the batch is full
+    if getattr(args, "trigger", "never") != "never":
+        rounds *= 2  # Guide: a group without a right completion is sampled once more, with a hint
+    of_scores = args.eval_samples * args.max_new_tokens
+    dev, test = args.eval_problems * of_scores, args.test_problems * of_scores
+    times = 1 + -(-args.steps // args.eval_every)  # rounded up: the last step is scored in any case
+    return Tokens(
+        step=step,
+        rounds=rounds,
+        sampled=min(step * rounds * args.steps, args.token_budget or step * rounds * args.steps),
+        trained=step * args.steps * getattr(args, "epochs", 1),
+        first_scores=dev + test,
+        scores=times * dev + 2 * test,
+    )
+
+
+# --- time, measured -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Of one step whose completions are as long as they may be, without further rounds."""
+
+    sampling: float
+    training: float  # forward and backward, in every pass over the batch
+    scoring: float  # without gradients, where the flags ask for it
+
+
+def can_be_timed(run) -> bool:
+    return not run.own_sampler and ranks.WORLD_SIZE == 1
+
+
+def time_a_step(run) -> Seconds:
+    """Samples a few tokens of each completion of the first step, makes them as long as they may be by
+    repeating them, and scores one micro-batch of that. Weights and random numbers of the run stay."""
+    args = run.args
+    few, prompts = min(FEW, args.max_new_tokens), first_prompts(run)
+    seeds = [completion_seed(args.seed, 0, row) for row in range(len(prompts) * args.group_size)]
+    began = time.monotonic()
+    found = run.sampler.generate(prompts, args.group_size, few, args.temperature, seeds)
+    sampling = (time.monotonic() - began) / few * args.max_new_tokens
+
+    long = [(found[i].ids * args.max_new_tokens)[: args.max_new_tokens] for i in range(len(found))]
+    batch = Batch([prompt for prompt in prompts for _ in range(args.group_size)], long)
+    part = next(iter(micro_batches(run.model, batch, args.micro_batch_tokens)))
+    inputs = (run.model, part.prompt_ids, part.completion_ids, args.temperature)
+    share = len(part) / len(batch)
+    began = time.monotonic()
+    logprobs, _ = score(*inputs)
+    logprobs.sum().backward()
+    run.optimizer.zero_grad()
+    training = (time.monotonic() - began) / share
+
+    epochs, scoring = getattr(args, "epochs", 1), 0.0
+    updates = epochs * getattr(args, "minibatches", 1)
+    passes = (updates > 1) + bool(getattr(args, "kl_coef", 0))  # old log-probabilities, the reference's
+    if passes:
+        began = time.monotonic()
+        with torch.no_grad():
+            score(*inputs)
+        scoring = (time.monotonic() - began) / share
+    return Seconds(sampling, epochs * training, passes * scoring)
+
+
+def first_prompts(run) -> list[list[int]]:
+    """Ids of the prompts of about the first step."""
+    args = run.args
+    indices = [index % (args.train_size or index + 1) for index in range(args.prompts_per_step)]
+    problems = [or_fail(run.task.problem, "train", index, args.seed) for index in indices]
+    return [encode_prompt(run.tokenizer, problem.prompt, args.system_prompt) for problem in problems]
+
+
+def longest_prompt(run) -> int:
+    return max(map(len, first_prompts(run)))
+
+
+def say_how_long(run) -> None:
+    """What a step, and the scores before the first one, take at most."""
+    seconds, tokens = time_a_step(run), tokens_of(run.args)
+    sampling, training = seconds.sampling, seconds.training + seconds.scoring
+    scores = sampling * tokens.first_scores / tokens.step
+    say(
+        f"if completions are as long as they may, a step takes {minutes(sampling + training)} (sampling "
+        f"{minutes(sampling)}, training {minutes(training)}), and the scores before the first one take "
+        f"{minutes(scores)}; rounds of refilling come on top\n{SHORTER}"
+    )
+
+
+# --- --plan -------------------------------------------------------------------------------------------------
+
+
+def check_folder(out_dir: Path) -> None:
+    """Refuse the folder that a run would refuse. Makes none."""
+    there = next(path for path in (out_dir, *out_dir.absolute().parents) if path.exists())
+    if not there.is_dir():
+        fail(f"--out-dir {out_dir}: {there} is a file; choose a folder")
+    refuse_another_run(out_dir, resume=False)
+    if not os.access(there, os.W_OK):
+        fail(f"--out-dir {out_dir}: cannot be written; choose another --out-dir")
+
+
+def say_plan(run) -> None:
+    """Tokens, memory and hours of a run with these flags, at most."""
+    args, tokens, sizes = run.args, tokens_of(run.args), sizes_of(run.model)
+    shape = f"{args.prompts_per_step} prompts x {args.group_size} completions x {args.max_new_tokens} tokens"
+    refills = f"; further rounds of a step may make it {tokens.rounds} times as many" * (tokens.rounds > 1)
+    say(
+        f"plan of {run.script}: {sizes.parameters:,} parameters, task {run.task.name}, {args.steps} steps; "
+        f"nothing is written\n"
+        f"tokens: {tokens.step:,} a step at most ({shape}){refills}\n"
+        f"        {tokens.sampled:,} sampled and {tokens.trained:,} trained in all at most\n"
+        f"        {tokens.scores:,} for scores on dev and test at most"
+    )
+    training, sampling = memory_of(run)
+    say(f"memory by formula: training {terms(training)}\n                   sampling {terms(sampling)}")
+    if not can_be_timed(run):
+        say("time: is measured only in one process, with a sampler of this project")
+        return
+    seconds = time_a_step(run)
+    parts = {"sampling": seconds.sampling, "training": seconds.training, "scoring": seconds.scoring}
+    named = ", ".join(f"{name} {value:.1f}" for name, value in parts.items())
+    step = sum(parts.values())
+    scores = seconds.sampling * tokens.scores / tokens.step
+    most = args.steps * step + scores
+    peak = peak_gb()
+    if peak is not None:
+        say(f"a full micro-batch was tried: {peak:.2g} GB at its peak, still without AdamW's moments")
+    say(
+        f"time, measured: {step:.1f} s a step at most ({named}), {minutes(scores)} for all scores, "
+        f"{minutes(most)} in all{', further rounds on top' * (tokens.rounds > 1)}\n{SHORTER}\n{LESS_MEMORY}"
+    )

@@ -1,0 +1,389 @@
+r"""Finds training problems that share a long run of words with an evaluation set, and writes a file without.
+
+    python tools/decontaminate.py --task jsonl:train.jsonl --against math500 aime24 --out clean.jsonl
+    python tools/decontaminate.py --task jsonl:t.csv --against gsm8k:test jsonl:mine.jsonl --out clean.jsonl
+    python grpo.py --task jsonl:clean.jsonl
+
+A problem of an evaluation set is found in a training problem that has n of its words in a row. Words are
+compared in lower case, without punctuation and LaTeX's spacing; a number is a word (1,000 is 1000), signs
+such as + are none. A whole copy, signs included, is found at any length.
+
+Why n is 13: GPT-3 (arXiv 2005.14165) took it, and most have since. Fewer words find more, and more that is
+none: at 8, "what is the smallest positive integer such that the" is a find. A false one costs a training
+problem, one that is missed costs the result. Where an evaluation set's problems are short, try 8 to 10 and
+read the report. A problem of fewer than n words is found as a whole copy alone.
+
+Words that more than a tenth of an evaluation set's problems share, half of n in a row, are the set's wording,
+such as a request for the form of the answer. A run that has mostly such words is no find. Nothing here sees a
+problem that is told in other words.
+"""
+
+import contextlib
+import json
+import re
+import shlex
+import sys
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import tee
+from pathlib import Path
+from typing import Annotated
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # where plainrl/ lies
+
+from plainrl import files
+from plainrl.flags import Bounds, Natural, check_flags, parse
+from plainrl.folder import write_text
+from plainrl.screen import fail, or_fail, say, shown
+from plainrl.sources import BENCHMARKS
+from plainrl.tasks import BOXED_INSTRUCTION, load_task, name_and_settings
+
+SPLITS = ("train", "dev", "test", "all")
+WORDING = 0.1  # what more than this share of a set's problems have in common is the set's wording
+FEW = 4  # if it is more than so many problems
+KEPT = 2**16  # prompts whose verdict is remembered: DAPO-17k has each of its 17,000 a hundred times
+SHOWN = 400  # characters of a problem in the report
+
+# --- words --------------------------------------------------------------------------------------------------
+
+NOT_ASKED = re.compile(  # spacing and style of LaTeX, which say nothing
+    r"\\[,;:!> ()\[\]]|~"
+    r"|\\(?:q?quad|left|right|[bB]igg?[lr]?|displaystyle|text|textbf|textit|mathrm|mathbf|mbox)\b"
+)
+FRACTIONS = re.compile(r"\\[dtc]frac\b")
+THOUSANDS = re.compile(r"(?<=\d)(?:,|\{,\}|\\,|\\!,|,\\!)(?=\d{3}(?!\d))")
+APOSTROPHES = re.compile(r"(?<=\w)['’](?=\w)")
+# Chinese and Japanese have no spaces between words: each character counts as one.
+ALONE = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
+TOKEN = re.compile(rf"\d+(?:\.\d+)?|[{ALONE}]|[^\W\d_{ALONE}]+|[^\w\s.,;:?\"'’`$\\{{}}]")
+
+
+def tokens_of(text: str) -> list[str]:
+    r"""Words, numbers and signs, in order, without what only says how the answer is to be written.
+
+    >>> tokens_of("Tom has $1{,}000$ more. What is $\\dfrac{x}{2}+3.5$?")
+    ['tom', 'has', '1000', 'more', 'what', 'is', 'frac', 'x', '2', '+', '3.5']
+    """
+    text = files.DAPO_REQUEST.sub("", text).replace(BOXED_INSTRUCTION, "")
+    text = text.lower() if text.isascii() else unicodedata.normalize("NFKC", text).casefold()
+    text = NOT_ASKED.sub(" ", THOUSANDS.sub("", FRACTIONS.sub(r"\\frac", text)))
+    return TOKEN.findall(APOSTROPHES.sub("", text))
+
+
+def words_of(tokens: list[str]) -> list[str]:
+    """The tokens that are words or numbers."""
+    return [token for token in tokens if token[0].isalnum()]
+
+
+def runs(words: list[str], n: int) -> list[str]:
+    """Every n words in a row.
+
+    >>> runs(["a", "b", "c"], 2), runs(["a"], 2)
+    (['a b', 'b c'], [])
+    """
+    return [" ".join(words[start : start + n]) for start in range(len(words) - n + 1)]
+
+
+# --- the evaluation sets ------------------------------------------------------------------------------------
+
+
+@dataclass
+class Measured:
+    """A problem of an evaluation set, and the training problem that shares most of it."""
+
+    of: str  # the set, as --against names it
+    index: int
+    text: str
+    grams: int  # how many different runs of n words it has
+    rows: int = 0  # training problems that it was found in
+    copies: int = 0  # of these, whole copies
+    share: float = 0.0  # of its runs, those that the worst training problem has
+    worst: tuple = ()  # that one's line, its text, and the longest run of words that both have
+
+
+@dataclass
+class Sets:
+    """All problems that are looked for, by what they are found with."""
+
+    n: int
+    problems: list[Measured] = field(default_factory=list)
+    grams: dict[str, list[int]] = field(default_factory=dict)  # a run of n words -> problems
+    copies: dict[str, list[int]] = field(default_factory=dict)  # all tokens of a problem -> problems
+    wording: dict[str, str] = field(
+        default_factory=dict
+    )  # set -> the words of one problem that are the set's
+
+    def add(self, name: str, texts: list[str]) -> None:
+        """Take a set in. Runs that are mostly the set's wording are left aside."""
+        first, found = len(self.problems), [tokens_of(text) for text in texts]
+        words, size = [words_of(tokens) for tokens in found], max(1, self.n // 2)
+        times = Counter(part for each in words for part in set(runs(each, size)))
+        most = max(FEW, WORDING * len(texts))
+        for index, (text, tokens) in enumerate(zip(texts, found)):
+            starts = [start for start, part in enumerate(runs(words[index], size)) if times[part] > most]
+            wording = {start + i for start in starts for i in range(size)}  # places of words
+            own = {
+                gram
+                for start, gram in enumerate(runs(words[index], self.n))
+                if 2 * sum(place in wording for place in range(start, start + self.n)) <= self.n
+            }
+            self.problems.append(Measured(name, index, text, len(own)))
+            if starts and name not in self.wording:
+                begin, length = longest(starts)
+                self.wording[name] = " ".join(words[index][begin : begin + length + size - 1])
+            if tokens:
+                self.copies.setdefault(" ".join(tokens), []).append(first + index)
+            for gram in own:
+                self.grams.setdefault(gram, []).append(first + index)
+
+    def shared(self, text: str) -> list[tuple[int, bool, float, str]]:
+        """What a training problem shares with which problems: [(problem, is it a copy, share, words)].
+
+        The share is that of the problem's runs of n words; the words are the longest run that both have.
+        """
+        tokens = tokens_of(text)
+        words, found = words_of(tokens), {}  # found: where the runs of a problem begin
+        for start, gram in enumerate(runs(words, self.n)):
+            for number in self.grams.get(gram, ()):
+                found.setdefault(number, []).append(start)
+        copies = self.copies.get(" ".join(tokens), [])
+        shared = [(number, True, 1.0, " ".join(words)) for number in copies]
+        for number, starts in found.items():
+            if number not in copies:
+                different = len({tuple(words[start : start + self.n]) for start in starts})
+                first, length = longest(starts)
+                run = " ".join(words[first : first + length + self.n - 1])
+                shared.append((number, False, different / self.problems[number].grams, run))
+        return shared
+
+
+def longest(starts: list[int]) -> tuple[int, int]:
+    """Where the longest row of successive numbers begins, and how long it is.
+
+    >>> longest([1, 2, 5, 6, 7, 9])
+    (5, 3)
+    """
+    best, first = (starts[0], 1), starts[0]
+    for before, start in zip(starts, starts[1:]):
+        first = first if start == before + 1 else start
+        best = max(best, (first, start - first + 1), key=lambda row: row[1])
+    return best
+
+
+def problems_of(spec: str) -> list[str]:
+    """The prompts of an evaluation set: NAME, or NAME:SPLIT. Raises ValueError."""
+    name, colon, split = spec.rpartition(":")
+    if not colon or split not in SPLITS:
+        name, split = spec, "test" if spec == "gsm8k" else "all"
+    kind, settings = name_and_settings(name)
+    if not (kind.startswith("jsonl:") or kind in ("gsm8k", *BENCHMARKS)) or "horizon" in settings:
+        raise ValueError(f"--task {spec}: unknown; use jsonl:PATH, gsm8k, {', '.join(BENCHMARKS)}")
+    return [problem.prompt for problem in load_task(name).members(split)]
+
+
+def load_sets(specs: tuple[str, ...], n: int) -> Sets:
+    sets = Sets(n)
+    for spec in dict.fromkeys(specs):
+        try:
+            texts = problems_of(spec)
+        except ValueError as error:  # these messages are about --task, since training reads the same sets
+            text = str(error).replace("use --task chain", "give a copy as jsonl:FILE")
+            fail(text.replace("--task ", "--against "))
+        sets.add(spec, texts)
+        short = sum(len(words_of(tokens_of(text))) < n for text in texts)
+        short = f", {short:,} of fewer than {n} words: found as copies alone" if short else ""
+        say(f"{spec}: {len(texts):,} problems{short}")
+        if spec in sets.wording:
+            say(f"{spec}: its wording, left aside: {sets.wording[spec]!r} and the like")
+    return sets
+
+
+# --- the training file --------------------------------------------------------------------------------------
+
+
+def training_rows(path: str, given: dict[str, str]) -> Iterator[tuple[str, int, dict | None, str]]:
+    """What an entry is called, its number, and all that it says, with its prompt; or None and the reason.
+
+    The file is read twice and never held: once for the names of its fields. Raises ValueError.
+    """
+    flag, used, columns, clashes = f"--task jsonl:{path}", files.used_fields(given), {}, {}
+    with files.open_entries(path, flag, given, used) as (_, entries):
+        count = sum(1 for _ in files.slim(entries, used, given, columns, clashes))
+    if not count:
+        raise ValueError(f"{path}: holds no problem")
+    prompt = files.choose_fields(list(columns), clashes, given, flag)["prompt"]
+    with files.open_entries(path, flag, given, None) as (unit, entries):
+        entries, same = tee(entries)
+        whole = (entry for entry in same if entry[0] is not None)
+        for (line, row), (_, everything) in zip(files.slim(entries, used, given, {}, {}), whole):
+            try:
+                if isinstance(row, str):
+                    raise ValueError(row)
+                text = files.read_prompt(row, prompt, Counter())
+            except ValueError as error:
+                yield unit, line, None, str(error)
+            else:
+                yield unit, line, everything, text
+
+
+def remember(problem: Measured, is_copy: bool, share: float, found: tuple) -> None:
+    """Count a find, and keep the training problem that shares most: a copy first."""
+    problem.rows += 1
+    problem.copies += is_copy
+    if not problem.worst or (is_copy, share) > (problem.worst[0], problem.share):
+        problem.share, problem.worst = share, (is_copy, *found)
+
+
+# --- the report ---------------------------------------------------------------------------------------------
+
+
+def table_of(sets: Sets) -> list[str]:
+    """One line a set: how many of its problems were found, and in how many training problems."""
+    lines = []
+    for name in dict.fromkeys(problem.of for problem in sets.problems):
+        members = [problem for problem in sets.problems if problem.of == name]
+        found = [problem for problem in members if problem.rows]
+        copied = sum(problem.copies > 0 for problem in found)
+        lines.append(f"  {name}: {len(found):,} of {len(members):,} problems, {copied:,} as whole copies")
+    return lines
+
+
+def report_of(sets: Sets, head: list[str], pairs: int) -> str:
+    """The report as plain text: what is a stranger's is cut and stands in one line."""
+    found = [problem for problem in sets.problems if problem.rows]
+    found.sort(key=lambda problem: (not problem.worst[0], -problem.share))
+    lines = [*head, *table_of(sets), ""]
+    lines += [f"wording of {name}, left aside: {shown(gram, True)}" for name, gram in sets.wording.items()]
+    lines += [f"the worst pairs, {min(pairs, len(found)):,} of {len(found):,}:"] if found else []
+    for problem in found[:pairs]:
+        is_copy, where, text, words = problem.worst
+        kind = "a whole copy" if is_copy else f"{problem.share:.0%} of its runs of {sets.n} words"
+        rows = f"{problem.rows:,} row{'s' * (problem.rows > 1)}"
+        lines += ["", f"{problem.of}, problem {problem.index}: {kind}, in {rows}; the worst is {where}"]
+        for title, said in (("shared", words), ("training", text), ("measured", problem.text)):
+            said = " ".join(said.split())
+            lines.append(f"  {title}: {shown(said if len(said) <= SHOWN else said[:SHOWN] + ' ...', True)}")
+    return "\n".join(lines) + "\n"
+
+
+# --- the command --------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Args:
+    task: str
+    """the training problems: your own file as jsonl:PATH, perhaps with ?prompt=FIELD"""
+    out: Path
+    """the file to write, JSON lines with all fields of the rows that are kept; must not exist"""
+    against: tuple[str, ...] = ()
+    """evaluation sets: math500, gsm8k:test, jsonl:PATH, ...; a split may follow a colon"""
+    n: Annotated[int, Bounds(at_least=1, at_most=1000)] = 13
+    """so many words in a row make a find"""
+    report: Path | None = None
+    """where the report goes (default: beside --out, with the ending .report.txt)"""
+    pairs: Natural = 50
+    """so many pairs stand in the report, the worst first"""
+
+
+def check_paths(args: Args, source: str) -> Path:
+    """Refuse to write over anything. Returns where the report goes."""
+    report = args.report or args.out.with_name(args.out.name.removesuffix(".jsonl") + ".report.txt")
+    if args.out.suffix != ".jsonl":
+        fail(f"--out {args.out}: JSON lines are written; give a name that ends in .jsonl")
+    for flag, path in (("--out", args.out), ("--report", report)):
+        if path.exists():
+            fail(f"{flag} {path}: exists and is never overwritten; give another name or delete it")
+    if report == args.out or Path(source).expanduser().resolve() in (args.out.resolve(), report.resolve()):
+        fail(f"--out {args.out}: input, output and report must be three files")
+    return report
+
+
+def write_clean(rows: Iterator[tuple], sets: Sets, out: Path, name: str) -> tuple[Counter, dict[int, str]]:
+    """Write the rows that share nothing. Returns the numbers of rows, and why lines cannot be read.
+
+    The file gets its name when it is whole.
+    """
+    verdict = lru_cache(KEPT)(sets.shared)
+    counts, unreadable = Counter(read=0, removed=0, copies=0, kept=0), {}
+    aside = out.with_name(out.name + ".tmp")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with open(aside, "w", encoding="utf-8", errors="backslashreplace") as file:
+            for unit, line, row, text in files.with_progress(rows, name, "rows are read"):
+                counts["read"] += 1
+                if row is None:
+                    unreadable[line] = f"{unit} {line}: {text}"
+                    continue
+                shared = verdict(text)
+                for number, is_copy, share, words in shared:
+                    remember(sets.problems[number], is_copy, share, (f"{unit} {line}", text, words))
+                counts["removed"] += bool(shared)
+                counts["copies"] += any(is_copy for _, is_copy, _, _ in shared)
+                if not shared:
+                    file.write(as_line(row, f"{unit} {line}"))
+                    counts["kept"] += 1
+        if counts["kept"]:
+            aside.replace(out)
+    except OSError as error:
+        fail(f"--out {out}: cannot be written ({error})")
+    finally:
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
+    return counts, unreadable
+
+
+def as_line(row: dict, where: str) -> str:
+    try:
+        return json.dumps(row, ensure_ascii=False) + "\n"
+    except TypeError as error:  # dates, bytes: of Parquet
+        raise ValueError(f"{where}: cannot be written as JSON ({error}); leave such columns out") from None
+
+
+def main(args: Args) -> None:
+    check_flags(args)
+    kind, given = or_fail(name_and_settings, args.task)
+    source = kind.removeprefix("jsonl:")
+    if source == kind:
+        fail(f"--task {args.task}: must be a file of yours, jsonl:PATH")
+    for setting in ("horizon", "level"):
+        if setting in given:
+            fail(f"--task {args.task}: leave {setting}= out, for training; the clean file keeps its fields")
+    if not args.against:
+        fail("--against: name the evaluation sets, e.g. --against math500 aime24 jsonl:mine.jsonl")
+    report = check_paths(args, source)
+    sets = load_sets(args.against, args.n)
+    counts, unreadable = or_fail(
+        write_clean, training_rows(source, given), sets, args.out, files.name_of(source)
+    )
+    head = [
+        f"{args.task}: {counts['read']:,} rows, {counts['removed']:,} removed, {counts['copies']:,} of them "
+        f"whole copies, {counts['kept']:,} kept; a find is {args.n} words in a row",
+    ]
+    if unreadable:
+        first = "; ".join(list(unreadable.values())[: files.NAMED])
+        head.append(f"left out, {len(unreadable):,} rows cannot be read: {first}")
+    try:
+        write_text(report, report_of(sets, head, args.pairs))
+    except OSError as error:
+        fail(f"--report {report}: cannot be written ({error})")
+    say("\n".join([*head, *table_of(sets), f"the pairs: {report}"]))
+    if not counts["kept"]:
+        fail(f"--task {args.task}: no row is left, so nothing is written; see {report}, or try a larger --n")
+    settings = args.task.removeprefix(kind)
+    say(f"next: python grpo.py --task {shlex.quote(f'jsonl:{args.out}{settings}')}")
+
+
+if __name__ == "__main__":
+    main(parse(Args, __doc__))
+
+
+# /// script
+# requires-python = ">=3.11"
+# dependencies = [
+#     "torch==2.13.0", "transformers>=5.16.1,<5.20", "safetensors", "numpy", "tyro", "filelock",
+#     "math-verify>=0.9,<0.10", "antlr4-python3-runtime==4.13.2", "matplotlib", "jinja2",
+# ]
+# ///
