@@ -1,0 +1,422 @@
+// What report.html does, section by section. Each draws its part of the data of the run that is shown, and is
+// left out where the run has nothing for it. Completions are drawn by report_tokens.js, charts by
+// report_curves.js; both stand before this file in the page.
+"use strict";
+
+const MOST_HITS = 50; // of a search that are listed
+
+const run = () => data.runs[state.run];
+const digits = number => typeof number === "number" ? number.toFixed(3) : "–"; // of a score
+const oneOn = number => typeof number === "number" ? number + 1 : number; // people count from 1
+
+// A flag's value.
+const inWords = value =>
+  value === null ? "–" : typeof value === "object" ? JSON.stringify(value) : String(value);
+
+// A select with a label. What `onchange` draws may put another one in its place: that gets the focus then.
+function chooser(label, options, chosen, onchange, name = label) {
+  const again = () => { onchange(select.value); document.getElementsByName(name)[0]?.focus(); };
+  const option = ([value, text]) =>
+    make("option", { value, selected: String(value) === String(chosen) }, text);
+  const select = make("select", { name, onchange: again }, ...options.map(option));
+  return make("label", {}, `${label} `, select);
+}
+
+function table(head, rows) {
+  const cell = value => {
+    const number = typeof value === "number";
+    const content = value instanceof Node ? value : number ? short(value) : String(value ?? "–");
+    return make("td", { class: number ? "number" : null, dir: "auto" }, content);
+  };
+  const names = head.map(name => make("th", { scope: "col" }, name));
+  const lines = rows.map(row => make("tr", {}, ...row.map(cell)));
+  return make("table", {}, make("thead", {}, make("tr", {}, ...names)), make("tbody", {}, ...lines));
+}
+
+// --- the head ----------------------------------------------------------------------------------------------
+
+function drawHead() {
+  const { facts, config, label } = run();
+  const last = facts.script === "eval" ? "" : `: step ${facts.steps} of ${facts.of_steps ?? "?"}`;
+  const model = facts.model ? `, model ${facts.model}` : "";
+  byId("title").textContent = data.title;
+  byId("summary").textContent = `${label}${model}.${facts.finished ? "" : ` It has not finished${last}.`}`;
+  byId("notes").hidden = !data.notes.length;
+  fill("notes", ...data.notes.map(note => make("li", { dir: "auto" }, note)));
+
+  const tiles = (facts.test || []).map(score =>
+    [`test ${score.name}`, `${digits(score.before)} → ${digits(score.after)}`, "before → after"]);
+  if (facts.best_step !== undefined)
+    tiles.push([facts.finished ? "final model" : "best so far", `step ${facts.best_step}`,
+      `${facts.dev} ${digits(facts.first)} → ${digits(facts.best)}, the best on dev`]);
+  const sampled = facts.tokens ? `${facts.tokens.toLocaleString("en")} tokens sampled` : "";
+  if (facts.steps) tiles.push(["steps", String(facts.steps), sampled]);
+  for (const [name, score] of headScores())
+    tiles.push([name, digits(score.value), `${digits(score.low)} to ${digits(score.high)}`]);
+  fill("tiles", ...tiles.map(([name, value, beside]) => make("div", { class: "tile" },
+    make("div", { class: "name" }, name), make("div", { class: "value" }, value),
+    make("div", { class: "beside" }, beside))));
+  const flags = Object.entries(config).map(([name, value]) => [name, inWords(value)]);
+  fill("config-table", table(["flag", "value"], flags));
+}
+
+// avg@n, pass@n and maj@n of an evaluation, n the number of samples.
+function headScores() {
+  const scores = Object.entries((run().evaluation || []).at(-1)?.metrics || {});
+  const last = start => scores.filter(([name]) => name.startsWith(start)).slice(-1);
+  return ["avg@", "pass@", "maj@"].flatMap(last);
+}
+
+function drawEvaluation() {
+  const rows = run().evaluation || [];
+  byId("evaluation").hidden = !rows.length;
+  if (!rows.length) return;
+  const worth = name => !/^(pass|maj)@/.test(name) || (/@(1|2|4|8|16|32|64)$/.test(name) && name !== "maj@1");
+  const cell = score => score ? `${digits(score.value)} [${digits(score.low)}, ${digits(score.high)}]` : "–";
+  const horizons = rows.map(row => rows.length > 1 ? `horizon ${row.horizon}` : "value");
+  const names = Object.keys(rows[0].metrics).filter(worth);
+  const line = name => [name, ...rows.map(row => cell(row.metrics[name]))];
+  const scores = table(["", ...horizons], names.map(line));
+  const comparisons = run().comparisons.flatMap(({ baseline, rows: differences }) => {
+    const known = differences.filter(([name]) => worth(name));
+    const lines = known.map(([name, before, after, value, low, high, sure]) =>
+      [name, digits(before), digits(after), cell({ value, low, high }), sure ? "yes" : "no"]);
+    return [make("h3", {}, `Against ${baseline}, on the same problems`),
+      table(["", "baseline", "model", "difference", "excludes 0"], lines)];
+  });
+  fill("evaluation-table", scores, ...comparisons);
+}
+
+// --- one problem, at several scores on dev -----------------------------------------------------------------
+
+const rightOf = problem => problem.samples.filter(sample => sample.right).length;
+const graded = problem => problem.samples.some(sample => sample.right !== undefined);
+const sampleNumbers = problem => problem.samples.map((_, i) => [i, String(i + 1)]);
+
+// The problem at place `at` of the last score, in another one.
+function sameProblem(dev, at, score) {
+  const wanted = dev.at(-1).problems[at];
+  return dev[score].problems.find(problem => problem.prompt === wanted.prompt) || wanted;
+}
+
+// The page opens at the problem that changed most,
+function mostChanged(dev) {
+  if (!dev?.length) return 0;
+  const gains = dev.at(-1).problems.map((problem, i) => rightOf(problem) - rightOf(sameProblem(dev, i, 0)));
+  return gains.indexOf(Math.max(...gains));
+}
+
+// and at the first score, the one in the middle and the last.
+function firstColumns(dev) {
+  const middle = (dev[0].step + dev.at(-1).step) / 2, far = dev.map(score => Math.abs(score.step - middle));
+  return [...new Set([0, far.indexOf(Math.min(...far)), dev.length - 1])];
+}
+
+function drawProblem() {
+  const dev = run().dev || [];
+  byId("problem").hidden = !dev.length;
+  if (!dev.length) return;
+  const problems = dev.at(-1).problems, chosen = problems[state.problem];
+  const columns = state.columns ||= firstColumns(dev);
+  const set = name => value => { state[name] = Number(value); drawProblem(); };
+  const change = (problem, i) => `: ${rightOf(sameProblem(dev, i, 0))} → ${rightOf(problem)} right`;
+  const names = problems.map((each, i) => [i, `${each.index ?? i}${graded(each) ? change(each, i) : ""}`]);
+  fill("problem-controls", chooser("problem", names, state.problem, set("problem")),
+    chooser("sample", sampleNumbers(chosen), state.sample, set("sample")));
+  fill("problem-prompt", make("bdi", {}, chosen.prompt));
+  const steps = dev.map((score, at) => [at, String(score.step)]);
+  fill("problem-columns", ...columns.map((score, i) => {
+    const other = value => { columns[i] = Number(value); drawProblem(); };
+    const head = chooser("step", steps, score, other, `column ${i}`);
+    return devColumn(sameProblem(dev, state.problem, score), state.sample, head);
+  }));
+  byId("problem-solution").hidden = !chosen.solution;
+  byId("problem-solution").querySelector("pre").textContent = chosen.solution;
+}
+
+function devColumn(problem, sample, head) {
+  if (!problem) return make("div", {}, make("h3", {}, head), "not scored on this problem");
+  const at = Math.min(sample, problem.samples.length - 1);
+  const right = graded(problem) ? ` ${rightOf(problem)} of ${problem.samples.length} samples right` : "";
+  return make("div", {}, make("h3", {}, head, right),
+    card(problem.samples[at], `sample ${at + 1}`, problem.solution || null));
+}
+
+// --- curves ------------------------------------------------------------------------------------------------
+
+function drawCurves() {
+  byId("curves").hidden = !data.charts.length;
+  const seeds = !data.arms.some(arm => arm.runs.length > 1) ? "" : "Runs that differ in the seed alone are " +
+    "one line: their mean, between the lowest and the highest. Thin lines are single seeds. ";
+  const zoom = data.bokeh ? `For charts that zoom: pip install ${data.bokeh}, and make the page again. ` : "";
+  byId("curves-about").textContent = `${seeds}${zoom}docs/metrics.md says what each metric is.`;
+  fill("curves-charts");
+  for (const chart of data.charts) drawChart(chart, byId("curves-charts"));
+}
+
+// --- a step's group, or the samples of an evaluation's problem ---------------------------------------------
+
+function drawGroups() {
+  const groups = run().groups || [], evaluation = Boolean(run().evaluation);
+  byId("groups").hidden = !groups.length;
+  if (!groups.length) return;
+  byId("groups-title").textContent = evaluation ? "The samples of a problem" : "The group of a step";
+  byId("groups-about").textContent = evaluation ? "All samples of one problem at a time." :
+    "Every step samples several completions of each problem; here is the first problem's. An advantage " +
+    "above 0 makes a completion likelier, one below 0 rarer. ← and → move through the steps.";
+  byId("slider").max = groups.length - 1;
+  byId("slider").setAttribute("aria-label", evaluation ? "problem" : "step");
+  drawFilters(groups.flatMap(group => group.rows));
+  goTo(state.group);
+}
+
+// Which of the filters makes sense depends on the rows of all steps.
+function drawFilters(rows) {
+  const { filters } = state;
+  const filter = (label, name, options) => {
+    const set = value => { filters[name] = value; drawGroup(); drawHits(); };
+    return chooser(label, [["", "all"], ...options.map(option => [option, option])], filters[name], set);
+  };
+  const some = name => rows.some(row => row[name] === true) && rows.some(row => !row[name]);
+  const whys = [...new Set(rows.map(row => row.why))].filter(why => why).sort();
+  const what = "search prompts and completions";
+  const search = make("input", { type: "search", placeholder: what, "aria-label": what, value: state.search,
+    oninput: () => { state.search = search.value; drawHits(); } });
+  fill("filters",
+    rows.some(row => row.right !== undefined) && filter("show", "verdict", ["right", "wrong"]),
+    whys.length > 1 && filter("why", "why", whys),
+    some("guided") && filter("guided", "guided", ["yes", "no"]),
+    some("truncated") && filter("truncated", "truncated", ["yes", "no"]),
+    search);
+}
+
+function passes(row) {
+  const { verdict, why, guided, truncated } = state.filters;
+  if (verdict && row.right !== (verdict === "right")) return false;
+  if (why && row.why !== why) return false;
+  if (guided && Boolean(row.guided) !== (guided === "yes")) return false;
+  return !truncated || Boolean(row.truncated) === (truncated === "yes");
+}
+
+function goTo(group) {
+  state.group = Math.max(0, Math.min(run().groups.length - 1, group));
+  drawGroup();
+}
+
+function drawGroup() {
+  const { groups } = run(), group = groups[state.group], { rows } = group;
+  const right = rows.filter(row => row.right).length, known = rows.some(row => row.right !== undefined);
+  byId("slider").value = state.group;
+  byId("slider").setAttribute("aria-valuetext", group.label);
+  byId("slider-label").textContent = `${group.label}${known ? `: ${right} of ${rows.length} right` : ""}`;
+  byId("before").disabled = state.group === 0;
+  byId("after").disabled = state.group === groups.length - 1;
+  fill("group-prompt", make("bdi", {}, group.prompt || ""),
+    group.gold !== undefined && make("bdi", {}, `\nanswer: ${group.gold}`));
+  const vain = (group.also || []).map((row, i) => card(row, `#${i + 1}`));
+  const text = words => words && make("p", { class: "prompt", dir: "auto" }, words);
+  fill("group-more",
+    folded("The hint that was shown", text(group.hint), true),
+    folded("The whole prompt that was sampled from", text(group.sampled_prompt)),
+    votesOf(rows),
+    folded(`Completions of the same problem that were sampled before and not trained on (${vain.length})`,
+      vain.length && make("div", { class: "cards" }, ...vain)));
+  const shown = rows.map((row, i) => [row, i]).filter(([row]) => passes(row));
+  fill("cards", ...shown.map(([row, i]) => {
+    const box = card(row, `#${i + 1}`);
+    box.dataset.row = i;
+    return box;
+  }));
+  byId("group-count").textContent =
+    shown.length === rows.length ? "" : `${shown.length} of ${rows.length} completions pass the filters`;
+}
+
+function folded(title, content, open = false) {
+  return content ? make("details", { open: open ? "" : null }, make("summary", {}, title), content) : null;
+}
+
+// Which answers an evaluation's samples gave, the most frequent first.
+function votesOf(rows) {
+  if (!rows.some(row => row.vote !== undefined)) return null;
+  const counts = new Map();
+  for (const { vote = "none" } of rows) counts.set(vote, (counts.get(vote) || 0) + 1);
+  const votes = [...counts].sort((a, b) => b[1] - a[1]).map(([vote, count]) => `${vote} (${count})`);
+  return make("p", { class: "about", dir: "auto" }, `votes: ${votes.join(", ")}`);
+}
+
+// Every place where the text that is searched for stands; a click goes there.
+function drawHits() {
+  const wanted = state.search.toLowerCase(), hits = [];
+  let total = 0;
+  const look = (text, title, group, row) => {
+    const at = text.toLowerCase().indexOf(wanted), end = at + wanted.length;
+    if (at < 0 || ++total > MOST_HITS) return;
+    const line = make("bdi", {}, `${title}: …${text.slice(Math.max(0, at - 30), at)}`,
+      make("mark", {}, text.slice(at, end)), `${text.slice(end, end + 40)}…`);
+    hits.push(make("button", { type: "button", onclick: () => showHit(group, row) }, line));
+  };
+  if (wanted)
+    run().groups.forEach((group, at) => {
+      look(group.prompt || "", `${group.label}, prompt`, at, null);
+      group.rows.forEach((row, i) => { // its tokens: the completion itself has no special ones
+        const text = row.tokens ? row.tokens.join("") : row.completion;
+        if (passes(row)) look(text, `${group.label}, #${i + 1}`, at, i);
+      });
+    });
+  const more = total > MOST_HITS ? ` (the first ${MOST_HITS} are listed)` : "";
+  const count = make("p", { class: "about", "aria-live": "polite" }, `${total} found${more}`);
+  fill("hits", ...(wanted ? [count, ...hits] : []));
+}
+
+// Go to a completion of a group, or to its prompt (row null), and to a token of it.
+function showHit(group, row, token = 0) {
+  goTo(group);
+  const place = document.querySelector(`#cards [data-row="${row}"]`) || byId("group-prompt");
+  place.classList.add("found");
+  place.scrollIntoView({ block: "center" });
+  pick(run().groups[group].rows[row], place.querySelectorAll(".token")[token]);
+  place.querySelector(".completion")?.focus({ preventScroll: true });
+}
+
+// --- all problems, and the largest numbers -----------------------------------------------------------------
+
+function drawMap() {
+  const { map, charts = [], extremes = [] } = run();
+  byId("map").hidden = !map && !charts.length && !extremes.length;
+  byId("map-part").hidden = !map;
+  if (map) fill("map-table", mapTable(map));
+  fill("map-charts");
+  for (const chart of charts) drawChart(chart, byId("map-charts"));
+  const heads = ["", "value", "token", "step", "problem", "completion", "position"];
+  const lines = extremes.map(({ kind, value, token, step, index, sample, position }) => {
+    const isThere = group => group.label === `step ${step}` && group.index === index;
+    const group = (run().groups || []).findIndex(isThere), show = () => showHit(group, sample, position);
+    const button = () => make("button", { type: "button", onclick: show }, `${index}, show it`);
+    const problem = group < 0 ? index : button();
+    return [kind, value, tokenName(token), step, problem, oneOn(sample), oneOn(position)];
+  });
+  const title = make("h3", {}, "The largest differences between sampler and trainer, and the largest ratios");
+  fill("extremes", ...(lines.length ? [title, table(heads, lines)] : []));
+}
+
+// One row a score, one column a problem.
+function mapTable({ index, steps, right, of }) {
+  const share = (score, i) => of[score][i] ? right[score][i] / of[score][i] : 0;
+  const order = index.map((_, i) => i);
+  const solved = order.map(i => steps.reduce((sum, _, score) => sum + share(score, i), 0));
+  if (byId("map-sorted").checked) order.sort((a, b) => solved[b] - solved[a]);
+  const cell = (score, i) => {
+    const level = Math.ceil(share(score, i) * LEVELS), known = right[score][i] !== undefined;
+    const title = `problem ${index[i]}, step ${steps[score]}: ${right[score][i]} of ${of[score][i]} right`;
+    return make("td", { class: level ? `level${level}` : null, title }, known ? String(right[score][i]) : "");
+  };
+  const row = (step, score) =>
+    make("tr", {}, make("th", { scope: "row" }, `step ${step}`), ...order.map(i => cell(score, i)));
+  const numbers = order.map(i => make("th", { scope: "col" }, String(index[i])));
+  return make("table", {}, make("thead", {}, make("tr", {}, make("th", {}, "problem"), ...numbers)),
+    make("tbody", {}, ...steps.map(row)));
+}
+
+// --- several runs ------------------------------------------------------------------------------------------
+
+const pair = { left: 0, right: 1, problem: 0, sample: 0 };
+
+function drawSeveral() {
+  byId("several").hidden = data.runs.length < 2;
+  if (data.runs.length < 2) return;
+  const names = data.runs.map(each => each.label), lines = data.differences.map(line => line.map(inWords));
+  const equal = "Their configurations are equal.";
+  fill("differences", lines.length ? table(["what differs", ...names], lines) : equal);
+
+  // The same problem at the last score of two of them.
+  const sides = names.map((name, i) => [i, name]).filter(([i]) => data.runs[i].dev?.length);
+  byId("pair-controls").hidden = byId("pair-prompt").hidden = sides.length < 2;
+  if (sides.length < 2) return;
+  const others = not => sides.map(([i]) => i).filter(i => i !== not);
+  if (!others().includes(pair.left)) pair.left = others()[0];
+  if (!others(pair.left).includes(pair.right)) pair.right = others(pair.left)[0];
+  const last = i => data.runs[i].dev.at(-1);
+  const { problems } = last(pair.left), chosen = problems[pair.problem] || problems[0];
+  const numbers = problems.map((problem, i) => [i, String(problem.index ?? i)]);
+  const set = name => value => { pair[name] = Number(value); drawSeveral(); };
+  fill("pair-controls",
+    chooser("left", sides, pair.left, set("left")),
+    chooser("right", sides, pair.right, set("right")),
+    chooser("problem", numbers, pair.problem, set("problem"), "pair problem"),
+    chooser("sample", sampleNumbers(chosen), pair.sample, set("sample"), "pair sample"));
+  fill("pair-prompt", make("bdi", {}, chosen.prompt));
+  fill("pair-columns", ...[pair.left, pair.right].map(i => {
+    const problem = last(i).problems.find(each => each.prompt === chosen.prompt);
+    return devColumn(problem, pair.sample, `${names[i]}, step ${last(i).step}:`);
+  }));
+}
+
+// --- the page ----------------------------------------------------------------------------------------------
+
+function drawTokens() { // all that depends on the colour
+  drawLegend();
+  drawProblem();
+  drawGroups();
+  drawSeveral();
+}
+
+function drawRun() { // all that depends on the run that is shown
+  Object.assign(state, { group: 0, problem: mostChanged(run().dev), sample: 0, columns: null, search: "" });
+  for (const name of Object.keys(state.filters)) state.filters[name] = "";
+  drawHead();
+  drawEvaluation();
+  drawTokens();
+  drawHits();
+  drawMap();
+  const sections = [...document.querySelectorAll("main > section[data-name]:not([hidden])")];
+  fill("sections", ...sections.map(section => make("a", { href: `#${section.id}` }, section.dataset.name)));
+}
+
+function isDark() {
+  const theme = document.documentElement.dataset.theme;
+  return theme ? theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+}
+
+function nameTheme() {
+  byId("theme").textContent = isDark() ? "light" : "dark";
+}
+
+function drawTheme() { // all that depends on light and dark: Bokeh's colours are fixed when it draws
+  nameTheme();
+  drawCurves();
+  drawMap();
+}
+
+function begin() {
+  const names = namesOfNumbers();
+  state.colour = names[0] || "";
+  byId("colour-label").hidden = byId("readout").hidden = !names.length;
+  const option = (value, text) => make("option", { value }, text);
+  fill("colour", ...names.map(name => option(name, name)), option("", "nothing"));
+  byId("run-label").hidden = data.runs.length < 2;
+  fill("run", ...data.runs.map((each, i) => option(i, each.label)));
+
+  byId("run").addEventListener("change", event => { state.run = Number(event.target.value); drawRun(); });
+  byId("colour").addEventListener("change", event => { state.colour = event.target.value; drawTokens(); });
+  byId("theme").addEventListener("click", () => {
+    document.documentElement.dataset.theme = isDark() ? "light" : "dark";
+    drawTheme();
+  });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawTheme);
+  byId("slider").addEventListener("input", event => goTo(Number(event.target.value)));
+  byId("before").addEventListener("click", () => goTo(state.group - 1));
+  byId("after").addEventListener("click", () => goTo(state.group + 1));
+  byId("map-sorted").addEventListener("change", drawMap);
+  document.addEventListener("keydown", event => { // the arrow keys, where nothing else wants them
+    const move = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    const held = event.altKey || event.ctrlKey || event.metaKey;
+    if (!move || held || event.target.closest("input, select, svg, .scroll") || !run().groups?.length) return;
+    goTo(state.group + move);
+    event.preventDefault();
+  });
+  nameTheme();
+  drawCurves();
+  drawRun();
+}
+
+begin();

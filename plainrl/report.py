@@ -1,0 +1,215 @@
+"""report.html: one page that shows a run, or several, token by token. It opens by a double click.
+
+    python tools/report.py runs/grpo/chain-seed0        writes report.html in that folder again
+
+Training scripts write it at their end. The page is one file without a server and without the network: text,
+numbers, style and code stand in it. The numbers are from report_data.py and report_charts.py, the frame of
+the page is report.html, its looks report.css, and what it does report_tokens.js, report_curves.js and
+report.js, all beside this file.
+
+What a model wrote is a stranger's text. It stands in the page as data, the page shows it as text, and the
+page's policy lets a browser run nothing but the code that was put there, and load nothing at all.
+"""
+
+import base64
+import hashlib
+import html
+import json
+import re
+from importlib.util import find_spec
+from pathlib import Path
+
+from plainrl.folder import write_text
+from plainrl.report_charts import arms_of, chart, charts_of, differences
+from plainrl.report_data import evenly, read_run
+from plainrl.screen import shown
+
+LARGEST = 4_600_000  # bytes of the page, Bokeh's 1.4 MB included
+BOKEH = "bokeh==3.9.2"  # the version that the page was tried with
+HERE = Path(__file__).resolve().parent
+
+
+def write_report(runs: list[Path], path: Path | None = None) -> Path:
+    """Write the page of these runs to `path`, or to report.html in the folder of the first one, and return
+    where it is.
+
+    Raises ValueError for a folder that holds no run, OSError where one cannot be read or the page not be
+    written.
+    """
+    return write_page(make_page(runs), path or Path(runs[0]) / "report.html")
+
+
+def write_page(page: dict, path: Path) -> Path:
+    write_text(path, as_html(page))
+    return path
+
+
+def make_page(folders: list[Path]) -> dict:
+    """Everything that the page shows, small enough for it. "notes" is what a reader must know about what is
+    left out."""
+    if not folders:
+        raise ValueError("give the folder of a run, such as runs/grpo/chain-seed0")
+    notes: list[str] = []
+    labels = labels_of([Path(folder) for folder in folders])
+    runs = [read_run(Path(folder), notes) for folder in folders]
+    charts = charts_of(runs)
+    passes = [run.pop("passes") for run in runs if "passes" in run]
+    if any(passes):
+        charts.append(chart("pass@k, 95% intervals", "pass@k", [line for line in passes if line], xlabel="k"))
+    several, arms = len(runs) > 1, arms_of(runs)
+    page = {
+        "notes": notes,
+        "bokeh": "" if has_bokeh() else BOKEH,  # what to install for charts that zoom
+        "charts": charts,
+        "arms": arms,
+        "differences": differences(runs) if several else [],
+        "runs": [],
+    }
+    for run, label in zip(runs, labels):
+        run.pop("curves", None)  # they are in the charts
+        page["runs"].append(run | {"label": label, "config": flat(run["config"])})
+    names = [arm["label"] + f" ({len(arm['runs'])} runs)" * (len(arm["runs"]) > 1) for arm in arms]
+    page["title"] = ", ".join(names) if several else title_of(page["runs"][0])
+    room = LARGEST - size(page | {"runs": [run | {"groups": [], "dev": []} for run in page["runs"]]})
+    room -= len(bokeh()) + 60_000  # the code of the page
+    for run in page["runs"]:
+        fit(run, room // len(runs), notes)
+    return page
+
+
+def labels_of(folders: list[Path]) -> list[str]:
+    """The last two parts of a folder's name, or as many as it takes to tell the folders apart."""
+    parts = [folder.resolve().parts for folder in folders]
+    for folder, part in zip(folders, parts):
+        if parts.count(part) > 1:
+            raise ValueError(f"{folder}: is given twice; it would count as two runs")
+    count = 2
+    while len({part[-count:] for part in parts}) < len(parts):
+        count += 1
+    return [shown("/".join(part[-count:]), one_line=True) for part in parts]
+
+
+def title_of(run: dict) -> str:
+    script, task = run["facts"].get("script"), run["facts"].get("task")
+    if "evaluation" in run:
+        return f"{run['facts'].get('model')} on {task}"
+    return f"{script} on {task}" if script and task else run["label"]
+
+
+def flat(config: dict) -> dict:
+    """config.json as one table: the flags, and what stands beside them."""
+    beside = {name: value for name, value in config.items() if name != "flags"}
+    if isinstance(beside.get("versions"), dict):
+        beside["versions"] = ", ".join(f"{name} {number}" for name, number in beside["versions"].items())
+    return (config.get("flags") or {}) | beside
+
+
+# --- the page's size ----------------------------------------------------------------------------------------
+
+
+def fit(run: dict, room: int, notes: list[str]) -> None:
+    """Thin the dev samples and the groups of a run until they take `room` bytes, and say so in `notes`."""
+    what = {"dev": "scores on dev", "groups": "problems" if "evaluation" in run else "steps"}
+    for name in what:
+        entries = run.get(name) or []
+        share = room // 2 if name == "dev" and run.get("groups") else room - size(run.get("dev"))
+        sizes = [cut(entry, share // 3) for entry in entries]
+        kept = evenly(len(entries), len(entries))
+        while sum(sizes[i] for i in kept) > share and len(kept) > 2:
+            kept = evenly(len(entries), max(2, int(len(kept) * 0.95)))
+        if len(kept) < len(entries):
+            run[name] = [entries[i] for i in kept]
+            notes.append(
+                f"{run['label']}: {len(kept)} of {len(entries)} {what[name]} are in this page, evenly "
+                "spread; all are in the run's folder"
+            )
+
+
+def size(value) -> int:
+    """Bytes that it takes in the page."""
+    return len(as_json(value).encode())
+
+
+def cut(entry: dict, room: int) -> int:
+    """Shorten the longest completions until the entry takes `room` bytes. Returns its size."""
+    rows = [*entry.get("rows", []), *entry.get("also", [])]
+    rows += [sample for problem in entry.get("problems", []) for sample in problem["samples"]]
+    limit, total = room, size(entry)
+    while total > room and limit > 1000:
+        for row in rows:
+            shorten(row, limit)
+        limit, total = int(limit * 0.8), size(entry)
+    return total
+
+
+def shorten(row: dict, limit: int) -> None:
+    """Leave `limit` bytes of a completion, its tokens and their numbers. "cut" is how many letters it had."""
+    before = size(row)
+    if before <= limit:
+        return
+    row.setdefault("cut", len(row["completion"]))
+    row["completion"] = row["completion"][: int(len(row["completion"]) * limit / before)]
+    if "tokens" in row:
+        count = int(len(row["tokens"]) * limit / before)
+        row["tokens"] = row["tokens"][:count]
+        lists = {name: value for name, value in row["numbers"].items() if isinstance(value, list)}
+        row["numbers"] |= {name: value[:count] for name, value in lists.items()}
+
+
+# --- the file -----------------------------------------------------------------------------------------------
+
+
+def as_json(value) -> str:
+    """JSON that can stand inside a <script> of a page: nothing in it can end the element or begin another.
+
+    >>> print(as_json("</script>"))
+    "\\u003c/script\\u003e"
+    """
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    for letter in "<>&\u2028\u2029":  # the last two end a line of JavaScript
+        text = text.replace(letter, f"\\u{ord(letter):04x}")
+    return text
+
+
+def as_html(page: dict) -> str:
+    """The file: the parts put into report.html, and a policy that lets these scripts run and nothing else."""
+    scripts = {"bokeh": bokeh(), "tokens": source("report_tokens.js")}
+    scripts |= {"curves": source("report_curves.js"), "code": source("report.js")}
+    allowed = " ".join(f"'sha256-{digest(script)}'" for script in scripts.values())
+    policy = (
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:; "
+        "font-src data:; base-uri 'none'; form-action 'none'"
+    )
+    fields = scripts | {
+        "policy": html.escape(policy),
+        "title": html.escape(page["title"]),
+        "style": source("report.css"),
+        "data": as_json(page),
+    }
+    # In one pass: what stands in a run is never looked through for fields.
+    return re.sub(r"\{\{(\w+)\}\}", lambda field: fields[field[1]], source("report.html"))
+
+
+def source(name: str) -> str:
+    return (HERE / name).read_text("utf-8")
+
+
+def digest(script: str) -> str:
+    """What the policy calls a script by: SHA-256 of its text."""
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def has_bokeh() -> bool:
+    return find_spec("bokeh") is not None
+
+
+def bokeh() -> str:
+    """Bokeh's JavaScript, the two parts that line charts need; empty where Bokeh is not installed."""
+    if not has_bokeh():
+        return ""
+    from bokeh.resources import Resources
+
+    text = "\n".join(Resources(mode="inline", components=["bokeh", "bokeh-api"]).js_raw)
+    if "</script" in text.lower() or "<!--" in text:
+        raise ValueError(f"this version of Bokeh cannot stand inside a page; pip install {BOKEH}")
+    return text

@@ -1,0 +1,345 @@
+"""What a report shows, read from the folders of runs and evaluations.
+
+Everything here is plain lists and dicts that become JSON. A folder of any age will do: what a file or a row
+lacks is left out. A line that is no record is left out too, and a note on the page says which.
+"""
+
+import json
+import math
+import re
+from fnmatch import fnmatchcase
+from itertools import groupby
+from pathlib import Path
+
+from plainrl.report_charts import group_charts, is_number, line_of
+from plainrl.screen import shown
+
+MOST_READ = 20_000_000  # bytes; of a larger file evenly spread steps are read, for the memory's sake
+# Numbers of a token that the scripts log. A row may have others: any list of it as long as its tokens.
+TOKEN_NUMBERS = {"entropy", "logprob", "weight", "ratio", "clipped", "gap"}
+TOKEN_NUMBERS |= {"selected", "dropped", "penalised"}
+# What else the page has a place for. Any other single value of a row is shown beside its name.
+ROW_FIELDS = {
+    "step",
+    "index",
+    "prompt",
+    "gold",
+    "completion",
+    "tokens",
+    "reward",
+    "advantage",
+    "why",
+    "parsed",
+}
+ROW_FIELDS |= {"vote", "guided", "truncated", "correct", "sampled_prompt", "hint", "also_sampled"}
+
+
+def read_run(folder: Path, notes: list[str]) -> dict:
+    """A run's folder, or an evaluation's. What cannot be read is said in `notes`.
+
+    Raises ValueError for a folder that is neither.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: there is no such folder; give the folder of a run")
+    config = read_object(folder / "config.json", notes)
+    if "problems_hash" in config:
+        return {"config": config} | read_evaluation(folder, config, notes)
+    if "flags" not in config and not (folder / "metrics.jsonl").exists():
+        raise ValueError(
+            f"{folder}: is no folder of a run; give one that holds the metrics.jsonl of a training script or "
+            "the results.json of eval.py"
+        )
+    if not isinstance(config.get("flags"), dict):
+        config["flags"] = {}
+    curves = curves_of(read_lines(folder / "metrics.jsonl", notes))
+    log = read_lines(folder / "groups.jsonl", notes)
+    log = [line for line in log if isinstance(line.get("right"), list) and isinstance(line.get("of"), list)]
+    return {
+        "config": config,
+        "curves": curves,
+        "facts": facts_of_run(config, curves),
+        "groups": read_groups(read_lines(folder / "samples.jsonl", notes)),
+        "dev": read_dev(read_lines(folder / "dev_samples.jsonl", notes)),
+        "map": map_of([line for line in log if line.get("split") == "dev"]),
+        "charts": group_charts([line for line in log if line.get("split") == "train"]),
+        "extremes": largest(log, "gap") + largest(log, "ratio"),
+    }
+
+
+# --- files --------------------------------------------------------------------------------------------------
+
+
+def read_object(path: Path, notes: list[str]) -> dict:
+    """A JSON file that holds one object; empty where there is none."""
+    if not path.exists():
+        return {}
+    try:
+        content = clean(json.loads(path.read_bytes()))
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        notes.append(shown(f"{path}: is no JSON object; what it says is left out"))
+        return {}
+    return content
+
+
+def read_lines(path: Path, notes: list[str]) -> list[dict]:
+    """The records of a file with one a line; none where there is no file.
+
+    The last line of a run that goes on may be half written: that one is left out without a note.
+    """
+    if not path.exists():
+        return []
+    wanted = steps_to_read(path, notes)
+    records = []
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip() or (wanted is not None and step_of(line) not in wanted):
+                continue
+            try:
+                record = clean(json.loads(line))
+            except (ValueError, RecursionError):
+                record = None
+            if isinstance(record, dict):
+                records.append(record)
+            elif line.endswith(b"\n"):
+                notes.append(shown(f"{path}: line {number} is no JSON record; it is left out"))
+    return records
+
+
+def steps_to_read(path: Path, notes: list[str]) -> set | None:
+    """Evenly spread steps of a file that is too large to be read; None for any other: all."""
+    size = path.stat().st_size
+    if size <= MOST_READ:
+        return None
+    with open(path, "rb") as file:
+        steps = list(dict.fromkeys(map(step_of, file)))
+    kept = evenly(len(steps), max(2, len(steps) * MOST_READ // size))
+    notes.append(shown(f"{path}: has {size / 1e6:.0f} MB; {len(kept)} of its {len(steps)} steps were read"))
+    return {steps[i] for i in kept}
+
+
+def step_of(line: bytes) -> bytes | None:
+    """The step of a line, or the problem of an evaluation's: what stands first in it."""
+    found = re.match(rb'\{"(?:step|index)": ?(\d+)', line)
+    return found and found[1]
+
+
+def evenly(total: int, count: int) -> list[int]:
+    """`count` of the numbers below `total`, evenly spread, always with the first and the last.
+
+    >>> evenly(10, 4)
+    [0, 3, 6, 9]
+    """
+    if count >= total:
+        return list(range(total))
+    return [round(i * (total - 1) / (count - 1)) for i in range(count)]
+
+
+def clean(value):
+    """A value of a file as it may stand in the page: what would turn the writing direction, or cannot be
+    seen, is spelt out (see plainrl/screen.py), and a number that is none is None."""
+    if isinstance(value, str):
+        return shown(value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, list):
+        return [clean(each) for each in value]
+    if isinstance(value, dict):
+        return {shown(name): clean(each) for name, each in value.items()}
+    return value
+
+
+# --- completions --------------------------------------------------------------------------------------------
+
+
+def as_sample(row: dict, names: set[str]) -> dict:
+    """A row of a file -> what the page shows of a completion. `names` are those of its token numbers."""
+    sample = {"completion": text_of(row, "completion"), "why": text_of(row, "why")}
+    tokens = row.get("tokens")
+    if isinstance(tokens, list) and tokens and all(isinstance(token, str) for token in tokens):
+        known = [name for name in row if name in names]
+        numbers = {name: row[name] for name in known if is_number(row[name]) or of_tokens(row, name)}
+        sample |= {"tokens": tokens, "numbers": numbers}
+    sample |= {name: row[name] for name in ("reward", "advantage") if is_number(row.get(name))}
+    sample |= {name: str(row[name]) for name in ("parsed", "vote") if row.get(name) is not None}
+    sample |= {name: bool(row[name]) for name in ("guided", "truncated") if row.get(name) is not None}
+    if isinstance(row.get("correct"), bool) or "reward" in sample:
+        sample["right"] = row["correct"] if isinstance(row.get("correct"), bool) else sample["reward"] == 1
+    own = {name: value for name, value in row.items() if name not in ROW_FIELDS and name not in names}
+    facts = {name: value for name, value in own.items() if isinstance(value, str | int | float)}
+    return sample | ({"facts": facts} if facts else {})
+
+
+def text_of(row: dict, name: str) -> str:
+    return row[name] if isinstance(row.get(name), str) else ""
+
+
+def rows_in(value) -> list[dict]:
+    """The rows in a field that should hold some."""
+    return [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []
+
+
+def of_tokens(row: dict, name: str) -> bool:
+    """Whether a row has a list of that name with a number for each token."""
+    value, tokens = row.get(name), row.get("tokens")
+    if not isinstance(value, list) or not isinstance(tokens, list) or len(value) != len(tokens):
+        return False
+    return name != "tokens" and all(each is None or isinstance(each, int | float) for each in value)
+
+
+def token_numbers(rows: list[dict]) -> set[str]:
+    """The names of all numbers of tokens. Where all tokens of a row have the same one it holds that one
+    alone, so an unknown name is one of them if some row has it as a list."""
+    return TOKEN_NUMBERS | {name for row in rows for name in row if of_tokens(row, name)}
+
+
+def read_groups(rows: list[dict]) -> list[dict]:
+    """samples.jsonl -> one entry a step: its first group, with the hint and what was sampled in vain."""
+    names, groups = token_numbers(rows), []
+    for step, members in groupby(rows, key=lambda row: row.get("step")):
+        members = list(members)
+        group = {"label": f"step {step}", "rows": [as_sample(row, names) for row in members]}
+        for name in ("prompt", "gold", "sampled_prompt", "hint"):
+            texts = [str(row[name]) for row in members if row.get(name) is not None]
+            group |= {name: texts[0]} if texts else {}
+        if is_number(members[0].get("index")):
+            group["index"] = members[0]["index"]
+        also = rows_in(members[0].get("also_sampled"))
+        group |= {"also": [as_sample(row, names) for row in also]} if also else {}
+        groups.append(group)
+    return groups
+
+
+def read_dev(lines: list[dict]) -> list[dict]:
+    """dev_samples.jsonl -> one entry a score: {"step", "problems": [{"index", "prompt", ..., "samples"}]}."""
+    samples = [rows_in(line.get("samples")) for line in lines]
+    names, scores = token_numbers(sum(samples, [])), []
+    for line, rows in zip(lines, samples):
+        if not scores or scores[-1]["step"] != line.get("step"):
+            scores.append({"step": line.get("step"), "problems": []})
+        problem = {name: text_of(line, name) for name in ("prompt", "gold", "solution")}
+        problem |= {"index": line.get("index"), "samples": [as_sample(row, names) for row in rows]}
+        if rows:
+            scores[-1]["problems"].append(problem)
+    return [score for score in scores if score["problems"]]
+
+
+# --- a run as a whole ---------------------------------------------------------------------------------------
+
+
+def curves_of(records: list[dict]) -> dict[str, dict[int, float]]:
+    """Records of metrics.jsonl -> {metric: {step: value}}."""
+    curves: dict[str, dict[int, float]] = {}
+    for record in records:
+        for name, value in record.items():
+            if name != "step" and is_number(value) and is_number(record.get("step")):
+                curves.setdefault(name, {})[record["step"]] = value
+    return curves
+
+
+def facts_of_run(config: dict, curves: dict[str, dict[int, float]]) -> dict:
+    """What stands at the top of the page: scores on test before and after, the best score on dev, the end."""
+    flags = config.get("flags") or {}
+    tests = {name: list(points.values()) for name, points in curves.items() if name.startswith("test/")}
+    ended = any(len(scores) > 1 for scores in tests.values())  # test is scored before and after a run
+    right = [scores for name, scores in tests.items() if "/avg@" in name]
+    facts = {
+        "script": config.get("script"),
+        "task": flags.get("task"),
+        "model": flags.get("model"),
+        "steps": max((step for points in curves.values() for step in points), default=0),
+        "of_steps": flags.get("steps"),
+        "tokens": max(curves.get("rollout/tokens_total", {0: 0}).values()),
+        "finished": ended,
+        "test": [
+            {"name": name.split("/", 1)[1], "before": scores[0], "after": scores[-1]}
+            for name, scores in tests.items()
+            if ended and ("@" in name or (name.endswith("/score") and scores not in right))  # partial credit
+        ],
+    }
+    dev = [name for name in curves if fnmatchcase(name, "eval/*/score")]
+    dev = dev or [name for name in curves if fnmatchcase(name, "eval/*/avg@*")]
+    if dev:
+        points = curves[dev[0]]
+        best = max(points, key=lambda step: (points[step], step))  # of equal ones the latest
+        first = next(iter(points.values()))
+        facts |= {"dev": dev[0], "best_step": best, "best": points[best], "first": first}
+    return facts
+
+
+def map_of(lines: list[dict]) -> dict | None:
+    """Dev lines of groups.jsonl -> {"index": [P], "steps": [S], "right": [S][P], "of": [S][P]}."""
+    if not lines:
+        return None
+    longest = max(lines, key=lambda line: len(line["right"]))
+    index = longest.get("index")
+    return {
+        "index": index if isinstance(index, list) else list(range(len(longest["right"]))),
+        "steps": [line.get("step") for line in lines],
+        "right": [line["right"] for line in lines],
+        "of": [line["of"] for line in lines],
+    }
+
+
+def largest(lines: list[dict], kind: str, count: int = 10) -> list[dict]:
+    """The steps with the largest gap, or ratio, and the token that had it. A ratio of 1 is none."""
+    rows = []
+    for line in lines:
+        found = line.get(f"largest_{kind}")
+        if isinstance(found, dict) and is_number(found.get(kind)) and found[kind] != 1:
+            place = {name: found.get(name) for name in ("token", "index", "sample", "position")}
+            rows.append({"kind": kind, "step": line.get("step"), "value": found[kind]} | place)
+    return sorted(rows, key=lambda row: -abs(row["value"]))[:count]
+
+
+# --- evaluations --------------------------------------------------------------------------------------------
+
+
+def read_evaluation(folder: Path, config: dict, notes: list[str]) -> dict:
+    """A folder of eval.py: its table, pass@k, and its samples as groups, one a problem."""
+    results = read_object(folder / "results.json", notes)
+    rows = [row for row in rows_in(results.get("rows")) if row.get("metrics")]
+    settings = ("model", "task", "split", "problems", "samples", "temperature")
+    return {
+        "facts": {"script": "eval", "finished": bool(rows)} | {name: config.get(name) for name in settings},
+        "evaluation": [{name: row.get(name) for name in ("horizon", "problems", "metrics")} for row in rows],
+        "passes": passes_of(config, rows[-1]["metrics"]) if rows else None,
+        "comparisons": [read_comparison(path, notes) for path in sorted(folder.glob("against-*.json"))],
+        "groups": evaluation_groups(read_lines(folder / "samples.jsonl", notes)),
+    }
+
+
+def passes_of(config: dict, metrics: dict) -> dict:
+    """pass@k over k with its interval, as a line of a chart."""
+    ks = [k for k in range(1, (config.get("samples") or 1) + 1) if f"pass@{k}" in metrics]
+    value, low, high = ([metrics[f"pass@{k}"].get(part) for k in ks] for part in ("value", "low", "high"))
+    return line_of(f"{config.get('model')} on {config.get('task')}", ks, value, low, high)
+
+
+def evaluation_groups(samples: list[dict]) -> list[dict]:
+    """samples.jsonl of eval.py -> one entry a problem, by horizon and index."""
+    groups = []
+    for (horizon, index), rows in groupby(samples, key=lambda row: (row.get("horizon"), row.get("index"))):
+        rows = list(rows)
+        shown_rows = [
+            {name: row.get(name) for name in ("completion", "parsed", "vote", "correct", "why")}
+            | {"reward": row.get("score"), "truncated": row.get("finish_reason") == "length"}
+            for row in rows
+        ]
+        group = {"label": f"problem {index}, horizon {horizon}", "place": [horizon or 0, index or 0]}
+        group |= {"prompt": text_of(rows[0], "prompt"), "gold": str(rows[0].get("gold"))}
+        groups.append(group | {"rows": [as_sample(row, set()) for row in shown_rows]})
+    return sorted(groups, key=lambda group: group["place"])
+
+
+def read_comparison(path: Path, notes: list[str]) -> dict:
+    """against-*.json of eval.py -> {"baseline": name, "rows": [[metric, before, after, difference, ...]]}"""
+    content = read_object(path, notes)
+    settings, rows = content.get("settings") or {}, content.get("rows") or []
+    metrics = rows[-1].get("metrics") or {} if rows else {}
+    parts = ("before", "after", "value", "low", "high", "excludes_zero")
+    return {
+        "baseline": (settings.get("baseline") or {}).get("model"),
+        "rows": [[name, *(entry.get(part) for part in parts)] for name, entry in metrics.items()],
+    }
