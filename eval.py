@@ -660,7 +660,7 @@ def main(args: Args) -> dict:
             show_comparison(results["comparison"])
             path = folder / f"against-{before['settings']['model_hash']}.json"
             write_text(path, json.dumps(results["comparison"], indent=1) + "\n")
-        say(f"\neverything is in {folder}")
+        say(f"\neverything is in {folder}; a page that shows it: python tools/report.py {folder}")
     except KeyboardInterrupt:
         sys.exit("\nstopped; the same command goes on after the last line of progress")
     return results

@@ -1,13 +1,12 @@
 """What a report's files cost a run: processor time of its training steps with and without them, and bytes.
 
-    python benchmarks/logging_cost.py                    grpo.py on the embedded model, 5 rounds
-    python benchmarks/logging_cost.py --script siren     another script
+    python benchmarks/logging_cost.py                    grpo.py, the embedded model; writes logging_cost.md
+    python benchmarks/logging_cost.py --script siren     another script; the table on the screen alone
     python benchmarks/logging_cost.py --folder RUN       the bytes of a run's folder alone, file by file
 
 A round is the same run twice, with --report and with --no-report, in alternating order. Both do the same
-work: weights and metrics are equal to the last bit. So each step is compared with itself. Printed are the
-ratio of the sums over all steps, the median over steps, and what a step's files need. The scores before the
-first step and after the last belong to no step; the dev score of step 20 does.
+work: weights and metrics are equal to the last bit. So each step is compared with itself. The scores before
+the first step and after the last belong to no step; the dev score of step 20 does.
 """
 
 import importlib
@@ -22,8 +21,10 @@ import tyro
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
+from plainrl.models import device_name  # noqa: E402
 from plainrl.run import Run  # noqa: E402
 
+PAGE = Path(__file__).with_suffix(".md")
 MODELS = ("last", "last.old", "best", "final", "stage")
 
 
@@ -31,7 +32,7 @@ MODELS = ("last", "last.old", "best", "final", "stage")
 class Args:
     script: str = "grpo"
     """grpo, siren, guide, h1_curriculum or papers.NAME"""
-    rounds: int = 5
+    rounds: int = 3
     """runs with and runs without"""
     steps: int = 20
     """of each run; the default has one dev score among them"""
@@ -77,30 +78,54 @@ def sizes(folder: Path) -> dict[str, int]:
     }
 
 
-def show_sizes(folder: Path) -> None:
+def table_of_sizes(folder: Path) -> str:
+    """Bytes by file, the largest first, as a table."""
     found = sizes(folder)
-    for name, size in sorted(found.items(), key=lambda item: -item[1]):
-        print(f"{size:>10,}  {name}")
-    print(f"{sum(found.values()):>10,}  all, without models")
+    rows = [f"| {name} | {size:,} |" for name, size in sorted(found.items(), key=lambda item: -item[1])]
+    return "\n".join(["| file | bytes |", "|---|---:|", *rows, f"| all | {sum(found.values()):,} |"])
+
+
+def table_of_times(times: dict[bool, list[list[float]]]) -> str:
+    """Seconds of each step of each round, with the report's files (True) and without -> a table."""
+    every = {report: [second for one in rounds for second in one] for report, rounds in times.items()}
+    ratios = [more / less for more, less in zip(every[True], every[False], strict=True)]
+    by_round = [sum(more) / sum(less) - 1 for more, less in zip(times[True], times[False])]
+    lines = ["| seconds of a step | without | with | more |", "|---|---:|---:|---:|"]
+    for name, middle in (("mean", statistics.mean), ("median", statistics.median)):
+        less, more = middle(every[False]), middle(every[True])
+        lines.append(f"| {name} | {less:.3f} | {more:.3f} | {more / less - 1:+.2%} |")
+    lines.append(f"| median over steps of each one's own ratio | | | {statistics.median(ratios) - 1:+.2%} |")
+    lines.append(f"| mean, lowest and highest round | | | {min(by_round):+.2%}, {max(by_round):+.2%} |")
+    return "\n".join(lines)
 
 
 def main(args: Args) -> None:
     if args.folder:
-        show_sizes(args.folder)
+        print(table_of_sizes(args.folder))
         return
     times = {True: [], False: []}  # with the files, and without
     with tempfile.TemporaryDirectory() as place:
         for number in range(args.rounds):
             for report in (True, False) if number % 2 else (False, True):
                 folder = Path(place) / f"{number}-{report}"
-                times[report] += seconds_of_steps(args, folder, report)
-        show_sizes(Path(place) / "0-True")
-    pairs = list(zip(times[True], times[False], strict=True))
-    ratio = sum(times[True]) / sum(times[False])
-    median = statistics.median(with_files / without for with_files, without in pairs)
-    a_step = sum(times[False]) / len(pairs)
-    print(f"{len(pairs)} steps, {a_step:.2f} s of processor time each without the files")
-    print(f"with them: {ratio - 1:+.2%} of all steps' time, {median - 1:+.2%} in the median step")
+                times[report].append(seconds_of_steps(args, folder, report))
+        files = table_of_sizes(Path(place) / "0-True")
+    page = f"""# What the files of a report cost a run
+
+`python benchmarks/logging_cost.py` on {device_name()}: {args.script}, {args.rounds} times with --report and
+{args.rounds} times with --no-report, {args.steps} steps each, of which the first is not counted. Processor
+time, so that other work on the machine counts little. The work is the same: each step is compared with
+itself.
+
+{table_of_times(times)}
+
+Bytes in the folder of a run of {args.steps} steps with its report, without the models:
+
+{files}
+"""
+    print(page)
+    if args == Args():
+        PAGE.write_text(page)
 
 
 if __name__ == "__main__":

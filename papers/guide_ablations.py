@@ -403,7 +403,7 @@ def main(args: Args, task=None, sampler=None) -> Path:
 
         # --- 4 push the weights to the sampler, log, score dev, save
         own = guide_metrics(run, batch)
-        run.end_step(rollout, batch, own, guided=guided[:G])
+        run.end_step(rollout, batch, own, guided=guided[: 2 * G])  # [4]
     return run.finish()
 
 

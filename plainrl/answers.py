@@ -21,15 +21,12 @@ _BEFORE_BOX = re.compile(rf"(?<![\\a-zA-Z])({_BOX_NAME})\s*=\s*$")
 
 
 def after_thinking(text: str) -> str:
-    """What follows the last </think>. Nothing when thinking began and did not end.
+    """What follows the last </think>, up to a <think> that does not end.
 
-    >>> after_thinking("<think>1 or 2?</think> 2"), after_thinking("<think>1 or")
-    (' 2', '')
+    >>> after_thinking("<think>1 or 2?</think> 2"), after_thinking("<think>1"), after_thinking("1 <think>2")
+    (' 2', '', '1 ')
     """
-    _, closed, said = text.rpartition("</think>")
-    if closed:
-        return said
-    return text.partition("<think>")[0] if text.lstrip().startswith("<think>") else text
+    return text.rpartition("</think>")[2].partition("<think>")[0]
 
 
 def last_boxed(text: str) -> str | None:

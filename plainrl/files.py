@@ -86,10 +86,10 @@ def load_file(path: str, given: dict[str, str] | None = None) -> ListTask:
     problems, splits, unusable, notes = {}, {}, {}, Counter()  # the first three by line
     if level is not None:
         read, entries = len(entries), at_level(entries, level, columns, flag)
-        notes[f"left out by level={level}, of {read:,} {unit}s"] = read - len(entries)
+        notes[f"left out by level={level}, of {read:,} {several(unit)}"] = read - len(entries)
     total, same = len(entries), {}
     entries.reverse()  # they are taken from the end: 1.8 million of DAPO-17k are not wanted in memory twice
-    for _ in with_progress(range(total), name, f"of {total:,} {unit}s are made problems"):
+    for _ in with_progress(range(total), name, f"of {total:,} {several(unit)} are made problems"):
         line, row = entries.pop()
         try:
             problem, splits[line] = make_problem(row, names, path, notes)
@@ -105,7 +105,7 @@ def load_file(path: str, given: dict[str, str] | None = None) -> ListTask:
             unusable[line] = f"field {names['answer']!r} ({short(problem.answer)}) {reason}"
             del problems[line], splits[line]
     said = "; ".join(f"{unit} {line}: {unusable[line]}" for line in sorted(unusable)[:NAMED])
-    share = f"{len(unusable):,} of {total:,} {unit}s cannot be used"
+    share = f"{len(unusable):,} of {total:,} {several(unit)} cannot be used"
     if 2 * len(unusable) > total:
         first = min(unusable)
         raise ValueError(f"{path}, {unit} {first}: {unusable[first]} ({share})")
@@ -132,6 +132,11 @@ def name_of(path: str) -> str:
 
 def without_gz(name: str) -> str:
     return re.sub(r"\.gz$", "", name, flags=re.I)
+
+
+def several(unit: str) -> str:
+    """lines, entries, rows"""
+    return unit.removesuffix("y") + ("ies" if unit.endswith("y") else "s")
 
 
 def with_progress(items: Iterable, name: str, what: str) -> Iterator:
@@ -533,14 +538,18 @@ def at_level(entries: list[tuple], level: str, columns: list[str], flag: str) ->
     if not limits:
         raise ValueError(f"{flag}: level={level} is no level; write level=3 or level=3-5")
     low, high = int(limits[1]), int(limits[2] or limits[1])
+    if low > high:
+        raise ValueError(f"{flag}: level={level} goes down; write level={high}-{low}")
     field = next((column for column in columns if plain_name(column) == "level"), None)
     if field is None:
         raise ValueError(f"{flag}: level={level} needs a field 'level'; there are {listed(columns)}")
     kept, others = [], Counter()
     for line, row in entries:
         text = str(row.get(field)) if isinstance(row, dict) else None
-        found = text and re.fullmatch(r"\D*(\d{1,9})(?:\.0+)?", text)
-        if text is None or (found and low <= int(found[1]) <= high):
+        found = text and re.fullmatch(r"(\D*)(\d{1,9})(?:\.0+)?", text)
+        if found and re.search(r"(^|\W)[-−]$", found[1]):  # "-3" is below zero, "level-3" is not
+            found = None
+        if text is None or (found and low <= int(found[2]) <= high):
             kept.append((line, row))
         else:
             others[text] += 1

@@ -2,8 +2,11 @@
 disk turns into another run without a word."""
 
 import contextlib
+import io
 import json
+import os
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -13,13 +16,13 @@ from plainrl import ranks
 from plainrl.models import damage, put_weights, real_folder, save_model
 from plainrl.screen import fail, say
 
+LOGS = ("metrics.jsonl", "samples.jsonl", "dev_samples.jsonl", "groups.jsonl")
 # What a run may have written before its first record.
 NO_RECORD_YET = {
     ".lock",
     "config.json",
     "config.json.tmp",
-    "metrics.jsonl.tmp",
-    *(f"{name}.tmp" for name in ("samples.jsonl", "dev_samples.jsonl", "groups.jsonl")),
+    *(f"{name}.tmp" for name in LOGS),
     "best.tmp",
 }
 ANEW = "or use another --out-dir"
@@ -117,17 +120,15 @@ def or_one_line(folder: Path):
 
 def write_text(path: Path, text: str) -> None:
     """Write aside, then rename: a kill leaves the old file or the new one, never a half. Makes the folder."""
-    write_bytes(path, text.encode("utf-8"))
-
-
-def write_bytes(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(path.name + ".tmp")
-    aside.write_bytes(content)
+    aside.write_bytes(text.encode("utf-8"))
     aside.replace(path)
 
 
 # --- logs ---------------------------------------------------------------------------------------------------
+#
+# A log of a long run may be larger than the memory: it is read line by line, or from its end.
 
 
 def record_of(line: bytes) -> dict | None:
@@ -140,10 +141,42 @@ def record_of(line: bytes) -> dict | None:
     return record if whole else None
 
 
+def records_of(path: Path) -> Iterator[dict]:
+    """The records of a log, one by one; none where there is no log yet."""
+    if path.exists():
+        with open(path, "rb") as file:
+            yield from filter(None, map(record_of, file))
+
+
+def lines_from_the_end(path: Path, size: int = 1 << 20) -> Iterator[bytes]:
+    """The lines of a file, the last one first. Of the file `size` bytes at a time are read, and no more than
+    is asked for."""
+    with open(path, "rb") as file:
+        end, rest = file.seek(0, os.SEEK_END), b""
+        while end > 0:
+            begin = max(0, end - size)
+            file.seek(begin)
+            first, *others = io.BytesIO(file.read(end - begin) + rest).readlines()
+            yield from reversed(others)
+            end, rest = begin, first  # of the first line the beginning may lie before
+        if rest:
+            yield rest
+
+
+def last_records(path: Path) -> list[dict]:
+    """The records of the last step in a log, in their order; none where there is no log yet."""
+    found: list[dict] = []
+    for line in lines_from_the_end(path) if path.exists() else ():
+        record = record_of(line)
+        if record and found and record["step"] != found[0]["step"]:
+            break
+        found += [record] if record else []
+    return found[::-1]
+
+
 def last_step(path: Path) -> int:
-    """The highest step in a log; -1 where there is none."""
-    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    return max((record["step"] for record in map(record_of, lines) if record), default=-1)
+    """The highest step in a log, which is that of its last record; -1 where there is none."""
+    return next((record["step"] for record in last_records(path)), -1)
 
 
 def truncate_log(path: Path, last_step: int) -> None:
@@ -151,27 +184,43 @@ def truncate_log(path: Path, last_step: int) -> None:
     scores. Says how many. A spoiled line in the middle goes to a file of its own, and the rest stays."""
     if not path.exists():
         return
-    lines = path.read_bytes().splitlines(keepends=True)
-    records = list(map(record_of, lines))
-    kept, broken, dropped = [], [], 0
-    for i, (line, record) in enumerate(zip(lines, records)):
-        if record is None and any(records[i:]):
-            broken.append(i)
-        elif record is not None and record["step"] <= last_step and not is_closing(record):
-            kept.append(line)
-        elif record is None or not is_closing(record):
-            dropped += 1
+    broken, closing, after = [], [], []  # numbers of lines that go
+    spoiled = []  # of lines that cannot be read, and are broken if a record follows
+    count = end = 0  # lines so far, and bytes up to the end of the last line that stays
+    with open(path, "rb") as file:
+        for count, line in enumerate(file, start=1):
+            record = record_of(line)
+            if record is None:
+                spoiled.append(count)
+                continue
+            broken += spoiled
+            spoiled = []
+            if is_closing(record):
+                closing.append(count)
+            elif record["step"] > last_step:
+                after.append(count)
+            else:
+                end = file.tell()
+    gone = {*broken, *closing, *after, *spoiled}
+    if not gone:
+        return
     if broken:
-        aside = path.with_name(path.name + ".broken")
-        with open(aside, "ab") as file:
-            file.writelines(lines[i] for i in broken)
-        numbers = ", ".join(str(i + 1) for i in broken[:5]) + ", ..." * (len(broken) > 5)
+        aside, lost = path.with_name(path.name + ".broken"), set(broken)
+        with open(path, "rb") as file, open(aside, "ab") as other:
+            other.writelines(line for number, line in enumerate(file, start=1) if number in lost)
+        numbers = ", ".join(map(str, broken[:5])) + ", ..." * (len(broken) > 5)
         say(f"{path}: line {numbers} cannot be read and went to {aside.name}; all others are kept")
-    if dropped:
-        after = f"after step {last_step}" if last_step >= 0 else "without a checkpoint"
-        say(f"{path}: {dropped} lines {after} are dropped; the run writes them again")
-    if kept != lines:
-        write_bytes(path, b"".join(kept))
+    if after or spoiled:
+        where = f"after step {last_step}" if last_step >= 0 else "without a checkpoint"
+        say(f"{path}: {len(after + spoiled)} lines {where} are dropped; the run writes them again")
+    # A kill leaves the log as it was, or as it should be: a file is cut, or replaced, at once.
+    if gone == set(range(count - len(gone) + 1, count + 1)):
+        os.truncate(path, end)
+    else:
+        copy = path.with_name(path.name + ".tmp")
+        with open(path, "rb") as file, open(copy, "wb") as other:
+            other.writelines(line for number, line in enumerate(file, start=1) if number not in gone)
+        copy.replace(path)
 
 
 def is_closing(record: dict) -> bool:

@@ -102,7 +102,8 @@ def _graded(parsed: str, points: float, why: str) -> Grade:
 
 _WRAPPERS = re.compile(
     r"\s*(?:\$\$?(?P<dollar>[^$]*)\$\$?|\\\((?P<inline>.*)\\\)|\\\[(?P<display>.*)\\\]"
-    r"|\\(?:text(?:bf|rm|it|sf|tt)?|mbox|math(?:rm|bf|it|sf|tt))\s*\{(?P<text>[^{}]*)\}|`(?P<code>[^`]*)`)\s*",
+    r"|\\(?:text(?:bf|rm|it|sf|tt)?|mbox|math(?:rm|bf|it|sf|tt))\s*\{(?P<text>(?:[^{}\\]|\\.|\{[^{}]*\})*)\}"
+    r"|`(?P<code>[^`]*)`)\s*",
     re.S,
 )
 
@@ -110,7 +111,7 @@ _WRAPPERS = re.compile(
 def unwrapped(answer: str) -> str:
     r"""Without $...$, \text{...} and their like round the whole of it, with \_ and \{ as plain characters.
 
-    >>> unwrapped("$\\text{up, left}$"), unwrapped("\\{1: 2\\}"), unwrapped("x")
+    >>> unwrapped("$\\text{up, left}$"), unwrapped("\\text{\\{1: 2\\}}"), unwrapped("x")
     ('up, left', '{1: 2}', 'x')
     """
     for _ in range(4):

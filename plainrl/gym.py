@@ -342,7 +342,7 @@ class GymMixture:
                 whose = f"of a task that is not in it, {member}" if member else "of no task"
                 raise ValueError(
                     f"--task {spec}: the setting {key!r} is {whose}; "
-                    f"write whose it is: {next(iter(weights))}.{setting}={value}"
+                    f"write whose it is, e.g. {next(reversed(weights))}.{setting}={value}"
                 )
             if setting == "horizon":
                 raise ValueError(f"--task {spec}: write horizon={value}: all tasks are chained, or none")

@@ -1,7 +1,8 @@
 """What a run needs before it is begun: tokens, memory and hours (--plan), and how long its steps will take.
 
 Memory is a formula, `memory`, which needs nothing but the sizes of a model. Time is measured: a few tokens
-are sampled, one full micro-batch is scored, forward and backward, and the rest is multiplication.
+are sampled, one full micro-batch is scored, forward and backward, and once more without gradients. The rest
+is multiplication.
 """
 
 import os
@@ -21,6 +22,7 @@ from plainrl.screen import fail, minutes, or_fail, say
 from plainrl.shared_prompts import LONG_ROW
 
 FEW = 16  # tokens of each completion that are sampled to see how long they take
+SCORE_IN_EVERY_UPDATE = ("siren", "clip_cov", "kl_cov", "high_entropy_tokens")  # once more, without gradients
 SHORTER = (
     "shorter steps: --max-new-tokens, --group-size, --prompts-per-step\n"
     "shorter scores: --eval-problems, --test-problems, --eval-samples"
@@ -125,6 +127,11 @@ def memory(
     return training, both | sampling
 
 
+def has_reference(script: str, args) -> bool:
+    """KL-Cov's --kl-coef compares with the policy before the update, not with a model of its own."""
+    return bool(getattr(args, "kl_coef", 0)) and script != "kl_cov"
+
+
 def memory_of(run) -> tuple[dict[str, float], dict[str, float]]:
     """`memory` for the flags of a run."""
     args, prompt = run.args, longest_prompt(run)
@@ -139,7 +146,7 @@ def memory_of(run) -> tuple[dict[str, float], dict[str, float]]:
         trained=sum(weight.numel() for weight in run.model.parameters() if weight.requires_grad),
         checkpointing=args.activation_checkpointing,
         gpus=ranks.WORLD_SIZE,
-        reference=bool(getattr(args, "kl_coef", 0)),
+        reference=has_reference(run.script, args),
         vllm=not run.sampler.shares_weights and not args.vllm_server,
     )
 
@@ -155,29 +162,59 @@ def terms(parts: dict[str, float]) -> str:
 
 @dataclass(frozen=True)
 class Tokens:
-    """The most that a run can come to."""
+    """The most that a run can come to. --token-budget is looked at between steps: the last step may begin
+    when one token of it is left."""
 
     step: int  # sampled in a step, without further rounds
     rounds: int  # how many times as much further rounds may make of it
-    sampled: int  # in all steps
-    trained: int  # in all steps: a token counts in every pass over its batch
+    batch: int  # trained on in a step
+    epochs: int  # passes over the batch, forward and backward
+    passes: int  # over the batch, without gradients
+    sampled: int  # in all steps, without further rounds
+    in_rounds: int  # in all steps, with all further rounds
+    batches: int  # in the batches of all steps
     first_scores: int  # before the first step: dev and test
     scores: int  # in all: dev every --eval-every steps too, and test again at the end
 
+    @property
+    def trained(self) -> int:
+        """In all steps: a token counts in every pass over its batch."""
+        return self.epochs * self.batches
 
-def tokens_of(args) -> Tokens:
+
+def tokens_of(script: str, args) -> Tokens:
+    """`script` is the name that it gives its run."""
     step = args.prompts_per_step * args.group_size * args.max_new_tokens
-    rounds = 1 + getattr(args, "max_refills", 0)  # DAPO, Guide: until the batch is full
-    if getattr(args, "trigger", "never") != "never":
-        rounds *= 2  # Guide: a group without a right completion is sampled once more, with a hint
+    refilled = getattr(args, "dynamic_sampling", True)  # DAPO, Guide: until the batch is full
+    rounds = 1 + (getattr(args, "max_refills", 0) if refilled else 0)
+    guided = getattr(args, "trigger", "never") != "never"
+    if guided:
+        rounds *= 2  # a group without a right completion is sampled once more, with a hint
+    joined = getattr(args, "group", "replace") == "join"  # and both are trained on
+    batch = 2 * step if joined else step
+
+    def in_all_steps(a_step: int) -> int:
+        if args.token_budget is None:
+            return a_step * args.steps
+        return min(a_step * args.steps, args.token_budget - 1 + a_step)
+
+    epochs = getattr(args, "epochs", 1)
+    old = guided or epochs * getattr(args, "minibatches", 1) > 1  # log-probabilities before the first update
+    besides = epochs if guided or script in SCORE_IN_EVERY_UPDATE else 0
     of_scores = args.eval_samples * args.max_new_tokens
     dev, test = args.eval_problems * of_scores, args.test_problems * of_scores
     times = 1 + -(-args.steps // args.eval_every)  # rounded up: the last step is scored in any case
+    if getattr(args, "schedule", None) == "curriculum":
+        times += args.max_horizon - 1  # h1: so is the last step of each stage
     return Tokens(
         step=step,
         rounds=rounds,
-        sampled=min(step * rounds * args.steps, args.token_budget or step * rounds * args.steps),
-        trained=step * args.steps * getattr(args, "epochs", 1),
+        batch=batch,
+        epochs=epochs,
+        passes=old + has_reference(script, args) + besides,
+        sampled=in_all_steps(step),
+        in_rounds=in_all_steps(step * rounds),
+        batches=in_all_steps(batch),
         first_scores=dev + test,
         scores=times * dev + 2 * test,
     )
@@ -188,47 +225,60 @@ def tokens_of(args) -> Tokens:
 
 @dataclass(frozen=True)
 class Seconds:
-    """Of one step whose completions are as long as they may be, without further rounds."""
+    """Of one token of a completion that is as long as it may be."""
 
     sampling: float
-    training: float  # forward and backward, in every pass over the batch
-    scoring: float  # without gradients, where the flags ask for it
+    training: float  # forward and backward, in one pass over the batch
+    scoring: float  # in one pass without gradients
+
+
+def clock(device: torch.device) -> float:
+    """time.monotonic(), after the device has done what it was asked to do. A GPU is asked and works on by
+    itself, while Python is already at the next line."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.monotonic()
 
 
 def can_be_timed(run) -> bool:
     return not run.own_sampler and ranks.WORLD_SIZE == 1
 
 
-def time_a_step(run) -> Seconds:
+def time_tokens(run) -> Seconds:
     """Samples a few tokens of each completion of the first step, makes them as long as they may be by
     repeating them, and scores one micro-batch of that. Weights and random numbers of the run stay."""
-    args = run.args
+    args, device = run.args, run.model.device
     few, prompts = min(FEW, args.max_new_tokens), first_prompts(run)
     seeds = [completion_seed(args.seed, 0, row) for row in range(len(prompts) * args.group_size)]
-    began = time.monotonic()
+    began = clock(device)
     found = run.sampler.generate(prompts, args.group_size, few, args.temperature, seeds)
-    sampling = (time.monotonic() - began) / few * args.max_new_tokens
+    sampling = (clock(device) - began) / sum(len(completion.ids) for completion in found)
 
     long = [(found[i].ids * args.max_new_tokens)[: args.max_new_tokens] for i in range(len(found))]
     batch = Batch([prompt for prompt in prompts for _ in range(args.group_size)], long)
     part = next(iter(micro_batches(run.model, batch, args.micro_batch_tokens)))
     inputs = (run.model, part.prompt_ids, part.completion_ids, args.temperature)
-    share = len(part) / len(batch)
-    began = time.monotonic()
+    tokens = len(part) * args.max_new_tokens
+    began = clock(device)
     logprobs, _ = score(*inputs)
     logprobs.sum().backward()
     run.optimizer.zero_grad()
-    training = (time.monotonic() - began) / share
+    training = (clock(device) - began) / tokens
 
-    epochs, scoring = getattr(args, "epochs", 1), 0.0
-    updates = epochs * getattr(args, "minibatches", 1)
-    passes = (updates > 1) + bool(getattr(args, "kl_coef", 0))  # old log-probabilities, the reference's
-    if passes:
-        began = time.monotonic()
-        with torch.no_grad():
-            score(*inputs)
-        scoring = (time.monotonic() - began) / share
-    return Seconds(sampling, epochs * training, passes * scoring)
+    began = clock(device)
+    with torch.no_grad():
+        score(*inputs)
+    scoring = (clock(device) - began) / tokens
+    return Seconds(sampling, training, scoring)
+
+
+def seconds_for(seconds: Seconds, tokens: Tokens, sampled: int, batches: int) -> dict[str, float]:
+    """What so many sampled tokens, and so many in batches, take: {"sampling": ..., ...}."""
+    return {
+        "sampling": sampled * seconds.sampling,
+        "training": batches * tokens.epochs * seconds.training,
+        "scoring": batches * tokens.passes * seconds.scoring,
+    }
 
 
 def first_prompts(run) -> list[list[int]]:
@@ -245,13 +295,14 @@ def longest_prompt(run) -> int:
 
 def say_how_long(run) -> None:
     """What a step, and the scores before the first one, take at most."""
-    seconds, tokens = time_a_step(run), tokens_of(run.args)
-    sampling, training = seconds.sampling, seconds.training + seconds.scoring
-    scores = sampling * tokens.first_scores / tokens.step
+    seconds, tokens = time_tokens(run), tokens_of(run.script, run.args)
+    step = seconds_for(seconds, tokens, tokens.step, tokens.batch)
+    parts = ", ".join(f"{name} {minutes(value)}" for name, value in step.items() if value)
+    scores = tokens.first_scores * seconds.sampling
+    on_top = "; further rounds of a step come on top" * (tokens.rounds > 1)
     say(
-        f"if completions are as long as they may, a step takes {minutes(sampling + training)} (sampling "
-        f"{minutes(sampling)}, training {minutes(training)}), and the scores before the first one take "
-        f"{minutes(scores)}; rounds of refilling come on top\n{SHORTER}"
+        f"if completions are as long as they may, a step takes {minutes(sum(step.values()))} ({parts}), and "
+        f"the scores before the first one take {minutes(scores)}{on_top}\n{SHORTER}"
     )
 
 
@@ -270,31 +321,43 @@ def check_folder(out_dir: Path) -> None:
 
 def say_plan(run) -> None:
     """Tokens, memory and hours of a run with these flags, at most."""
-    args, tokens, sizes = run.args, tokens_of(run.args), sizes_of(run.model)
+    args, tokens, sizes = run.args, tokens_of(run.script, run.args), sizes_of(run.model)
     shape = f"{args.prompts_per_step} prompts x {args.group_size} completions x {args.max_new_tokens} tokens"
-    refills = f"; further rounds of a step may make it {tokens.rounds} times as many" * (tokens.rounds > 1)
+    with_rounds = f"with all further rounds, {tokens.rounds} times as many tokens a step"
     say(
         f"plan of {run.script}: {sizes.parameters:,} parameters, task {run.task.name}, {args.steps} steps; "
         f"nothing is written\n"
-        f"tokens: {tokens.step:,} a step at most ({shape}){refills}\n"
-        f"        {tokens.sampled:,} sampled and {tokens.trained:,} trained in all at most\n"
-        f"        {tokens.scores:,} for scores on dev and test at most"
+        f"tokens: {tokens.step:,} a step at most ({shape})\n"
+        f"        {tokens.sampled:,} sampled and {tokens.trained:,} trained in all at most"
     )
+    if tokens.rounds > 1:
+        say(f"        {with_rounds}: {tokens.in_rounds:,} sampled at most")
+    say(f"        {tokens.scores:,} for scores on dev and test at most")
     training, sampling = memory_of(run)
     say(f"memory by formula: training {terms(training)}\n                   sampling {terms(sampling)}")
     if not can_be_timed(run):
         say("time: is measured only in one process, with a sampler of this project")
         return
-    seconds = time_a_step(run)
-    parts = {"sampling": seconds.sampling, "training": seconds.training, "scoring": seconds.scoring}
-    named = ", ".join(f"{name} {value:.1f}" for name, value in parts.items())
-    step = sum(parts.values())
-    scores = seconds.sampling * tokens.scores / tokens.step
-    most = args.steps * step + scores
+    seconds = time_tokens(run)
+    step = seconds_for(seconds, tokens, tokens.step, tokens.batch)
+    named = ", ".join(f"{name} {value:.1f}" for name, value in step.items())
+    scores = tokens.scores * seconds.sampling
     peak = peak_gb()
     if peak is not None:
         say(f"a full micro-batch was tried: {peak:.2g} GB at its peak, still without AdamW's moments")
+
+    def in_all(sampled: int) -> str:
+        return minutes(sum(seconds_for(seconds, tokens, sampled, tokens.batches).values()) + scores)
+
     say(
-        f"time, measured: {step:.1f} s a step at most ({named}), {minutes(scores)} for all scores, "
-        f"{minutes(most)} in all{', further rounds on top' * (tokens.rounds > 1)}\n{SHORTER}\n{LESS_MEMORY}"
+        f"time, measured: {sum(step.values()):.1f} s a step at most ({named}), {minutes(scores)} for all "
+        f"scores, {in_all(tokens.sampled)} in all"
+    )
+    if tokens.rounds > 1:
+        say(f"                {with_rounds}: {in_all(tokens.in_rounds)} in all")
+    say(
+        f"                sampling is that of the first {min(FEW, args.max_new_tokens)} tokens, multiplied; "
+        f"scoring is {tokens.passes} x {tokens.batch * seconds.scoring:.1f} s, the time of a pass without "
+        f"gradients\n"
+        f"                not in it: AdamW, grading, weights on their way to vLLM\n{SHORTER}\n{LESS_MEMORY}"
     )

@@ -41,6 +41,7 @@ function drawHead() {
   const model = facts.model ? `, model ${facts.model}` : "";
   byId("title").textContent = data.title;
   byId("summary").textContent = `${label}${model}.${facts.finished ? "" : ` It has not finished${last}.`}`;
+  byId("missing").textContent = whatIsMissing();
   byId("notes").hidden = !data.notes.length;
   fill("notes", ...data.notes.map(note => make("li", { dir: "auto" }, note)));
 
@@ -53,11 +54,37 @@ function drawHead() {
   if (facts.steps) tiles.push(["steps", String(facts.steps), sampled]);
   for (const [name, score] of headScores())
     tiles.push([name, digits(score.value), `${digits(score.low)} to ${digits(score.high)}`]);
+  fill("terms", ...termsIn(tiles.flat().join(" ")).map(term => make("div", {}, term)));
   fill("tiles", ...tiles.map(([name, value, beside]) => make("div", { class: "tile" },
     make("div", { class: "name" }, name), make("div", { class: "value" }, value),
     make("div", { class: "beside" }, beside))));
   const flags = Object.entries(config).map(([name, value]) => [name, inWords(value)]);
   fill("config-table", table(["flag", "value"], flags));
+}
+
+// What the page does not have, since the run's folder does not.
+function whatIsMissing() {
+  const { config, dev, groups, map, evaluation, facts } = run(), missing = [];
+  if (evaluation) return groups?.length ? "" : "Without samples.jsonl in its folder: no completions.";
+  if (!dev?.length) missing.push("held-out problems word by word");
+  if (!map) missing.push("the map of all held-out problems");
+  if (!groups?.length) missing.push("completions");
+  else if (!groups.some(group => group.rows.some(row => row.tokens))) missing.push("numbers of tokens");
+  if (!missing.length) return "";
+  const why = config.report === false ? "the run was made with --no-report" :
+    facts.steps ? "its folder has none of it, as with runs of an older version" : "it has only begun";
+  return `Not on this page: ${missing.join(", ")}; ${why}.`;
+}
+
+const TERMS = [
+  ["avg@", "the share of n samples of a problem that are right, mean over the problems"],
+  ["pass@", "the share of problems that at least one of n samples solves"],
+  ["maj@", "the share of problems whose most frequent answer among n samples is right"],
+];
+
+// A sentence for each kind of score that a text names.
+function termsIn(text) {
+  return TERMS.filter(([name]) => text.includes(name)).map(([name, meaning]) => `${name}n: ${meaning}.`);
 }
 
 // avg@n, pass@n and maj@n of an evaluation, n the number of samples.
@@ -102,8 +129,9 @@ function sameProblem(dev, at, score) {
 // The page opens at the problem that changed most,
 function mostChanged(dev) {
   if (!dev?.length) return 0;
-  const gains = dev.at(-1).problems.map((problem, i) => rightOf(problem) - rightOf(sameProblem(dev, i, 0)));
-  return gains.indexOf(Math.max(...gains));
+  const change = (problem, i) => Math.abs(rightOf(problem) - rightOf(sameProblem(dev, i, 0)));
+  const changes = dev.at(-1).problems.map(change);
+  return changes.indexOf(Math.max(...changes));
 }
 
 // and at the first score, the one in the middle and the last.
@@ -117,6 +145,8 @@ function drawProblem() {
   byId("problem").hidden = !dev.length;
   if (!dev.length) return;
   const problems = dev.at(-1).problems, chosen = problems[state.problem];
+  byId("problem-count").textContent = devAbout(dev.at(-1), run());
+  byId("problem-mark").hidden = !run().follows;
   const columns = state.columns ||= firstColumns(dev);
   const set = name => value => { state[name] = Number(value); drawProblem(); };
   const change = (problem, i) => `: ${rightOf(sameProblem(dev, i, 0))} → ${rightOf(problem)} right`;
@@ -128,18 +158,35 @@ function drawProblem() {
   fill("problem-columns", ...columns.map((score, i) => {
     const other = value => { columns[i] = Number(value); drawProblem(); };
     const head = chooser("step", steps, score, other, `column ${i}`);
-    return devColumn(sameProblem(dev, state.problem, score), state.sample, head);
+    return devColumn(sameProblem(dev, state.problem, score), dev[score].step, state.sample, head);
   }));
   byId("problem-solution").hidden = !chosen.solution;
   byId("problem-solution").querySelector("pre").textContent = chosen.solution;
 }
 
-function devColumn(problem, sample, head) {
+// How many problems and samples of the scores on dev are here word by word, and of how many.
+function devAbout({ problems }, { map }) {
+  const samples = Math.max(...problems.map(problem => problem.samples.length));
+  const all = map ? ` of the ${map.index.length} held-out ones` : ", as many as the run kept,";
+  const most = map ? Math.max(...map.of.flat()) : 0;
+  const each = most > samples ? `${samples} of its ${most} samples` : `${samples} samples`;
+  return `${problems.length} problems${all} are here, each with ${each}.`;
+}
+
+// How often a problem was right among all its samples at a score, ", 1 of 16 in all"; "" where all are here.
+function inAll(problem, step, { map }) {
+  const place = map ? map.index.indexOf(problem.index) : -1, score = map ? map.steps.indexOf(step) : -1;
+  if (place < 0 || score < 0 || !(map.of[score][place] > problem.samples.length)) return "";
+  return `, ${map.right[score][place]} of ${map.of[score][place]} in all`;
+}
+
+function devColumn(problem, step, sample, head, from = run()) {
   if (!problem) return make("div", {}, make("h3", {}, head), "not scored on this problem");
-  const at = Math.min(sample, problem.samples.length - 1);
-  const right = graded(problem) ? ` ${rightOf(problem)} of ${problem.samples.length} samples right` : "";
+  const at = Math.min(sample, problem.samples.length - 1), all = inAll(problem, step, from);
+  const right = !graded(problem) ? "" :
+    ` ${rightOf(problem)} of ${problem.samples.length} ${all ? "here" : "samples"} right${all}`;
   return make("div", {}, make("h3", {}, head, right),
-    card(problem.samples[at], `sample ${at + 1}`, problem.solution || null));
+    card(problem.samples[at], `sample ${at + 1}`, from.follows && problem.solution || null));
 }
 
 // --- curves ------------------------------------------------------------------------------------------------
@@ -149,7 +196,7 @@ function drawCurves() {
   const seeds = !data.arms.some(arm => arm.runs.length > 1) ? "" : "Runs that differ in the seed alone are " +
     "one line: their mean, between the lowest and the highest. Thin lines are single seeds. ";
   const zoom = data.bokeh ? `For charts that zoom: pip install ${data.bokeh}, and make the page again. ` : "";
-  byId("curves-about").textContent = `${seeds}${zoom}docs/metrics.md says what each metric is.`;
+  byId("curves-about").textContent = `${seeds}${zoom}docs/metrics.md of PlainRL says what each metric is.`;
   fill("curves-charts");
   for (const chart of data.charts) drawChart(chart, byId("curves-charts"));
 }
@@ -161,7 +208,8 @@ function drawGroups() {
   byId("groups").hidden = !groups.length;
   if (!groups.length) return;
   byId("groups-title").textContent = evaluation ? "The samples of a problem" : "The group of a step";
-  byId("groups-about").textContent = evaluation ? "All samples of one problem at a time." :
+  byId("groups-about").textContent = evaluation ?
+    "All samples of one problem at a time. The prompt is what the model read, its template included." :
     "Every step samples several completions of each problem; here is the first problem's. An advantage " +
     "above 0 makes a completion likelier, one below 0 rarer. ← and → move through the steps.";
   byId("slider").max = groups.length - 1;
@@ -178,13 +226,14 @@ function drawFilters(rows) {
     return chooser(label, [["", "all"], ...options.map(option => [option, option])], filters[name], set);
   };
   const some = name => rows.some(row => row[name] === true) && rows.some(row => !row[name]);
-  const whys = [...new Set(rows.map(row => row.why))].filter(why => why).sort();
+  const said = ["", "right", "correct"]; // by "show" already
+  const whys = [...new Set(rows.map(row => row.why))].filter(why => !said.includes(why)).sort();
   const what = "search prompts and completions";
   const search = make("input", { type: "search", placeholder: what, "aria-label": what, value: state.search,
     oninput: () => { state.search = search.value; drawHits(); } });
   fill("filters",
     rows.some(row => row.right !== undefined) && filter("show", "verdict", ["right", "wrong"]),
-    whys.length > 1 && filter("why", "why", whys),
+    whys.length > 1 && filter("wrong because", "why", whys),
     some("guided") && filter("guided", "guided", ["yes", "no"]),
     some("truncated") && filter("truncated", "truncated", ["yes", "no"]),
     search);
@@ -198,19 +247,49 @@ function passes(row) {
   return !truncated || Boolean(row.truncated) === (truncated === "yes");
 }
 
+// The next step, or problem of an evaluation, in that direction with a completion that passes the filters.
+function nextMatch(direction) {
+  const { groups } = run();
+  let at = state.group + direction;
+  while (groups[at] && !groups[at].rows.some(passes)) at += direction;
+  return groups[at] ? at : -1;
+}
+
+// How much the filters hide, and the way to the next completion that they do not.
+function drawMatches(shown, rows) {
+  const { groups } = run(), filtered = Object.values(state.filters).some(value => value);
+  const matching = groups.filter(group => group.rows.some(passes)).length;
+  const what = run().evaluation ? "problems" : "steps";
+  byId("matches").hidden = !filtered;
+  byId("group-count").textContent = !filtered ? "" : `The filters hide ${rows.length - shown.length} of ` +
+    `${rows.length} completions here. ${matching} of ${groups.length} ${what} have one that they show.`;
+  for (const [id, direction] of [["match-before", -1], ["match-after", 1]]) {
+    const at = nextMatch(direction), back = direction < 0;
+    const label = at < 0 ? `none ${back ? "before" : "after"}` : groups[at].label;
+    byId(id).disabled = at < 0;
+    byId(id).textContent = back ? `◀ ${label}` : `${label} ▶`;
+  }
+}
+
 function goTo(group) {
   state.group = Math.max(0, Math.min(run().groups.length - 1, group));
   drawGroup();
 }
 
+// The places that the rows had in their group: all, or "kept" where some are left out of the page.
+const placesOf = group => group.kept || group.rows.map((_, i) => i);
+
 function drawGroup() {
   const { groups } = run(), group = groups[state.group], { rows } = group;
-  const right = rows.filter(row => row.right).length, known = rows.some(row => row.right !== undefined);
+  const right = group.right ?? rows.filter(row => row.right).length, all = group.of ?? rows.length;
+  const known = rows.some(row => row.right !== undefined);
+  const fewer = group.kept ? `, ${rows.length} of the ${all} are in this page` : "";
   byId("slider").value = state.group;
   byId("slider").setAttribute("aria-valuetext", group.label);
-  byId("slider-label").textContent = `${group.label}${known ? `: ${right} of ${rows.length} right` : ""}`;
+  byId("slider-label").textContent = `${group.label}${known ? `: ${right} of ${all} right` : ""}${fewer}`;
   byId("before").disabled = state.group === 0;
   byId("after").disabled = state.group === groups.length - 1;
+  byId("group-prompt").classList.remove("found");
   fill("group-prompt", make("bdi", {}, group.prompt || ""),
     group.gold !== undefined && make("bdi", {}, `\nanswer: ${group.gold}`));
   const vain = (group.also || []).map((row, i) => card(row, `#${i + 1}`));
@@ -223,12 +302,11 @@ function drawGroup() {
       vain.length && make("div", { class: "cards" }, ...vain)));
   const shown = rows.map((row, i) => [row, i]).filter(([row]) => passes(row));
   fill("cards", ...shown.map(([row, i]) => {
-    const box = card(row, `#${i + 1}`);
+    const box = card(row, `#${placesOf(group)[i] + 1}`);
     box.dataset.row = i;
     return box;
   }));
-  byId("group-count").textContent =
-    shown.length === rows.length ? "" : `${shown.length} of ${rows.length} completions pass the filters`;
+  drawMatches(shown, rows);
 }
 
 function folded(title, content, open = false) {
@@ -244,7 +322,7 @@ function votesOf(rows) {
   return make("p", { class: "about", dir: "auto" }, `votes: ${votes.join(", ")}`);
 }
 
-// Every place where the text that is searched for stands; a click goes there.
+// The prompts and completions that have the text that is searched for; a click goes to its first place there.
 function drawHits() {
   const wanted = state.search.toLowerCase(), hits = [];
   let total = 0;
@@ -253,50 +331,98 @@ function drawHits() {
     if (at < 0 || ++total > MOST_HITS) return;
     const line = make("bdi", {}, `${title}: …${text.slice(Math.max(0, at - 30), at)}`,
       make("mark", {}, text.slice(at, end)), `${text.slice(end, end + 40)}…`);
-    hits.push(make("button", { type: "button", onclick: () => showHit(group, row) }, line));
+    hits.push(make("button", { type: "button", onclick: () => showText(group, row, at, end) }, line));
   };
   if (wanted)
     run().groups.forEach((group, at) => {
       look(group.prompt || "", `${group.label}, prompt`, at, null);
       group.rows.forEach((row, i) => { // its tokens: the completion itself has no special ones
         const text = row.tokens ? row.tokens.join("") : row.completion;
-        if (passes(row)) look(text, `${group.label}, #${i + 1}`, at, i);
+        if (passes(row)) look(text, `${group.label}, #${placesOf(group)[i] + 1}`, at, i);
       });
     });
   const more = total > MOST_HITS ? ` (the first ${MOST_HITS} are listed)` : "";
-  const count = make("p", { class: "about", "aria-live": "polite" }, `${total} found${more}`);
+  const count = make("p", { class: "about", "aria-live": "polite" }, `found in ${total} texts${more}`);
   fill("hits", ...(wanted ? [count, ...hits] : []));
 }
 
-// Go to a completion of a group, or to its prompt (row null), and to a token of it.
-function showHit(group, row, token = 0) {
+// Go to letters `from` to `to` of a completion or of a prompt (row null), and mark them there.
+function showText(group, row, from, to) {
+  const { tokens } = run().groups[group].rows[row] || {};
+  if (!tokens) {
+    const place = goToRow(group, row);
+    let text = (place.querySelector(".completion") || place.querySelector("bdi")).firstChild;
+    if (to > text.length) { // the rest is folded
+      place.querySelector(".completion button")?.click();
+      text = place.querySelector(".completion").firstChild;
+    }
+    const range = document.createRange();
+    range.setStart(text, Math.min(from, text.length));
+    range.setEnd(text, Math.min(to, text.length));
+    const mark = make("mark", {});
+    range.surroundContents(mark);
+    mark.scrollIntoView({ block: "center" });
+    return;
+  }
+  let end = 0; // letters up to the end of a token
+  const ends = tokens.map(token => end += token.length);
+  showHit(group, row, ends.findIndex(each => each > from), ends.findIndex(each => each >= to));
+}
+
+// Go to tokens `first` to `last` of a completion of a group, and mark them.
+function showHit(group, row, first = 0, last = first) {
+  const place = goToRow(group, row), tokens = () => [...place.querySelectorAll(".token")];
+  if (tokens().length <= last) place.querySelector(".completion button")?.click(); // the rest is folded
+  const found = tokens().slice(first, last + 1);
+  for (const token of found) token.classList.add("match");
+  pick(run().groups[group].rows[row], found[0]);
+  place.querySelector(".completion")?.focus({ preventScroll: true });
+  found[0]?.scrollIntoView({ block: "center" });
+}
+
+// The card of a completion of a group, or the prompt (row null), brought into view.
+function goToRow(group, row) {
+  const wanted = run().groups[group].rows[row];
+  if (wanted && !passes(wanted)) { // a filter would hide it
+    for (const name of Object.keys(state.filters)) state.filters[name] = "";
+    drawGroups();
+    drawHits();
+  }
   goTo(group);
   const place = document.querySelector(`#cards [data-row="${row}"]`) || byId("group-prompt");
   place.classList.add("found");
   place.scrollIntoView({ block: "center" });
-  pick(run().groups[group].rows[row], place.querySelectorAll(".token")[token]);
-  place.querySelector(".completion")?.focus({ preventScroll: true });
+  return place;
 }
 
 // --- all problems, and the largest numbers -----------------------------------------------------------------
 
 function drawMap() {
   const { map, charts = [], extremes = [] } = run();
-  byId("map").hidden = !map && !charts.length && !extremes.length;
-  byId("map-part").hidden = !map;
-  if (map) fill("map-table", mapTable(map));
+  byId("map").hidden = !map;
+  byId("training").hidden = !charts.length && !extremes.length;
+  if (map) {
+    const levels = Array.from({ length: LEVELS }, (_, i) => i + 1);
+    const swatches = levels.map(level => span(`token level${level}`, `up to ${100 * level / LEVELS}%`));
+    fill("map-legend", "Share of completions that were right: ", span("token", "0"), ...swatches);
+    fill("map-table", mapTable(map));
+  }
   fill("map-charts");
   for (const chart of charts) drawChart(chart, byId("map-charts"));
   const heads = ["", "value", "token", "step", "problem", "completion", "position"];
   const lines = extremes.map(({ kind, value, token, step, index, sample, position }) => {
-    const isThere = group => group.label === `step ${step}` && group.index === index;
-    const group = (run().groups || []).findIndex(isThere), show = () => showHit(group, sample, position);
+    const isThere = group =>
+      group.label === `step ${step}` && group.index === index && placesOf(group).includes(sample);
+    const groups = run().groups || [], group = groups.findIndex(isThere);
+    const show = () => showHit(group, placesOf(groups[group]).indexOf(sample), position);
     const button = () => make("button", { type: "button", onclick: show }, `${index}, show it`);
     const problem = group < 0 ? index : button();
-    return [kind, value, tokenName(token), step, problem, oneOn(sample), oneOn(position)];
+    return [kind, value ?? "no number", tokenName(token), step, problem, oneOn(sample), oneOn(position)];
   });
   const title = make("h3", {}, "The largest differences between sampler and trainer, and the largest ratios");
-  fill("extremes", ...(lines.length ? [title, table(heads, lines)] : []));
+  const there = make("p", { class: "about" }, "“Show it” leads to the token, where its completion is in this " +
+    "page: a run keeps the first group of every step, and a page may leave out steps.");
+  fill("extremes", ...(lines.length ? [title, there, table(heads, lines)] : []));
 }
 
 // One row a score, one column a problem.
@@ -347,7 +473,7 @@ function drawSeveral() {
   fill("pair-prompt", make("bdi", {}, chosen.prompt));
   fill("pair-columns", ...[pair.left, pair.right].map(i => {
     const problem = last(i).problems.find(each => each.prompt === chosen.prompt);
-    return devColumn(problem, pair.sample, `${names[i]}, step ${last(i).step}:`);
+    return devColumn(problem, last(i).step, pair.sample, `${names[i]}, step ${last(i).step}:`, data.runs[i]);
   }));
 }
 
@@ -370,6 +496,8 @@ function drawRun() { // all that depends on the run that is shown
   drawMap();
   const sections = [...document.querySelectorAll("main > section[data-name]:not([hidden])")];
   fill("sections", ...sections.map(section => make("a", { href: `#${section.id}` }, section.dataset.name)));
+  const option = section => make("option", { value: section.id }, section.dataset.name);
+  fill("section", make("option", { value: "" }, "go to"), ...sections.map(option));
 }
 
 function isDark() {
@@ -406,17 +534,32 @@ function begin() {
   byId("slider").addEventListener("input", event => goTo(Number(event.target.value)));
   byId("before").addEventListener("click", () => goTo(state.group - 1));
   byId("after").addEventListener("click", () => goTo(state.group + 1));
+  byId("match-before").addEventListener("click", () => goTo(nextMatch(-1)));
+  byId("match-after").addEventListener("click", () => goTo(nextMatch(1)));
   byId("map-sorted").addEventListener("change", drawMap);
   document.addEventListener("keydown", event => { // the arrow keys, where nothing else wants them
     const move = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
     const held = event.altKey || event.ctrlKey || event.metaKey;
-    if (!move || held || event.target.closest("input, select, svg, .scroll") || !run().groups?.length) return;
+    const own = event.target.closest("input, select, .chart, .scroll");
+    if (!move || held || own || !run().groups?.length) return;
     goTo(state.group + move);
     event.preventDefault();
   });
+  byId("section").addEventListener("change", event => {
+    byId(event.target.value)?.scrollIntoView();
+    event.target.value = "";
+  });
+  // The line at the bottom is read out where the keys move through tokens, not for every place of a pointer.
+  const aloud = way => () => byId("readout").setAttribute("aria-live", way);
+  document.addEventListener("keydown", aloud("polite"), true);
+  document.addEventListener("pointermove", aloud("off"), true);
+  document.addEventListener("pointerdown", aloud("off"), true);
+  const root = document.documentElement; // what the page scrolls to must stand below the bar: see report.css
+  const measure = () => root.style.setProperty("--bar", `${byId("bar").offsetHeight}px`);
+  new ResizeObserver(measure).observe(byId("bar"));
   nameTheme();
   drawCurves();
   drawRun();
 }
 
-begin();
+unpack().then(begin);

@@ -7,11 +7,12 @@ numbers, style and code stand in it. The numbers are from report_data.py and rep
 the page is report.html, its looks report.css, and what it does report_tokens.js, report_curves.js and
 report.js, all beside this file.
 
-What a model wrote is a stranger's text. It stands in the page as data, the page shows it as text, and the
-page's policy lets a browser run nothing but the code that was put there, and load nothing at all.
+What a model wrote is a stranger's text. It stands in the page as compressed data, the page shows it as text,
+and the page's policy lets a browser run nothing but the code that was put there, and load nothing at all.
 """
 
 import base64
+import gzip
 import hashlib
 import html
 import json
@@ -21,10 +22,12 @@ from pathlib import Path
 
 from plainrl.folder import write_text
 from plainrl.report_charts import arms_of, chart, charts_of, differences
-from plainrl.report_data import evenly, read_run
+from plainrl.report_data import MOST_READ, evenly, read_run
 from plainrl.screen import shown
 
-LARGEST = 4_600_000  # bytes of the page, Bokeh's 1.4 MB included
+LARGEST = 16_000_000  # bytes of the page, Bokeh's 1.4 MB included; a default run has 1.6 MB
+LONGEST_FLAG = 20_000  # letters of a value in the configuration that are shown
+CUT = " … (cut here; all of it is in the run's folder)"
 BOKEH = "bokeh==3.9.2"  # the version that the page was tried with
 HERE = Path(__file__).resolve().parent
 
@@ -51,7 +54,7 @@ def make_page(folders: list[Path]) -> dict:
         raise ValueError("give the folder of a run, such as runs/grpo/chain-seed0")
     notes: list[str] = []
     labels = labels_of([Path(folder) for folder in folders])
-    runs = [read_run(Path(folder), notes) for folder in folders]
+    runs = [read_run(Path(folder), notes, MOST_READ // len(folders)) for folder in folders]
     charts = charts_of(runs)
     passes = [run.pop("passes") for run in runs if "passes" in run]
     if any(passes):
@@ -62,7 +65,7 @@ def make_page(folders: list[Path]) -> dict:
         "bokeh": "" if has_bokeh() else BOKEH,  # what to install for charts that zoom
         "charts": charts,
         "arms": arms,
-        "differences": differences(runs) if several else [],
+        "differences": [list(map(short_value, row)) for row in differences(runs)] if several else [],
         "runs": [],
     }
     for run, label in zip(runs, labels):
@@ -70,8 +73,8 @@ def make_page(folders: list[Path]) -> dict:
         page["runs"].append(run | {"label": label, "config": flat(run["config"])})
     names = [arm["label"] + f" ({len(arm['runs'])} runs)" * (len(arm["runs"]) > 1) for arm in arms]
     page["title"] = ", ".join(names) if several else title_of(page["runs"][0])
-    room = LARGEST - size(page | {"runs": [run | {"groups": [], "dev": []} for run in page["runs"]]})
-    room -= len(bokeh()) + 60_000  # the code of the page
+    without = [run | {"groups": [], "dev": []} for run in page["runs"]]
+    room = LARGEST - len(as_html(page | {"runs": without}).encode()) - 2_000  # for the notes
     for run in page["runs"]:
         fit(run, room // len(runs), notes)
     return page
@@ -101,43 +104,106 @@ def flat(config: dict) -> dict:
     beside = {name: value for name, value in config.items() if name != "flags"}
     if isinstance(beside.get("versions"), dict):
         beside["versions"] = ", ".join(f"{name} {number}" for name, number in beside["versions"].items())
-    return (config.get("flags") or {}) | beside
+    values = (config.get("flags") or {}) | beside
+    return {name: short_value(value) for name, value in values.items()}
+
+
+def short_value(value):
+    """A flag's value, cut where it is a very long text."""
+    return shortened(value, LONGEST_FLAG) if isinstance(value, str) else value
 
 
 # --- the page's size ----------------------------------------------------------------------------------------
 
 
 def fit(run: dict, room: int, notes: list[str]) -> None:
-    """Thin the dev samples and the groups of a run until they take `room` bytes, and say so in `notes`."""
-    what = {"dev": "scores on dev", "groups": "problems" if "evaluation" in run else "steps"}
-    for name in what:
-        entries = run.get(name) or []
-        share = room // 2 if name == "dev" and run.get("groups") else room - size(run.get("dev"))
-        sizes = [cut(entry, share // 3) for entry in entries]
-        kept = evenly(len(entries), len(entries))
-        while sum(sizes[i] for i in kept) > share and len(kept) > 2:
-            kept = evenly(len(entries), max(2, int(len(kept) * 0.95)))
-        if len(kept) < len(entries):
-            run[name] = [entries[i] for i in kept]
-            notes.append(
-                f"{run['label']}: {len(kept)} of {len(entries)} {what[name]} are in this page, evenly "
-                "spread; all are in the run's folder"
-            )
+    """Thin the dev samples and the groups of a run until they take `room` bytes, and say so in `notes`.
+
+    Completions go before steps: where there are too many, evenly spread steps keep all of theirs and the
+    others one of each kind. Only then do steps go. Scores on dev keep the first, the middle and the last.
+    """
+    unread = run.pop("unread", {})  # steps of a file that is too large to be read
+    dev, groups = run.get("dev") or [], run.get("groups") or []
+    label = run["label"]
+
+    share = room // 2 if groups else room
+    sizes = [cut(score, share // 3) for score in dev]
+    kept = most_that_fit(len(dev), lambda places: sum(sizes[i] for i in places) <= share)
+    run["dev"] = [dev[i] for i in kept]
+    note_left_out(notes, label, "scores on dev", len(kept), len(dev) + unread.get("dev", 0))
+
+    share = room - sum(sizes[i] for i in kept)
+    sizes = [cut(group, share // 3) for group in groups]
+    few, whole = groups, range(len(groups))
+    if sum(sizes) > share:
+        few = [one_of_each_kind(group) for group in groups]
+        small = [size(group) for group in few]
+        more = [large - small for large, small in zip(sizes, small)]
+        whole = most_that_fit(len(groups), lambda places: sum(small) + sum(more[i] for i in places) <= share)
+        sizes = [sizes[i] if i in whole else small[i] for i in range(len(groups))]
+    kept = most_that_fit(len(groups), lambda places: sum(sizes[i] for i in places) <= share)
+    run["groups"] = [groups[i] if i in whole else few[i] for i in kept]
+    what = "problems" if "evaluation" in run else "steps"
+    note_left_out(notes, label, what, len(kept), len(groups) + unread.get("groups", 0))
+    fewer = sum("kept" in group for group in run["groups"])
+    if fewer:
+        notes.append(
+            f"{label}: in {fewer} of these {what} one completion of each kind is in this page (right, wrong, "
+            "cut off at the limit of tokens)"
+        )
+
+
+def note_left_out(notes: list[str], label: str, what: str, kept: int, total: int) -> None:
+    if kept < total:
+        notes.append(
+            f"{label}: {kept} of {total} {what} are in this page, evenly spread; all are in the run's folder "
+            f"(a page has at most {LARGEST // 1_000_000} MB)"
+        )
+
+
+def most_that_fit(total: int, fits) -> list[int]:
+    """The most evenly spread numbers below `total` for which `fits` holds, at least the first, the middle and
+    the last."""
+    count = total
+    while count > 3 and not fits(evenly(total, count)):
+        count = int(count * 0.95)
+    return evenly(total, count)
+
+
+def one_of_each_kind(group: dict) -> dict:
+    """A group with its first completion that is right, the first that is wrong and the first that was cut off
+    at the limit of tokens. "kept" are their places; "right" and "of" count all."""
+    rows = group["rows"]
+    first: dict = {}  # kind: the place of its first completion
+    for place, row in enumerate(rows):
+        first.setdefault(row.get("right"), place)
+        if row.get("truncated"):
+            first.setdefault("truncated", place)
+    kept = sorted(set(first.values()))
+    if len(kept) == len(rows):
+        return group
+    counts = {"kept": kept, "right": sum(row.get("right", False) for row in rows), "of": len(rows)}
+    also = {"also": group["also"][:1]} if "also" in group else {}
+    return group | {"rows": [rows[i] for i in kept]} | counts | also
 
 
 def size(value) -> int:
     """Bytes that it takes in the page."""
-    return len(as_json(value).encode())
+    return len(packed(value))
 
 
 def cut(entry: dict, room: int) -> int:
-    """Shorten the longest completions until the entry takes `room` bytes. Returns its size."""
+    """Shorten the longest completions, prompts and other texts until the entry takes `room` bytes. Returns
+    its size."""
+    problems = entry.get("problems", [])
     rows = [*entry.get("rows", []), *entry.get("also", [])]
-    rows += [sample for problem in entry.get("problems", []) for sample in problem["samples"]]
+    rows += [sample for problem in problems for sample in problem["samples"]]
     limit, total = room, size(entry)
     while total > room and limit > 1000:
         for row in rows:
             shorten(row, limit)
+        for place in (entry, *problems, *rows):
+            shorten_texts(place, limit)
         limit, total = int(limit * 0.8), size(entry)
     return total
 
@@ -156,19 +222,25 @@ def shorten(row: dict, limit: int) -> None:
         row["numbers"] |= {name: value[:count] for name, value in lists.items()}
 
 
+def shorten_texts(place: dict, limit: int) -> None:
+    """Leave `limit` letters of a prompt, a hint, a solution, a flag: of every text but a completion."""
+    for name, text in place.items():
+        if isinstance(text, str) and name != "completion":
+            place[name] = shortened(text, limit)
+
+
+def shortened(text: str, limit: int) -> str:
+    return text if len(text) <= limit + len(CUT) else text[:limit] + CUT
+
+
 # --- the file -----------------------------------------------------------------------------------------------
 
 
-def as_json(value) -> str:
-    """JSON that can stand inside a <script> of a page: nothing in it can end the element or begin another.
-
-    >>> print(as_json("</script>"))
-    "\\u003c/script\\u003e"
-    """
+def packed(value) -> str:
+    """JSON, compressed and written in letters and digits: nothing in it can end the <script> that it stands
+    in. report_tokens.js unpacks it."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    for letter in "<>&\u2028\u2029":  # the last two end a line of JavaScript
-        text = text.replace(letter, f"\\u{ord(letter):04x}")
-    return text
+    return base64.b64encode(gzip.compress(text.encode(), 6, mtime=0)).decode()
 
 
 def as_html(page: dict) -> str:
@@ -184,7 +256,7 @@ def as_html(page: dict) -> str:
         "policy": html.escape(policy),
         "title": html.escape(page["title"]),
         "style": source("report.css"),
-        "data": as_json(page),
+        "data": packed(page),
     }
     # In one pass: what stands in a run is never looked through for fields.
     return re.sub(r"\{\{(\w+)\}\}", lambda field: fields[field[1]], source("report.html"))

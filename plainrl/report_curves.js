@@ -1,11 +1,11 @@
 // Line charts of report.html: by Bokeh where its code is in the page (it zooms and pans), else as plain SVG.
 //
 // A chart is {title, ylabel, xlabel, lines}. A line is {label, x, y}, with `low` and `high` where it has a
-// band, and `seeds`, the single runs behind a mean. See line_of in plainrl/report_data.py.
+// band, and `seeds`, the single runs behind a mean. See line_of in plainrl/report_charts.py.
 "use strict";
 
-const WIDTH = 440, HEIGHT = 250; // of an SVG chart, in its units
-const LEFT = 56, RIGHT = 12, TOP = 10, BOTTOM = 38; // its margins
+const WIDTH = 440, HEIGHT = 250; // of a chart at most, and at least: a letter of an SVG is then not too small
+const LEFT = 62, RIGHT = 12, TOP = 10, BOTTOM = 38; // its margins
 const COLOURS = ["blue", "orange", "green", "purple", "sky"]; // of report.css
 const DASHES = ["solid", [7, 3], [2, 3], [9, 3, 2, 3], [12, 5]]; // as in report.css
 
@@ -17,28 +17,36 @@ function drawChart(chart, parent) {
   else svgChart(chart, box);
 }
 
-// The ends of an axis that shows all numbers. One whose numbers begin near 0 may begin at 0.
-function range(numbers, zero = true) {
+// An axis that shows all numbers: its ends, and four to eight round numbers between them, 1, 2 or 5 times a
+// power of ten apart. A `whole` one counts steps: it ends where they do. Shares and scores begin at 0
+// (`zero`), and so does what begins near it.
+function axisOf(numbers, { whole = false, zero = false }) {
   let low = Infinity, high = -Infinity;
   for (const number of numbers) {
     if (number === null) continue;
     low = Math.min(low, number);
     high = Math.max(high, number);
   }
-  if (low > high) return [0, 1];
-  if (low === high) return [low - (Math.abs(low) || 1) / 2, high + (Math.abs(high) || 1) / 2];
-  if (zero && low > 0 && low < high / 2) low = 0;
-  return [low, high];
+  if (low > high) [low, high] = [0, 1];
+  if (!whole && (zero || low < high / 2)) low = Math.min(low, 0);
+  if (low === high) { // of numbers that are all the same
+    const beside = whole ? 1 : Math.abs(low) / 2;
+    [low, high] = low === 0 && !whole ? [0, 1] : [low - beside, high + beside];
+  }
+  const rough = (high - low) / 5, power = 10 ** Math.floor(Math.log10(rough));
+  let step = [1, 2, 5, 10].map(times => times * power).find(each => each >= rough * 0.999);
+  if (whole) step = Math.max(1, step);
+  if (!whole) {
+    low = Math.floor(low / step + 1e-9) * step;
+    high = Math.ceil(high / step - 1e-9) * step;
+  }
+  const ticks = [];
+  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i++) ticks.push(i * step);
+  return { low, high, ticks };
 }
 
-// Four to eight round numbers between two ends: 1, 2 or 5 times a power of ten apart.
-function ticks(low, high) {
-  const rough = (high - low) / 5, power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 5, 10].map(times => times * power).find(each => each >= rough * 0.999);
-  const found = [];
-  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i++) found.push(i * step);
-  return found;
-}
+const xAxisOf = chart => axisOf(everyNumber(chart, "x"), { whole: true });
+const yAxisOf = chart => axisOf(everyNumber(chart, "y"), { zero: /share|score|pass@/.test(chart.ylabel) });
 
 function everyNumber(chart, part) {
   const own = part === "x" ? ["x"] : ["y", "low", "high"];
@@ -72,19 +80,20 @@ function svg(tag, attributes, ...children) {
 }
 
 function svgChart(chart, box) {
-  const [left, right] = range(everyNumber(chart, "x"), false), [low, high] = range(everyNumber(chart, "y"));
-  const toX = x => LEFT + (x - left) / (right - left) * (WIDTH - LEFT - RIGHT);
+  const { low: left, high: right, ticks: steps } = xAxisOf(chart), { low, high, ticks } = yAxisOf(chart);
+  const width = Math.max(260, Math.min(WIDTH, box.clientWidth - 26)); // less its margins
+  const toX = x => LEFT + (x - left) / (right - left) * (width - LEFT - RIGHT);
   const toY = y => HEIGHT - BOTTOM - (y - low) / (high - low) * (HEIGHT - TOP - BOTTOM);
-  const picture = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, tabindex: 0, role: "img",
+  const picture = svg("svg", { viewBox: `0 0 ${width} ${HEIGHT}`, tabindex: 0, role: "img",
     "aria-label": `${chart.title}; the arrow keys move through its steps` });
-  for (const y of ticks(low, high)) {
-    picture.append(svg("line", { class: "grid", x1: LEFT, x2: WIDTH - RIGHT, y1: toY(y), y2: toY(y) }),
+  for (const y of ticks) {
+    picture.append(svg("line", { class: "grid", x1: LEFT, x2: width - RIGHT, y1: toY(y), y2: toY(y) }),
       svg("text", { x: LEFT - 6, y: toY(y) + 4, "text-anchor": "end" }, short(y)));
   }
-  for (const x of ticks(left, right))
+  for (const x of steps)
     picture.append(svg("text", { x: toX(x), y: HEIGHT - BOTTOM + 16, "text-anchor": "middle" }, short(x)));
   picture.append(
-    svg("text", { x: (LEFT + WIDTH - RIGHT) / 2, y: HEIGHT - 6, "text-anchor": "middle" }, chart.xlabel),
+    svg("text", { x: (LEFT + width - RIGHT) / 2, y: HEIGHT - 6, "text-anchor": "middle" }, chart.xlabel),
     svg("text", { "text-anchor": "middle",
       transform: `translate(12 ${(HEIGHT - BOTTOM + TOP) / 2}) rotate(-90)` }, chart.ylabel));
 
@@ -119,34 +128,37 @@ function svgChart(chart, box) {
   const cursor = svg("line", { class: "cursor", y1: TOP, y2: HEIGHT - BOTTOM, visibility: "hidden" });
   const values = chart.lines.map(() => make("span", { class: "at" }));
   const where = make("li", { class: "at" });
-  const steps = stepsOf(chart);
+  const aloud = make("p", { class: "unseen", "aria-live": "polite" }); // what the arrow keys come to
+  const points = stepsOf(chart);
   let at = -1;
   const show = position => {
-    at = Math.max(0, Math.min(steps.length - 1, position));
-    cursor.setAttribute("x1", toX(steps[at]));
-    cursor.setAttribute("x2", toX(steps[at]));
+    at = Math.max(0, Math.min(points.length - 1, position));
+    cursor.setAttribute("x1", toX(points[at]));
+    cursor.setAttribute("x2", toX(points[at]));
     cursor.setAttribute("visibility", "visible");
-    where.textContent = `${chart.xlabel} ${short(steps[at])}`;
+    where.textContent = `${chart.xlabel} ${short(points[at])}`;
     chart.lines.forEach((line, i) => {
-      values[i].textContent = ` ${short(line.y[line.x.indexOf(steps[at])])}`;
+      values[i].textContent = ` ${short(line.y[line.x.indexOf(points[at])])}`;
     });
   };
   picture.addEventListener("pointermove", event => {
     const frame = picture.getBoundingClientRect();
-    const place = (event.clientX - frame.left) / frame.width * WIDTH; // in units of the picture
-    const x = left + (place - LEFT) / (WIDTH - LEFT - RIGHT) * (right - left);
-    const distances = steps.map(step => Math.abs(step - x));
+    const place = (event.clientX - frame.left) / frame.width * width; // in units of the picture
+    const x = left + (place - LEFT) / (width - LEFT - RIGHT) * (right - left);
+    const distances = points.map(point => Math.abs(point - x));
     show(distances.indexOf(Math.min(...distances)));
   });
   picture.addEventListener("keydown", event => {
     const move = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
     if (!move) return;
-    show(at < 0 && move < 0 ? steps.length - 1 : at + move);
+    show(at < 0 && move < 0 ? points.length - 1 : at + move);
+    const lines = chart.lines.map((line, i) => `${line.label}${values[i].textContent}`);
+    aloud.textContent = [where.textContent, ...lines].join(", ");
     event.preventDefault();
   });
   picture.append(cursor);
   const keys = chart.lines.map((line, i) => key(line, i, values[i]));
-  box.append(picture, make("ul", { class: "keys" }, ...keys, where));
+  box.append(picture, make("ul", { class: "keys" }, ...keys, where), aloud);
 }
 
 // --- Bokeh -------------------------------------------------------------------------------------------------
@@ -160,7 +172,8 @@ function bokehChart(chart, box) {
     probe.style.color = `var(--${name})`;
     return getComputedStyle(probe).color;
   };
-  const [low, high] = range(everyNumber(chart, "y"));
+  const letter = `${0.72 * parseFloat(styles.fontSize)}px`; // grows with the page
+  const { low, high } = yAxisOf(chart);
   const figure = Bokeh.Plotting.figure({
     width: WIDTH, height: HEIGHT + 40, sizing_mode: "stretch_width", min_border_right: 12,
     tools: "pan,box_zoom,wheel_zoom,reset,save", toolbar_location: "above",
@@ -170,10 +183,15 @@ function bokehChart(chart, box) {
   });
   figure.toolbar.logo = null;
   figure.toolbar.active_scroll = figure.toolbar.active_drag = null; // wheel and finger scroll the page
+  const whole = () => new Bokeh.BasicTicker({ min_interval: 1, num_minor_ticks: 0 }); // steps are
+  figure.xaxis.ticker = whole();
+  figure.xgrid.ticker = whole();
   for (const axis of [figure.xaxis, figure.yaxis].flat()) {
+    axis.formatter = new Bokeh.BasicTickFormatter({ power_limit_low: -6 }); // 0.0005, not 5.000e-4
     axis.axis_label_text_color = axis.major_label_text_color = colour("soft");
     axis.axis_line_color = axis.major_tick_line_color = axis.minor_tick_line_color = colour("line");
     axis.axis_label_text_font_style = "normal";
+    axis.axis_label_text_font_size = axis.major_label_text_font_size = letter;
   }
   for (const grid of [figure.xgrid, figure.ygrid].flat()) grid.grid_line_color = colour("line");
   const numbers = values => values.map(value => value ?? NaN);
@@ -189,17 +207,20 @@ function bokehChart(chart, box) {
     if (line.x.length < 15)
       figure.scatter(line.x, numbers(line.y), { size: 6, fill_color: look.line_color, line_color: null });
   });
-  // One box of values for all lines: they are columns of a line that cannot be seen.
-  const steps = stepsOf(chart), columns = { x: steps, y: steps.map(() => NaN) };
-  chart.lines.forEach((line, i) => {
-    const at = new Map(line.x.map((x, place) => [x, line.y[place]]));
-    columns[`value${i}`] = steps.map(step => short(at.get(step)));
-    columns.y = columns.y.map((y, place) => Number.isNaN(y) ? at.get(steps[place]) ?? NaN : y);
-  });
-  const source = new Bokeh.ColumnDataSource({ data: columns });
+  // One box of values for all lines: its places are those of a line that cannot be seen.
+  const steps = stepsOf(chart);
+  const values = chart.lines.map(line => new Map(line.x.map((x, i) => [x, line.y[i]])));
+  const known = step => values.map(line => line.get(step)).find(value => (value ?? null) !== null) ?? NaN;
+  const source = new Bokeh.ColumnDataSource({ data: { x: steps, y: steps.map(known) } });
+  const describe = (_, { index }) => { // in colours of the page: Bokeh's own are those of a light one
+    const lines = chart.lines.map((line, i) => `${line.label}: ${short(values[i].get(steps[index]))}`);
+    const style = "background: var(--card); color: var(--ink); margin: -5px; padding: .3rem .5rem";
+    const rows = [`${chart.xlabel} ${steps[index]}`, ...lines].map(row => make("div", {}, row));
+    return make("div", { style }, ...rows);
+  };
   const unseen = figure.line({ field: "x" }, { field: "y" }, { source, line_alpha: 0 });
-  figure.add_tools(new Bokeh.HoverTool({ renderers: [unseen], mode: "vline", line_policy: "nearest",
-    tooltips: [[chart.xlabel, "@x"], ...chart.lines.map((line, i) => [line.label, `@value${i}`])] }));
+  const how = { mode: "vline", line_policy: "nearest", tooltips: describe };
+  figure.add_tools(new Bokeh.HoverTool({ renderers: [unseen], ...how }));
   const place = make("div", {});
   box.append(place);
   probe.remove();

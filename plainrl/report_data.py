@@ -8,13 +8,19 @@ import json
 import math
 import re
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from itertools import groupby
+from operator import eq
 from pathlib import Path
 
 from plainrl.report_charts import group_charts, is_number, line_of
 from plainrl.screen import shown
 
-MOST_READ = 20_000_000  # bytes; of a larger file evenly spread steps are read, for the memory's sake
+MOST_READ = 100_000_000  # bytes; of larger files evenly spread steps are read, for the memory's sake
+MOST_CELLS = 40_000  # of the map of all problems: a browser has an element for each
+# The same few thousand numbers and tokens come again and again: each is kept in the memory once.
+known_float = lru_cache(100_000)(float)
+known_token = lru_cache(100_000)(shown)
 # Numbers of a token that the scripts log. A row may have others: any list of it as long as its tokens.
 TOKEN_NUMBERS = {"entropy", "logprob", "weight", "ratio", "clipped", "gap"}
 TOKEN_NUMBERS |= {"selected", "dropped", "penalised"}
@@ -34,8 +40,9 @@ ROW_FIELDS = {
 ROW_FIELDS |= {"vote", "guided", "truncated", "correct", "sampled_prompt", "hint", "also_sampled"}
 
 
-def read_run(folder: Path, notes: list[str]) -> dict:
-    """A run's folder, or an evaluation's. What cannot be read is said in `notes`.
+def read_run(folder: Path, notes: list[str], most: int = MOST_READ) -> dict:
+    """A run's folder, or an evaluation's. What cannot be read is said in `notes`. Of each file `most` bytes
+    are read.
 
     Raises ValueError for a folder that is neither.
     """
@@ -43,26 +50,35 @@ def read_run(folder: Path, notes: list[str]) -> dict:
         raise ValueError(f"{folder}: there is no such folder; give the folder of a run")
     config = read_object(folder / "config.json", notes)
     if "problems_hash" in config:
-        return {"config": config} | read_evaluation(folder, config, notes)
+        return {"config": config} | read_evaluation(folder, config, notes, most)
     if "flags" not in config and not (folder / "metrics.jsonl").exists():
+        inside = sorted(each.parent for each in folder.glob("*/metrics.jsonl"))
+        if inside:
+            runs = " ".join(map(str, inside[:5])) + " ..." * (len(inside) > 5)
+            raise ValueError(f"{folder}: holds runs and is none itself; give one or more of them: {runs}")
         raise ValueError(
             f"{folder}: is no folder of a run; give one that holds the metrics.jsonl of a training script or "
             "the results.json of eval.py"
         )
     if not isinstance(config.get("flags"), dict):
         config["flags"] = {}
-    curves = curves_of(read_lines(folder / "metrics.jsonl", notes))
-    log = read_lines(folder / "groups.jsonl", notes)
+    curves = curves_of(read_lines(folder / "metrics.jsonl", notes, most))
+    log = read_lines(folder / "groups.jsonl", notes, most)
     log = [line for line in log if isinstance(line.get("right"), list) and isinstance(line.get("of"), list)]
+    samples, unread_groups = read_steps(folder / "samples.jsonl", notes, most)
+    dev_samples, unread_dev = read_steps(folder / "dev_samples.jsonl", notes, most)
+    dev = read_dev(dev_samples)
     return {
         "config": config,
         "curves": curves,
         "facts": facts_of_run(config, curves),
-        "groups": read_groups(read_lines(folder / "samples.jsonl", notes)),
-        "dev": read_dev(read_lines(folder / "dev_samples.jsonl", notes)),
-        "map": map_of([line for line in log if line.get("split") == "dev"]),
+        "groups": read_groups(samples),
+        "dev": dev,
+        "unread": {"groups": unread_groups, "dev": unread_dev},
+        "follows": follows_solutions(dev),
+        "map": map_of([line for line in log if line.get("split") == "dev"], notes),
         "charts": group_charts([line for line in log if line.get("split") == "train"]),
-        "extremes": largest(log, "gap") + largest(log, "ratio"),
+        "extremes": extremes_of(log, "gap") + extremes_of(log, "ratio"),
     }
 
 
@@ -83,40 +99,49 @@ def read_object(path: Path, notes: list[str]) -> dict:
     return content
 
 
-def read_lines(path: Path, notes: list[str]) -> list[dict]:
-    """The records of a file with one a line; none where there is no file.
+def read_lines(path: Path, notes: list[str], most: int = MOST_READ) -> list[dict]:
+    """The records of a file. Where it is too large to be read as a whole a note says so."""
+    records, unread = read_steps(path, notes, most)
+    if unread:
+        notes.append(shown(f"{path}: has more than {most} bytes; {unread} of its steps were not read"))
+    return records
+
+
+def read_steps(path: Path, notes: list[str], most: int) -> tuple[list[dict], int]:
+    """The records of a file with one a line, and how many of its steps were not read because it has more than
+    `most` bytes. No record where there is no file.
 
     The last line of a run that goes on may be half written: that one is left out without a note.
     """
     if not path.exists():
-        return []
-    wanted = steps_to_read(path, notes)
+        return [], 0
+    wanted, unread = steps_to_read(path, most)
     records = []
     with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip() or (wanted is not None and step_of(line) not in wanted):
                 continue
             try:
-                record = clean(json.loads(line))
+                record = clean(json.loads(line, parse_float=known_float))
             except (ValueError, RecursionError):
                 record = None
             if isinstance(record, dict):
                 records.append(record)
             elif line.endswith(b"\n"):
                 notes.append(shown(f"{path}: line {number} is no JSON record; it is left out"))
-    return records
+    return records, unread
 
 
-def steps_to_read(path: Path, notes: list[str]) -> set | None:
-    """Evenly spread steps of a file that is too large to be read; None for any other: all."""
+def steps_to_read(path: Path, most: int) -> tuple[set | None, int]:
+    """Evenly spread steps of a file that is too large to be read, and how many others it has. None stands for
+    all steps."""
     size = path.stat().st_size
-    if size <= MOST_READ:
-        return None
+    if size <= most:
+        return None, 0
     with open(path, "rb") as file:
-        steps = list(dict.fromkeys(map(step_of, file)))
-    kept = evenly(len(steps), max(2, len(steps) * MOST_READ // size))
-    notes.append(shown(f"{path}: has {size / 1e6:.0f} MB; {len(kept)} of its {len(steps)} steps were read"))
-    return {steps[i] for i in kept}
+        steps = list(dict.fromkeys(step for step in map(step_of, file) if step))
+    kept = evenly(len(steps), max(3, len(steps) * most // size))
+    return {steps[i] for i in kept}, len(steps) - len(kept)
 
 
 def step_of(line: bytes) -> bytes | None:
@@ -126,13 +151,15 @@ def step_of(line: bytes) -> bytes | None:
 
 
 def evenly(total: int, count: int) -> list[int]:
-    """`count` of the numbers below `total`, evenly spread, always with the first and the last.
+    """At most `count` of the numbers below `total`, evenly spread, always with the first, the middle and the
+    last: so an odd count of them, at least three.
 
-    >>> evenly(10, 4)
-    [0, 3, 6, 9]
+    >>> evenly(9, 6)
+    [0, 2, 4, 6, 8]
     """
-    if count >= total:
+    if count >= total or total <= 3:
         return list(range(total))
+    count = max(3, count - (count % 2 == 0))
     return [round(i * (total - 1) / (count - 1)) for i in range(count)]
 
 
@@ -140,7 +167,7 @@ def clean(value):
     """A value of a file as it may stand in the page: what would turn the writing direction, or cannot be
     seen, is spelt out (see plainrl/screen.py), and a number that is none is None."""
     if isinstance(value, str):
-        return shown(value)
+        return known_token(value) if len(value) < 40 else shown(value)
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, list):
@@ -188,7 +215,7 @@ def of_tokens(row: dict, name: str) -> bool:
     return name != "tokens" and all(each is None or isinstance(each, int | float) for each in value)
 
 
-def token_numbers(rows: list[dict]) -> set[str]:
+def number_names(rows: list[dict]) -> set[str]:
     """The names of all numbers of tokens. Where all tokens of a row have the same one it holds that one
     alone, so an unknown name is one of them if some row has it as a list."""
     return TOKEN_NUMBERS | {name for row in rows for name in row if of_tokens(row, name)}
@@ -196,7 +223,7 @@ def token_numbers(rows: list[dict]) -> set[str]:
 
 def read_groups(rows: list[dict]) -> list[dict]:
     """samples.jsonl -> one entry a step: its first group, with the hint and what was sampled in vain."""
-    names, groups = token_numbers(rows), []
+    names, groups = number_names(rows), []
     for step, members in groupby(rows, key=lambda row: row.get("step")):
         members = list(members)
         group = {"label": f"step {step}", "rows": [as_sample(row, names) for row in members]}
@@ -214,7 +241,7 @@ def read_groups(rows: list[dict]) -> list[dict]:
 def read_dev(lines: list[dict]) -> list[dict]:
     """dev_samples.jsonl -> one entry a score: {"step", "problems": [{"index", "prompt", ..., "samples"}]}."""
     samples = [rows_in(line.get("samples")) for line in lines]
-    names, scores = token_numbers(sum(samples, [])), []
+    names, scores = number_names(sum(samples, [])), []
     for line, rows in zip(lines, samples):
         if not scores or scores[-1]["step"] != line.get("step"):
             scores.append({"step": line.get("step"), "problems": []})
@@ -223,6 +250,24 @@ def read_dev(lines: list[dict]) -> list[dict]:
         if rows:
             scores[-1]["problems"].append(problem)
     return [score for score in scores if score["problems"]]
+
+
+def follows_solutions(dev: list[dict]) -> bool:
+    """Whether completions that are not wrong mostly are the worked solution, line by line. Then the first
+    line that differs is where another one went wrong; in free text it would be an accident of wording."""
+    agreeing = total = 0
+    for problem in (problem for score in dev for problem in score["problems"]):
+        wanted = lines_of(problem["solution"])
+        for sample in problem["samples"]:
+            if wanted and sample.get("right") is not False:
+                agreeing += sum(map(eq, lines_of(sample["completion"]), wanted))
+                total += len(wanted)
+    return agreeing > total / 2
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines that are not empty, without their spaces."""
+    return [line for line in ("".join(line.split()) for line in text.split("\n")) if line]
 
 
 # --- a run as a whole ---------------------------------------------------------------------------------------
@@ -268,45 +313,61 @@ def facts_of_run(config: dict, curves: dict[str, dict[int, float]]) -> dict:
     return facts
 
 
-def map_of(lines: list[dict]) -> dict | None:
-    """Dev lines of groups.jsonl -> {"index": [P], "steps": [S], "right": [S][P], "of": [S][P]}."""
+def map_of(lines: list[dict], notes: list[str]) -> dict | None:
+    """Dev lines of groups.jsonl -> {"index": [P], "steps": [S], "right": [S][P], "of": [S][P]}.
+
+    At most MOST_CELLS of them: a larger map has the first problems, and evenly spread scores."""
     if not lines:
         return None
     longest = max(lines, key=lambda line: len(line["right"]))
     index = longest.get("index")
+    index = index if isinstance(index, list) else list(range(len(longest["right"])))
+    problems = min(len(index), MOST_CELLS // 3)
+    kept = [lines[i] for i in evenly(len(lines), max(3, MOST_CELLS // max(1, problems)))]
+    if problems < len(index) or len(kept) < len(lines):
+        notes.append(
+            f"the map of all problems shows {problems} of {len(index)} problems at {len(kept)} of "
+            f"{len(lines)} scores; all are in groups.jsonl"
+        )
     return {
-        "index": index if isinstance(index, list) else list(range(len(longest["right"]))),
-        "steps": [line.get("step") for line in lines],
-        "right": [line["right"] for line in lines],
-        "of": [line["of"] for line in lines],
+        "index": index[:problems],
+        "steps": [line.get("step") for line in kept],
+        "right": [line["right"][:problems] for line in kept],
+        "of": [line["of"][:problems] for line in kept],
     }
 
 
-def largest(lines: list[dict], kind: str, count: int = 10) -> list[dict]:
-    """The steps with the largest gap, or ratio, and the token that had it. A ratio of 1 is none."""
+def extremes_of(lines: list[dict], kind: str, count: int = 10) -> list[dict]:
+    """The steps with the largest gap, or ratio, and the token that had it. A ratio of 1 is none. Before all
+    others stands a value that is no number, None: not finite, so worse than any."""
     rows = []
     for line in lines:
         found = line.get(f"largest_{kind}")
-        if isinstance(found, dict) and is_number(found.get(kind)) and found[kind] != 1:
+        if not isinstance(found, dict) or kind not in found or found[kind] == 1:
+            continue
+        if found[kind] is None or is_number(found[kind]):
             place = {name: found.get(name) for name in ("token", "index", "sample", "position")}
             rows.append({"kind": kind, "step": line.get("step"), "value": found[kind]} | place)
-    return sorted(rows, key=lambda row: -abs(row["value"]))[:count]
+    size = lambda row: math.inf if row["value"] is None else abs(row["value"])  # noqa: E731
+    return sorted(rows, key=size, reverse=True)[:count]
 
 
 # --- evaluations --------------------------------------------------------------------------------------------
 
 
-def read_evaluation(folder: Path, config: dict, notes: list[str]) -> dict:
+def read_evaluation(folder: Path, config: dict, notes: list[str], most: int) -> dict:
     """A folder of eval.py: its table, pass@k, and its samples as groups, one a problem."""
     results = read_object(folder / "results.json", notes)
     rows = [row for row in rows_in(results.get("rows")) if row.get("metrics")]
     settings = ("model", "task", "split", "problems", "samples", "temperature")
+    samples, unread = read_steps(folder / "samples.jsonl", notes, most)
     return {
         "facts": {"script": "eval", "finished": bool(rows)} | {name: config.get(name) for name in settings},
         "evaluation": [{name: row.get(name) for name in ("horizon", "problems", "metrics")} for row in rows],
         "passes": passes_of(config, rows[-1]["metrics"]) if rows else None,
         "comparisons": [read_comparison(path, notes) for path in sorted(folder.glob("against-*.json"))],
-        "groups": evaluation_groups(read_lines(folder / "samples.jsonl", notes)),
+        "groups": evaluation_groups(samples),
+        "unread": {"groups": unread},
     }
 
 

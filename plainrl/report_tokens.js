@@ -1,10 +1,17 @@
 // Completions of report.html, token by token: their numbers, their colours, and the line that describes one.
 //
-// plainrl/report.py puts the numbers of the runs into the element "data". Texts are only ever set as text
-// (make, textContent), never as HTML: a model wrote them.
+// plainrl/report.py puts the numbers of the runs into the element "data", compressed. Texts are only ever set
+// as text (make, textContent), never as HTML: a model wrote them.
 "use strict";
 
-const data = JSON.parse(document.getElementById("data").textContent);
+let data; // what the page shows, see make_page in plainrl/report.py
+async function unpack() {
+  const letters = atob(document.getElementById("data").textContent);
+  const bytes = Uint8Array.from(letters, each => each.charCodeAt(0));
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  data = JSON.parse(await new Response(stream).text());
+}
+
 const state = { // what the reader has chosen
   run: 0, colour: "", group: 0, problem: 0, sample: 0, columns: null, search: "",
   filters: { verdict: "", why: "", guided: "", truncated: "" },
@@ -225,12 +232,20 @@ function tokenName(text) {
   return make("bdi", { class: "token-name" }, String(text ?? "–").replaceAll("\n", "↵").replaceAll(" ", "␣"));
 }
 
+// Whether a reward says more than right and wrong do: where some are neither 0 nor 1.
+let partial = null;
+function partialRewards() {
+  partial ??= everyRow().some(row => ![0, 1, undefined].includes(row.reward));
+  return partial;
+}
+
 // A completion with what is known of it: reward, advantage, why, truncated, guided, the algorithm's own.
 function card(row, title, solution = null) {
   const differing = solution === null ? null : firstDifference(row.completion, solution);
   const facts = [make("b", {}, title)], verdict = row.right ? "right" : "wrong";
   if (row.right !== undefined) facts.push(make("b", {}, row.right ? "✓ right" : "✗ wrong"));
-  if (row.reward !== undefined && row.reward !== Number(row.right)) facts.push(`reward ${short(row.reward)}`);
+  if (row.reward !== undefined && (partialRewards() || row.reward !== Number(row.right)))
+    facts.push(`reward ${short(row.reward)}`);
   const sign = row.advantage > 0 ? "+" : "";
   if (row.advantage !== undefined) facts.push(`advantage ${sign}${short(row.advantage)}`);
   if (row.why && !["right", "wrong", "correct"].includes(row.why)) facts.push(row.why);

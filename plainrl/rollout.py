@@ -191,6 +191,11 @@ def set_thinking(tokenizer, enable_thinking: str | None) -> None:
     tokenizer.enable_thinking = None if enable_thinking is None else enable_thinking == "yes"
 
 
+def thinks_at_once(tokenizer, prompt_ids: list[int]) -> bool:
+    """Does the prompt end with <think>, as the templates of some thinking models do?"""
+    return tokenizer.decode(prompt_ids[-16:]).rstrip().endswith("<think>")
+
+
 # --- prompts that cannot work -------------------------------------------------------------------------------
 
 
@@ -382,8 +387,11 @@ def sample_rollout(
     if len(completions) != len(problems[mine]) * group_size:
         raise ValueError("the sampler must return n completions for each prompt")
     texts = [tokenizer.decode(completion.ids, skip_special_tokens=True) for completion in completions]
+    # A template that opens the thinking itself leaves its <think> in the prompt.
+    opened = ["<think>" if thinks_at_once(tokenizer, ids) else "" for ids in prompt_ids[mine]]
+    said = [opened[row // group_size] + text for row, text in enumerate(texts)]
     grades = or_fail(
-        grade_all, task, texts, [problem for problem in problems[mine] for _ in range(group_size)]
+        grade_all, task, said, [problem for problem in problems[mine] for _ in range(group_size)]
     )
     completions, texts, grades = (ranks.gather(part) for part in (completions, texts, grades))
     return Rollout(

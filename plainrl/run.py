@@ -44,6 +44,7 @@ from plainrl.flags import (
     size_of,
 )
 from plainrl.folder import (
+    LOGS,
     claim,
     last_step,
     load_checkpoint,
@@ -160,6 +161,7 @@ class Run:
         self.dev_lines: dict[str, list[dict]] = {}  # of other logs, which go with the next record
         self.token_texts = samples.TokenTexts(self.tokenizer) if args.report else None
         self.tracker = None  # opened with the first record
+        self.over = False  # the run has come to its end, or was stopped, and no error ended it
 
     def claim_folder(self) -> None:
         """Before minutes of loading: a second run with this folder is refused at once."""
@@ -290,18 +292,23 @@ class Run:
     def steps(self) -> Iterator[int]:
         """1, 2, ... to --steps, or until --token-budget is used up, or after Ctrl-C. Scores the start
         first."""
-        args, state = self.args, self.state
-        if state["step"] == 0:
-            with self.before_the_first_record():
-                self.score_the_start()
-        self.first_began = time.monotonic()
-        while state["step"] < args.steps and state["tokens"] < self.budget and not self.interrupted:
-            step = state["step"] + 1
-            self.begin_step()
-            self.stop.in_step = True
-            yield step
-            if state["step"] != step:
-                raise RuntimeError(f"step {step} did not end with run.end_step(...) or run.save()")
+        args, state, at_the_end = self.args, self.state, False
+        try:
+            if state["step"] == 0:
+                with self.before_the_first_record():
+                    self.score_the_start()
+            self.first_began = time.monotonic()
+            while state["step"] < args.steps and state["tokens"] < self.budget and not self.interrupted:
+                step = state["step"] + 1
+                self.begin_step()
+                self.stop.in_step = True
+                yield step
+                if state["step"] != step:
+                    raise RuntimeError(f"step {step} did not end with run.end_step(...) or run.save()")
+            at_the_end = True
+        finally:
+            if not at_the_end:  # an error here, or in the script, which then never comes back to the yield
+                self.close_tracker()
 
     def score_the_start(self) -> None:
         """The scores before the first step. The starting model is the first best one."""
@@ -312,7 +319,7 @@ class Run:
             f"{args.eval_samples} completions each"
         )
         state["test_before"] = self.measure("test", "test", args.test_problems)
-        scores = self.measure("eval", "dev", args.eval_problems, shown=args.report)
+        scores = self.measure("eval", "dev", args.eval_problems, logged=args.report)
         self.keep_if_best(scores, 0)
         self.save_best()
         self.log({"step": 0} | scores | state["test_before"])
@@ -380,7 +387,7 @@ class Run:
         """
         self.sums.update(update)
         if math.isfinite(update["total_loss"]):
-            check_gap(update["gap"] / update["tokens"], self.args)
+            check_gap(update["gap"] / update["tokens"], self.args, self.fail)
         self.grad_norms.append(ranks.clip_gradients(self.model, self.args.max_grad_norm))
         finite = math.isfinite(self.grad_norms[-1]) and math.isfinite(update["total_loss"])
         if finite:
@@ -396,8 +403,8 @@ class Run:
         self, rollout: Rollout, batch: Batch, own: dict | None = None, **columns: list | torch.Tensor
     ) -> None:
         """Push the weights, log, score dev when it is due, save. `own` are the algorithm's metrics, `columns`
-        its entries of samples.jsonl: lists with one for each completion of the first group, or numbers of
-        each token, [N, T]."""
+        its entries of samples.jsonl: lists with one for each completion, at least those of the first group,
+        or numbers of each token, [N, T]."""
         self.push_weights()
         record = self.record(batch) | (own or {})
         if record["step"] % self.args.eval_every == 0 or self.is_last:
@@ -408,10 +415,17 @@ class Run:
 
     def finish(self) -> Path:
         """Score the best checkpoint by dev on test and save it as final/. After Ctrl-C: say how to go on."""
-        if self.interrupted:
-            say(f"stopped and saved; the same command with --resume --out-dir {self.dir} goes on")
+        with contextlib.closing(self):  # whatever comes
+            if self.interrupted:
+                say(f"stopped and saved; the same command with --resume --out-dir {self.dir} goes on")
+                model = self.dir / "last"
+            else:
+                model = self.score_the_best()
             self.end()
-            return self.dir / "last"
+        return model
+
+    def score_the_best(self) -> Path:
+        """The scores of the best checkpoint on test. It becomes final/."""
         load_weights(self.dir / "best", self.model)
         self.push_weights()
         before, after = self.state["test_before"], self.measure("test", "test", self.args.test_problems)
@@ -430,7 +444,6 @@ class Run:
         evaluation = ROOT / "eval.py"  # a fork may have none, or another
         if self.args.task is not None and evaluation.exists() and "plainrl" in evaluation.read_text("utf-8"):
             say(f"evaluate it: {self.eval_command(final)}")
-        self.end()
         return final
 
     # --- the parts of end_step ------------------------------------------------------------------------------
@@ -439,7 +452,7 @@ class Run:
         """Hand the weights to a sampler that has its own, and make sure that it samples from them."""
         pushing = time.monotonic()
         self.times["train"] = pushing - self.clock - self.times["rollout"]
-        push_weights(self.sampler, self.model, self.tokenizer, self.task, self.args)
+        push_weights(self.sampler, self.model, self.tokenizer, self.task, self.args, self.fail)
         self.times["sync"] = time.monotonic() - pushing
 
     def record(self, batch: Batch) -> dict:
@@ -492,10 +505,10 @@ class Run:
             "perf/peak_gb": peak_gb(),
         }
 
-    def measure(self, prefix: str, split: str, num_problems: int, shown: bool = False) -> dict[str, float]:
+    def measure(self, prefix: str, split: str, num_problems: int, logged: bool = False) -> dict[str, float]:
         """Scores on held-out problems, {prefix/task/metric: value}; also by horizon where a task asks for
-        it. What is `shown` goes into the other logs, with the next record."""
-        args, name, rollouts = self.args, self.task.name, [] if shown else None
+        it. The samples of what is `logged` go into the other logs, with the next record."""
+        args, name, rollouts = self.args, self.task.name, [] if logged else None
         scores, rows = evaluate(
             self.sampler,
             self.tokenizer,
@@ -525,7 +538,7 @@ class Run:
         """Scores on dev of the current step. The model with the highest mean score so far goes to best/, when
         the step is saved."""
         began = time.monotonic()
-        scores = self.measure("eval", "dev", self.args.eval_problems, shown=self.args.report)
+        scores = self.measure("eval", "dev", self.args.eval_problems, logged=self.args.report)
         self.keep_if_best(scores, self.state["step"] + 1)
         self.times["eval"] = time.monotonic() - began
         return scores
@@ -588,19 +601,21 @@ class Run:
             with or_one_line(self.dir):
                 samples.append(self.dir / name, rows)
 
-    def log_samples(self, rollout: Rollout, batch: Batch, **columns: list | torch.Tensor) -> None:
+    def log_samples(self, rollout: Rollout, batch: Batch | None, **columns: list | torch.Tensor) -> None:
         """Write the first group to samples.jsonl, how every group fared to groups.jsonl and, every ten steps,
-        one completion to the screen."""
+        one completion to the screen. Where nothing is trained on, the first group that was sampled is
+        written, without numbers."""
         step = self.state["step"] + 1
         if self.args.report:
             line = samples.step_line(self.sampled, rollout, batch, self.token_texts)
             self.append("groups.jsonl", [{"step": step} | line])
-        if not rollout.problems:
-            return
-        rows = samples.first_group(rollout, batch["advantages"], columns)
+        if not rollout.problems:  # no group had a difference, say: this one tells why
+            rollout = self.sampled.select([0])
+        rows = samples.first_group(rollout, batch, columns)
         if self.args.report:
             tokens = samples.token_rows(rollout, batch, columns, self.token_texts)
-            tokens[0] |= samples.not_trained(rollout, self.sampled, self.tokenizer, self.args.system_prompt)
+            first = (len(rows), self.tokenizer, self.args.system_prompt)
+            tokens[0] |= samples.not_trained(rollout, self.sampled, *first)
             rows = [row | more for row, more in zip(rows, tokens)]
         self.append("samples.jsonl", [{"step": step} | row for row in rows])
         if step % 10 == 1:
@@ -646,13 +661,14 @@ class Run:
             return
         self.write_config()
         with or_one_line(self.dir):
-            for name in ("metrics.jsonl", *samples.FILES):
+            for name in LOGS:
                 # without a checkpoint step 0 is logged again too
                 truncate_log(self.dir / name, self.first_step or -1)
         logged = last_step(self.dir / "metrics.jsonl")
         if self.first_step > max(logged, 0):
             lost = f"the records up to the checkpoint's step {self.first_step} are lost"
-            say(f"{self.dir / 'metrics.jsonl'} ends at step {logged}: {lost}")
+            ends = f"ends at step {logged}" if logged >= 0 else "has no record"
+            say(f"{self.dir / 'metrics.jsonl'} {ends}: {lost}")
         args = self.args
         most = args.prompts_per_step * args.group_size * args.max_new_tokens
         say(
@@ -693,13 +709,13 @@ class Run:
 
     def show(self, record: dict) -> None:
         """One line a step on the screen, and one for scores."""
-        shown = [name for name in record if "/avg@" in name]
-        shown += [  # of a reward that knows more than right and wrong
+        names = [name for name in record if "/avg@" in name]
+        names += [  # of a reward that knows more than right and wrong
             name
             for name in record
-            if name.endswith("/score") and record[name] not in [record[other] for other in shown]
+            if name.endswith("/score") and record[name] not in [record[other] for other in names]
         ]
-        scores = [f"{name} {record[name]:.3f}" for name in shown]
+        scores = [f"{name} {record[name]:.3f}" for name in names]
         if "reward/mean" in record:
             if self.lines % 20 == 0:
                 say(
@@ -710,9 +726,9 @@ class Run:
             self.lines += 1
             step, steps = record["step"], self.args.steps
             seconds = sum(record.get(f"time/{name}", 0.0) for name in ("rollout", "train", "sync"))
-            shown = record | {"time/step": seconds}
+            values = record | {"time/step": seconds}
             cells = [
-                " " * width if shown.get(name) is None else f"{shown[name]:>{width}{form}}"
+                " " * width if values.get(name) is None else f"{values[name]:>{width}{form}}"
                 for _, name, width, form in COLUMNS
             ]
             left = (time.monotonic() - self.first_began) / (step - self.first_step) * (steps - step)
@@ -766,26 +782,43 @@ class Run:
         if ranks.MAIN:
             with or_one_line(self.dir):
                 write_text(path, json.dumps(batch))
-        fail(
+        self.fail(
             f"loss or gradient was not finite in {MAX_SKIPS_IN_A_ROW} updates in a row; the batch is in "
             f"{path}; try a smaller --lr"
         )
 
+    def fail(self, message: str) -> None:
+        """End a run that cannot go on, in one line. What its step has sampled goes into the logs, and the
+        page shows it. All ranks must call it."""
+        if self.stop.in_step and self.sampled:
+            self.log_samples(self.sampled.select([0]), None)
+        if self.give_back is None:  # there is a record
+            page = self.write_report()
+            self.close()
+            message += f"; look at it, token by token, in a browser: {page}" if page else ""
+        ranks.wait_for_all()  # the first that ends takes the others along
+        fail(message)
+
     def end(self) -> None:
         """Write the page that shows the run, close everything, and say where the page is."""
         page = self.write_report()
+        self.over = True
         self.close()
         if page:
             say(f"look at it, token by token, in a browser: {page}")
 
     def close(self) -> None:
         """The tracker gets the rest, other processes may write into the folder, and signals do what they did
-        before."""
-        if self.tracker:
-            self.tracker.close()
+        before. A second time it does nothing."""
+        self.close_tracker()
         self.stop.forget()
         if self.lock:
             self.lock.release()
+
+    def close_tracker(self) -> None:
+        tracker, self.tracker = self.tracker, None
+        if tracker:
+            tracker.close(failed=not self.over)
 
     def eval_command(self, model: Path) -> str:
         """What to type to measure the model as it was measured here."""

@@ -326,14 +326,14 @@ def make_sampler(args, model, eos_ids: list[int]):
     return sampler
 
 
-def push_weights(sampler, model, tokenizer, task, args) -> None:
+def push_weights(sampler, model, tokenizer, task, args, end=fail) -> None:
     """Hand the model's weights to a sampler that has its own, and make sure that it samples from them."""
     if not sampler.shares_weights:
         sampler.load_weights(model)
-        probe_gap(sampler, model, tokenizer, task, args)
+        probe_gap(sampler, model, tokenizer, task, args, end)
 
 
-def probe_gap(sampler, model, tokenizer, task, args) -> None:
+def probe_gap(sampler, model, tokenizer, task, args, end=fail) -> None:
     """Compare sampler and trainer on a few short completions and stop the run when they disagree.
 
     Catches weights that did not arrive, another temperature, a logit processor, an attention bug: everything
@@ -351,13 +351,14 @@ def probe_gap(sampler, model, tokenizer, task, args) -> None:
     logprobs, _ = score_all(model, prompts, ids, args.temperature, args.micro_batch_tokens)
     pairs = zip(logprobs.tolist(), completions)
     gaps = [abs(ours - theirs) for row, c in pairs for ours, theirs in zip(row, c.logprobs)]
-    check_gap(sum(gaps) / len(gaps), args)
+    check_gap(sum(gaps) / len(gaps), args, end)
 
 
-def check_gap(gap: float, args) -> None:
-    """Stop when sampler and trainer do not agree on the log-probability of the sampled tokens."""
+def check_gap(gap: float, args, end=fail) -> None:
+    """Stop when sampler and trainer do not agree on the log-probability of the sampled tokens. `end` is what
+    ends the run with a message."""
     if not gap <= args.max_logprob_gap:
-        fail(
+        end(
             f"sampler and trainer log-probabilities differ by {gap:.2g} on average, more than "
             f"--max-logprob-gap {args.max_logprob_gap:g}; the sampler is not sampling from the policy that "
             "is trained (stale weights, another temperature or dtype, a model whose logits are processed): "

@@ -20,7 +20,6 @@ from plainrl import ranks
 from plainrl.rollout import LAST, Batch, Rollout, encode_prompt
 from plainrl.scoring import score_all
 
-FILES = ("samples.jsonl", "dev_samples.jsonl", "groups.jsonl")
 DEV_PROBLEMS, DEV_SAMPLES = 8, 4  # that are kept of a dev score
 
 
@@ -128,41 +127,49 @@ def largest(batch: Batch) -> dict[str, tuple[float, int, int]]:
 # --- lines of the logs --------------------------------------------------------------------------------------
 
 
-def first_group(rollout: Rollout, advantages: torch.Tensor, columns: dict) -> list[dict]:
+def first_group(rollout: Rollout, batch: Batch | None, columns: dict) -> list[dict]:
     """A row of samples.jsonl for each completion of the first group, without its tokens.
 
     `columns` are the algorithm's: of those that are lists, one entry a completion, each row gets its own.
+    Without a batch, because nothing was trained on, the rows have no advantage and no columns.
     """
     problem = rollout.problems[0]
     lists = {name: values for name, values in columns.items() if not torch.is_tensor(values)}
-    return [
-        {"prompt": problem.prompt, "completion": rollout.texts[i], "gold": problem.answer}
-        | verdict(rollout.grades[i])
-        | {"advantage": round(advantages.flatten()[i].item(), 4)}
-        | {name: values[i] for name, values in lists.items()}
-        for i in range(rollout.group_size)
-    ]
-
-
-def token_rows(rollout: Rollout, batch: Batch, columns: dict, texts: TokenTexts) -> list[dict]:
-    """What the rows of the first group have besides: their tokens, each with its numbers. All ranks must call
-    it. `columns` are the algorithm's, of which the tensors [N, T] count."""
-    own = {name: values for name, values in columns.items() if torch.is_tensor(values)}
     rows = []
-    for i, numbers in enumerate(token_numbers(batch, rollout.group_size, own)):
+    for i in range(batch.rows_per_group[0] if batch else rollout.group_size):
+        row = {"prompt": problem.prompt, "completion": rollout.texts[i], "gold": problem.answer}
+        advantage = round(batch["advantages"].flatten()[i].item(), 4) if batch else None
+        row |= verdict(rollout.grades[i]) | {"advantage": advantage}
+        rows.append(row | ({name: values[i] for name, values in lists.items()} if batch else {}))
+    return rows
+
+
+def token_rows(rollout: Rollout, batch: Batch | None, columns: dict, texts: TokenTexts) -> list[dict]:
+    """What the rows of the first group have besides: their tokens, each with its numbers where an update has
+    seen it. All ranks must call it. `columns` are the algorithm's, of which the tensors [N, T] count."""
+    own = {name: values for name, values in columns.items() if torch.is_tensor(values)}
+    count = batch.rows_per_group[0] if batch else rollout.group_size
+    rows = []
+    for i, numbers in enumerate(token_numbers(batch, count, own) if batch else [{}] * count):
         row = {"index": rollout.problems[0].index, "truncated": rollout.truncated[i]}
         rows.append(row | {"tokens": [texts[id] for id in rollout.completion_ids[i]]} | numbers)
     return rows
 
 
-def not_trained(rollout: Rollout, sampled: Rollout, tokenizer, system: str | None) -> dict:
-    """For the first row of the first group: the prompt with a hint, where one was shown, and completions of
-    the same problem that the step sampled too and does not train on. `sampled` is all that it sampled."""
+def not_trained(rollout: Rollout, sampled: Rollout, count: int, tokenizer, system: str | None) -> dict:
+    """For the first row of the first group, which has `count` rows: the prompt with a hint, where one was
+    shown, and completions of the same problem that the step sampled too and does not train on. `sampled` is
+    all that it sampled."""
     G, problem, found = rollout.group_size, rollout.problems[0], {}
     plain = encode_prompt(tokenizer, problem.prompt, system)
     prompt_of = lambda ids: problem.prompt if ids == plain else tokenizer.decode(ids)  # noqa: E731
-    if rollout.prompt_ids[0] != plain:
-        found = {"sampled_prompt": prompt_of(rollout.prompt_ids[0]), "hint": problem.hint}
+    hinted = [row for row in range(count) if rollout.prompt_ids[row] != plain]
+    if hinted:  # all rows of a guided group, the second half of a joined one
+        row = hinted[0]
+        found = {
+            "sampled_prompt": prompt_of(rollout.prompt_ids[row]),
+            "hint": rollout.problems[row // G].hint,
+        }
     trained = set(map(id, rollout.completions))  # the same objects as in `sampled`
     others = [
         {"prompt": prompt_of(sampled.prompt_ids[row]), "completion": sampled.texts[row]}
@@ -173,11 +180,11 @@ def not_trained(rollout: Rollout, sampled: Rollout, tokenizer, system: str | Non
     return found | ({"also_sampled": others} if others else {})
 
 
-def step_line(sampled: Rollout, rollout: Rollout, batch: Batch, texts: TokenTexts) -> dict:
+def step_line(sampled: Rollout, rollout: Rollout, batch: Batch | None, texts: TokenTexts) -> dict:
     """A step's line of groups.jsonl: every group that was sampled, and the tokens of `largest`, which are of
     the groups that were trained on. All ranks must call it."""
     line = group_counts("train", [problem.index for problem in sampled.problems], sampled)
-    for name, (value, row, position) in largest(batch).items():
+    for name, (value, row, position) in largest(batch).items() if batch else ():
         group, sample = divmod(row, rollout.group_size)
         line[f"largest_{name}"] = {
             name: digits(value),

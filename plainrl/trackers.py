@@ -3,7 +3,7 @@
 A tracker is opened with the first record of a run and has two methods:
 
     log(record)     one record of metrics.jsonl: {"step": 7, "reward/mean": 0.25, ...}
-    close()         the run is over, or was stopped: attach what lies in its folder
+    close(failed)   nothing more comes, after an error if it `failed`: attach what lies in the run's folder
 
 One of your own is a class with these two, a line for it in `open_tracker`, and its name in the type of
 --track (plainrl/flags.py).
@@ -15,18 +15,12 @@ import shutil
 from pathlib import Path
 
 from plainrl import ranks
-from plainrl.folder import is_closing, or_one_line, record_of, write_text
+from plainrl.folder import LOGS, is_closing, last_records, or_one_line, records_of, write_text
 from plainrl.screen import fail, say, shown
 
 SAMPLE_COLUMNS = ("step", "prompt", "completion", "parsed", "reward", "why")
-FILES = (
-    "report.html",
-    "curves.png",
-    "metrics.jsonl",
-    "samples.jsonl",
-    "dev_samples.jsonl",
-    "groups.jsonl",
-)
+FILES = ("report.html", "curves.png", *LOGS)
+MOST_ATTACHED = 50_000_000  # bytes of a file that wandb gets
 
 
 def check_tracker(kind: str) -> None:
@@ -81,7 +75,7 @@ class WandB:
         except wandb.Error as error:
             fail(f"--track wandb: {str(error).splitlines()[0]}; go on with --resume, and WANDB_MODE=offline")
         self.next_step = self.run.step  # 0 unless wandb.ai knows the run
-        for record in read_log(out_dir / "metrics.jsonl"):
+        for record in records_of(out_dir / "metrics.jsonl"):
             self.log(record)
 
     def log(self, record: dict) -> None:
@@ -102,8 +96,9 @@ class WandB:
         elif is_closing(record):  # the last step was sent before a kill, and its scores were not
             self.run.summary.update(metrics)
 
-    def close(self) -> None:
-        """The report and the curves as media, the last samples as a table, all of them as files too."""
+    def close(self, failed: bool = False) -> None:
+        """The report and the curves as media, the last samples as a table, and all of them as files too,
+        unless they are large."""
         if self.run is None:
             return
         media = {}
@@ -112,17 +107,23 @@ class WandB:
                 media["report"] = self.wandb.Html(str(self.out_dir / "report.html"), inject=False)
             if (self.out_dir / "curves.png").exists():
                 media["curves"] = self.wandb.Image(str(self.out_dir / "curves.png"))
-            rows = last_samples(self.out_dir)
+            rows = last_records(self.out_dir / "samples.jsonl")
             if rows:
                 cells = [[str(row.get(column)) for column in SAMPLE_COLUMNS] for row in rows]
                 media["samples"] = self.wandb.Table(columns=list(SAMPLE_COLUMNS), data=cells)
             if media:
                 self.run.log(media)
-            for name in FILES:
-                if (self.out_dir / name).exists():
-                    copy = shutil.copy(self.out_dir / name, self.run.dir)
-                    self.run.save(copy, base_path=self.run.dir, policy="now")
-            self.run.finish()
+            large = []
+            for path in [self.out_dir / name for name in FILES if (self.out_dir / name).exists()]:
+                if path.stat().st_size > MOST_ATTACHED:
+                    large.append(f"{path.name} ({path.stat().st_size / 1e6:.0f} MB)")
+                    continue
+                copy = shutil.copy(path, self.run.dir)
+                self.run.save(copy, base_path=self.run.dir, policy="now")
+            if large:
+                said = f"{', '.join(large)} not attached, above {MOST_ATTACHED / 1e6:.0f} MB"
+                say(f"--track wandb: {said}; all is in {self.out_dir}")
+            self.run.finish(exit_code=int(failed))
         except (self.wandb.Error, OSError) as error:  # no attachment is worth a run
             say(f"--track wandb: not everything was attached ({str(error).splitlines()[0]})")
 
@@ -144,30 +145,19 @@ class TensorBoard:
                 self.writer.add_scalar(name, value, self.step)
         self.writer.flush()  # a run that is killed leaves all its steps
 
-    def close(self) -> None:
+    def close(self, failed: bool = False) -> None:
         """The curves as a picture, the last samples and the path of the report as text."""
         if (self.out_dir / "curves.png").exists():
             from matplotlib.image import imread
 
             self.writer.add_image("curves", imread(self.out_dir / "curves.png"), self.step, dataformats="HWC")
-        texts = [f"{key}: {row.get(key)}" for row in last_samples(self.out_dir) for key in SAMPLE_COLUMNS]
+        rows = last_records(self.out_dir / "samples.jsonl")
+        texts = [f"{key}: {row.get(key)}" for row in rows for key in SAMPLE_COLUMNS]
         if texts:
             self.writer.add_text("samples", as_code("\n".join(texts)), self.step)
         if (self.out_dir / "report.html").exists():
             self.writer.add_text("report", as_code(str(self.out_dir / "report.html")), self.step)
         self.writer.close()
-
-
-def read_log(path: Path) -> list[dict]:
-    """The records of a log; none where there is no log yet."""
-    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    return [record for record in map(record_of, lines) if record]
-
-
-def last_samples(out_dir: Path) -> list[dict]:
-    """The rows of the last step in samples.jsonl."""
-    rows = read_log(out_dir / "samples.jsonl")
-    return [row for row in rows if row["step"] == rows[-1]["step"]]
 
 
 def as_code(text: str) -> str:

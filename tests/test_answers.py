@@ -242,7 +242,8 @@ def test_last_box():
         ("<think>\\boxed{1}", None),
         ("<think>\\boxed{1}</think>2", None),
         ("<think>a</think>\\boxed{2}<think>", "2"),
-        ("the tag <think> in a text \\boxed{2}", "2"),
+        ("\\boxed{1} <think> or \\boxed{2}", "1"),
+        ("Let me think.\n<think>\\boxed{2}", None),
     ):
         assert last_boxed(completion) == content, completion
 

@@ -14,7 +14,7 @@ from test_files import dapo, lines_of
 from plainrl import files
 from plainrl.tasks import BOXED_INSTRUCTION, load_task
 from tools import decontaminate
-from tools.decontaminate import Args, Sets, main, tokens_of, words_of
+from tools.decontaminate import Args, Sets, find_wording, main, ngrams, tokens_of, words_of
 
 EGGS = "Janet's ducks lay 16 eggs per day. She eats three for breakfast every morning and bakes 4 muffins."
 PENS = "Ann has 12 pens, Bob has 7 pens more than Ann, and Eve has half of what both have together. How many?"
@@ -75,7 +75,7 @@ def test_doctests():
     "for start in range(len(words) - n + 1)",
     "for start in range(len(words) - n)",
 )
-def test_runs_by_brute_force():
+def test_ngrams_by_brute_force():
     """Catches n off by one, at the end of a text above all, and a share or a run that is not what both have:
     against two loops over lists of words."""
     rng = random.Random(0)
@@ -128,8 +128,8 @@ def test_the_order_of_words_matters():
 @mutant(
     "what shares words is a copy",
     "tools/decontaminate.py",
-    "shared.append((number, False, ",
-    "shared.append((number, True, ",
+    "(number, False, len(",
+    "(number, True, len(",
 )
 def test_a_copy_is_a_copy_in_its_numbers_and_signs():
     """Catches a near-duplicate with another number or another sign that is called exact: it is another
@@ -150,14 +150,18 @@ def test_a_copy_is_a_copy_in_its_numbers_and_signs():
     assert found(EGGS, EGGS.replace("16", "17").replace("4 muffins", "5 muffins")) is None
 
 
-@mutant("thousands keep their comma", "tools/decontaminate.py", 'THOUSANDS.sub("", ', "(lambda text: text)(")
+@mutant("long numbers are one word", "tools/decontaminate.py", 'rf"{DIGITS}|', 'rf"')
+@mutant("a times of LaTeX is a word", "tools/decontaminate.py", "(?:times|cdot)", "(?:cdot)")
+@mutant(
+    "typed signs of times differ", "tools/decontaminate.py", ".casefold().translate(SIGNS)", ".casefold()"
+)
 @mutant(
     "capitals count",
     "tools/decontaminate.py",
     "text.lower() if text.isascii() else",
     "text if text.isascii() else",
 )
-@mutant("spacing of LaTeX is words", "tools/decontaminate.py", 'NOT_ASKED.sub(" ", ', "(lambda text: text)(")
+@mutant("spacing of LaTeX is words", "tools/decontaminate.py", 'NOT_ASKED.sub(" ", text)', "text")
 def test_what_does_not_matter():
     """Catches a copy that is missed: other capitals, another typography, LaTeX that looks the same."""
     for one, other in (
@@ -166,9 +170,15 @@ def test_what_does_not_matter():
         ("He pays 1,000,000 dollars", "He pays $1{,}000{,}000$ dollars"),
         ("He pays 1,000 dollars", r"He pays $1\,000$ dollars"),
         ("He pays 1,000 dollars", "He pays 1000 dollars"),
+        ("He pays 12,345,678 dollars", "He pays 12345678 dollars"),
+        (r"Sum \{100,200,300\}", r"Sum $\{100, 200, 300\}$"),
+        (r"Find $2 \times 3\cdot4$", "find 2 × 3⋅4"),
+        (r"Is $3\leq x$ and $x \ne 5$?", "Is 3 ≤ x and x ≠ 5?"),
+        (r"Is $3\leqslant x\left(1, \ldots, n\right)$?", r"Is $3 \le x (1, ..., n)$"),
         (r"Find $\dfrac{1}{2}+x$.", r"Find \( \frac {1} {2} + x \)"),
         (r"Let $a,\,b\; \text{and}\quad c$", r"Let $a$, $b$ and $c$"),
         (r"\left( a + b \right)", "(a+b)"),
+        (r"Let $x = \frac12$.", r"let x = \dfrac{1}{2}"),
         ("Ｆｉｎｄ　x", "find x"),
         (f"What is 2? {BOXED_INSTRUCTION}", "What is 2?"),
         (dapo("What is 2?"), "what is 2"),
@@ -177,38 +187,165 @@ def test_what_does_not_matter():
         assert tokens_of(one) == tokens_of(other), (one, other)
         assert found(one, other)[0]
     assert tokens_of("f(1,20)") == ["f", "(", "1", "20", ")"] and tokens_of("3.50") != tokens_of("350")
+    assert tokens_of("1234.56789") == ["1", "234.56789"] and tokens_of("1,20") != tokens_of("120")
+    assert words_of(tokens_of(r"3 \times \frac12, 7 times")) == ["3", "1", "2", "7", "times"]
     assert words_of(tokens_of("小明有3个苹果")) == list("小明有3个苹果")
 
 
-def test_a_short_problem_is_found_as_a_copy_alone():
-    """Catches "What is 2+3?" found in every text that has it, and copies of it that are missed."""
+@mutant(
+    "each Chinese character is a word",
+    "tools/decontaminate.py",
+    "1 if IS_ALONE(word) else 2 for",
+    "2 if IS_ALONE(word) else 2 for",
+)
+def test_two_chinese_characters_are_one_word():
+    """Catches 13 characters that every second problem has, and texts of both scripts that are cut wrongly:
+    against all runs of enough words, of which the shortest from each place counts."""
+    phrase, others = "已知函数的定义域为实数集求下列各式的值并且说明理由", "甲乙丙丁戊己庚辛壬癸子丑寅卯辰"
+    measured = phrase[:25] + others
+    assert found(measured, "试问" + phrase[:25] + "天地玄黄宇宙洪荒") is None
+    assert found(measured, "试问" + phrase[:25] + others[0] + "天地玄黄")[1].replace(" ", "") == measured[:26]
+    rng = random.Random(0)
+    for _ in range(300):
+        n, words = rng.randint(1, 5), [rng.choice("ab数学") for _ in range(rng.randint(1, 12))]
+        size = {"a": 1, "b": 1, "数": 0.5, "学": 0.5}
+        wanted = []
+        for start in range(len(words)):
+            ends = range(start + 1, len(words) + 1)
+            enough = [words[start:end] for end in ends if sum(size[word] for word in words[start:end]) >= n]
+            wanted += [" ".join(enough[0])] if enough else []
+        assert ngrams(words, n) == wanted
+
+
+PRIMES = "What is the sum of the first 10 primes?"
+
+
+@mutant(
+    "a short problem is found by its first words",
+    "tools/decontaminate.py",
+    "if words[start : start + len(whole)] == whole:",
+    "if True:",
+)
+@mutant(
+    "any words of a few are looked for",
+    "tools/decontaminate.py",
+    "[] if own else ngrams(words, min(WHOLE, self.n))",
+    "[] if own else ngrams(words, min(1, self.n))",
+)
+@mutant(
+    "short problems are not looked for inside a row",
+    "tools/decontaminate.py",
+    " if self.heads else ()",
+    " if () else ()",
+)
+def test_a_short_problem_is_found_inside_a_row():
+    """Catches a short problem with a word before or after it that is missed, half of one that is a find, and
+    "What is 2+3?" found in every text that has it."""
+    whole = "what is the sum of the first 10 primes"
+    for training in (f"Question: {PRIMES}", f"{PRIMES} Show your work.", f"Question: {PRIMES} Show it."):
+        assert found(PRIMES, training) == (False, whole)
+    assert found(PRIMES, PRIMES.lower()) == (True, whole)
+    for training in (PRIMES.replace("10", "11"), PRIMES.replace("primes", "odd primes"), whole[:-7]):
+        assert found(PRIMES, f"Question: {training}") is None
+    assert found("Find 2, 3 and 5.", "Question: Find 2, 3 and 5.") is not None  # five words
     assert found("What is 2+3?", "what is 2 + 3") == (True, "what is 2 3")
     assert found("What is 2+3?", "What is 2+3? And " + PENS) is None
+    assert found("x y z", "a x y z b", 3) is not None and found("x y", "a x y b", 3) is None
+    assert found("求前十个质数的总和", "问题:求前十个质数的总和。") is None  # 9 of the 10 characters
+    assert found("求前十个质数的平方和", "问题:求前十个质数的平方和。") is not None
     assert found("?!", "??!") is None or not found("?!", "Other")
     assert found("...", "???") is None  # nothing in it to compare
 
 
-@mutant(
-    "a set's wording is a find",
-    "tools/decontaminate.py",
-    "<= self.n\n            }",
-    "<= self.n * 2\n            }",
+FORM = "Think step by step and give the result as a whole number without any unit at the end."
+NAMES = ("Ann", "Bob", "Eve", "Tom", "Zoe", "Max")
+TEMPLATES = (  # each begins with its name: all other words are those of the template
+    "{} buys a bag of apples at the market and shares them fairly with two friends. How many has each?",
+    "{} drives to the sea at a steady speed and is there before noon. How long does the way back take?",
+    "{} reads a thick book in the summer and a thin one in the winter. How many pages is that in all?",
 )
+TEMPLATED = [template.format(name) for template in TEMPLATES for name in NAMES]
+PASSAGE = (
+    "The mill by the river was built by two brothers who ground wheat there for all farms of the valley."
+)
+PASSAGED = [
+    f"{PASSAGE} {question}"
+    for question in ("Who built it?", "What was ground?", "Where is it?", "For whom?", "How many were they?")
+]
+
+
+@mutant("a set's wording is a find", "tools/decontaminate.py", "if times[gram] > most:", "if False:")
 def test_the_wording_of_a_set_is_no_find():
     """Catches a training file that loses every problem since both files ask for the form of the answer."""
-    form = "Think step by step and give the result as a whole number without any unit at the end."
     questions = [
-        f"A farm has {n} cows and sells {2 * n} of them to number {n * n}. {form}" for n in range(20)
+        f"A farm has {n} cows and sells {2 * n} of them to number {n * n}. {FORM}" for n in range(20)
     ]
     sets = Sets(13)
     sets.add("set", questions)
-    assert "think step by step and give the result as a whole number" in sets.wording["set"]
-    assert sets.shared(f"What is 7 times 8? {form}") == []
+    assert sets.wording["set"] == {" ".join(words_of(tokens_of(FORM))): 20}
+    assert sets.shared(f"What is 7 times 8? {FORM}") == []
     for n, question in enumerate(questions):
         assert [number for number, is_copy, _, _ in sets.shared(question) if is_copy] == [n]
     few = Sets(13)
     few.add("set", questions[:4])  # a fifth problem would make it the wording
-    assert not few.wording and len(few.shared(f"What is 7 times 8? {form}")) == 4
+    assert not few.wording["set"] and len(few.shared(f"What is 7 times 8? {FORM}")) == 4
+
+
+@mutant(
+    "a problem of wording alone cannot be found",
+    "tools/decontaminate.py",
+    "for head in [] if own else ngrams(",
+    "for head in [] if own or len(words) >= self.n else ngrams(",
+)
+@pytest.mark.parametrize("measured", [TEMPLATED, PASSAGED])
+@pytest.mark.parametrize("before, after", [("", " Show your work."), ("Question: ", ""), ("", "")])
+def test_wording_hides_no_problem(tmp_path, capsys, measured, before, after):
+    """Catches an evaluation set of a few templates, or of questions on one passage, that stands in the
+    training file whole while the report says that none of it does."""
+    train = [before + problem + after for problem in measured]
+    kept, report = run(tmp_path, asked("What is 1+1?", *train), asked(*measured))
+    count = len(measured)
+    assert len(kept) == 1 and f"measured.jsonl: {count} of {count} problems" in report
+    out = capsys.readouterr().out
+    sets = Sets(13)
+    sets.add("set", measured)
+    assert sets.wording["set"] and any(not problem.ngrams for problem in sets.problems)
+    bare = sum(not problem.ngrams for problem in sets.problems)
+    assert f"problems that have only wording, found where they stand whole: {bare}\n" in out
+    for words, times in sets.wording["set"].items():
+        assert f"measured.jsonl, left aside in {times} problems: {words}\n" in report
+    assert before + after == "" or "all its words in a row, in 1 row" in report
+
+
+@mutant("wording of any length", "tools/decontaminate.py", "LONGEST + 1)])", "1000 * LONGEST)])")
+def test_a_long_shared_text_is_no_wording():
+    """Catches a passage that many problems ask about and that is left aside as if it were a request: a
+    training problem with another question on it has seen it."""
+    words = [f"word{'abcdefghij'[i // 10]}{'abcdefghij'[i % 10]}" for i in range(41)]
+    for length, is_wording in ((40, True), (41, False)):
+        sets = Sets(13)
+        sets.add("set", [f"{' '.join(words[:length])} {name} {name}?" for name in NAMES])
+        assert bool(sets.wording["set"]) == is_wording
+        shared = sets.shared(f"{' '.join(words[:length])} Why?")
+        assert len(shared) == (0 if is_wording else len(NAMES))
+
+
+@mutant(
+    "wordings that overlap are counted apart",
+    "tools/decontaminate.py",
+    "first = runs.pop().start if runs and start < runs[-1].stop else start",
+    "first = start",
+)
+@mutant("half of n is wording", "tools/decontaminate.py", "size, most = n // 2 + 1,", "size, most = n // 2,")
+def test_what_is_wording():
+    """Catches wordings that are not told apart, and words too few to leave an n-gram aside."""
+    ends = "ab cd ef gh ij kl mn op qr st".split()
+    texts = [
+        f"{' '.join(ends[:7])} {name} {' '.join(ends[7:] + ends[:6])} x{name} {' '.join(ends[:6])}"
+        for name in NAMES
+    ]
+    found = find_wording([text.split() for text in texts], 13)
+    assert found == [[range(0, 7), range(8, 17)]] * 6
 
 
 # --- the command --------------------------------------------------------------------------------------------
@@ -229,12 +366,13 @@ def test_the_clean_file_and_the_report(tmp_path, capsys):
         "measured.jsonl: 2 of 3 problems, 1 as whole copies",
     ):
         assert said in out and said in report
-    assert "1 of fewer than 13 words: found as copies alone" in out
+    said = "1 of fewer than 13 words: found where they stand whole, below 5 words as copies alone"
+    assert said in out and "wording" not in out + report
     assert f"next: python grpo.py --task jsonl:{tmp_path / 'clean.jsonl'}" in out
     assert load_task(f"jsonl:{tmp_path / 'clean.jsonl'}").different[0].prompt.startswith("What is 1+1?")
     pairs = report.split("\n\n")
     assert "problem 0: a whole copy, in 1 row; the worst is line 3" in pairs[2]
-    assert "problem 1: 100% of its runs of 13 words, in 2 rows; the worst is line 4" in pairs[3]
+    assert "problem 1: 100% of its 13-grams, in 2 rows; the worst is line 4" in pairs[3]
     assert f"  training: {PENS} Say it in words." in pairs[3] and "  shared: ann has 12 pens bob" in pairs[3]
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "clean.jsonl", "clean.report.txt", "measured.jsonl", "train.jsonl"

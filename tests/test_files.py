@@ -527,28 +527,29 @@ def test_a_file_that_cannot_be_read(tmp_path):
 @mutant(
     "the highest level is left out",
     "plainrl/files.py",
-    "low <= int(found[1]) <= high",
-    "low <= int(found[1]) < high",
+    "low <= int(found[2]) <= high",
+    "low <= int(found[2]) < high",
 )
-@mutant("levels are read from the first digit", "plainrl/files.py", r"\D*(\d{1,9})(?:", r"\D*(\d).*(?:")
+@mutant("levels are read from the first digit", "plainrl/files.py", r"(\D*)(\d{1,9})(?:", r"(\D*)(\d).*(?:")
+@mutant("a level below zero is one above", "plainrl/files.py", r'r"(^|\W)[-−]$"', r'r"(^|\W)[-−]$(?!)"')
 def test_levels(tmp_path, capsys):
     """Catches the hard half of MATH that is trained on whole, limits that are not within, and problems that
     go without a word."""
-    levels = ["Level 1", "Level 2", 3, "4", 5.0, "Level 10", "Level ?", None, "5 of 6"] * 12
+    levels = ["Level 1", "level-2", 3, "4", 5.0, "Level 10", "Level ?", None, "5 of 6", -3, "Level -2"] * 12
     rows = [row | {"level": level} for row, level in zip(sums(len(levels)), levels)]
     for settings, kept in (
         ("?level=3-5", {3, "4", 5.0}),
-        ("?level=2", {"Level 2"}),
+        ("?level=2", {"level-2"}),
         ("?level=10", {"Level 10"}),
     ):
         task = load(tmp_path, rows, settings=settings)
         wanted = {f"What is {n}+1? {BOXED_INSTRUCTION}" for n, level in enumerate(levels) if level in kept}
         assert {problem.prompt for problem in all_problems(task)} == wanted
         assert (
-            f"left out by level={settings[7:]}, of 108 lines: {108 - len(wanted)}" in capsys.readouterr().out
+            f"left out by level={settings[7:]}, of 132 lines: {132 - len(wanted)}" in capsys.readouterr().out
         )
-    assert len(all_problems(load(tmp_path, rows))) == 108
-    broken = load(tmp_path, ["{", *rows[:27]], settings="?prompt=prompt&level=3-5")
+    assert len(all_problems(load(tmp_path, rows))) == 132
+    broken = load(tmp_path, ["{", *rows[:33]], settings="?prompt=prompt&level=3-5")
     assert (
         len(all_problems(broken)) == 9 and "1 of 10 lines cannot be used: line 1" in capsys.readouterr().out
     )
@@ -559,7 +560,7 @@ def test_levels_that_are_not_there(tmp_path):
     rows = [row | {"level": "Level 1"} for row in sums(12)]
     for settings, said in (
         ("?level=3-5", "no level is within level=3-5; there are 'Level 1'"),
-        ("?level=5-3", "no level is within level=5-3"),
+        ("?level=5-3", "level=5-3 goes down; write level=3-5"),
         ("?level=hard", "level=hard is no level; write level=3 or level=3-5"),
     ):
         text = message(load, tmp_path, rows, "mine.jsonl", settings)

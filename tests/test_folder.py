@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import tracemalloc
 from copy import deepcopy
 from pathlib import Path
 
@@ -17,7 +18,16 @@ from toys import HashTask, quick_flags, records
 
 import grpo
 from plainrl import models, run as run_module
-from plainrl.folder import or_one_line, put_optimizer, read_state, remove_if_unused, truncate_log
+from plainrl.folder import (
+    last_records,
+    last_step,
+    lines_from_the_end,
+    or_one_line,
+    put_optimizer,
+    read_state,
+    remove_if_unused,
+    truncate_log,
+)
 from tools import make_tiny
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -406,10 +416,16 @@ def test_a_link_to_another_disk(toy_model, five_steps, copy, tmp_path):
 
 
 @mutant(
+    "broken line kept, end cut off",
+    "plainrl/folder.py",
+    "if gone == set(range(count - len(gone) + 1, count + 1)):",
+    "if True:",
+)
+@mutant(
     "a broken line ends the log",
     "plainrl/folder.py",
-    "if record is None and any(records[i:]):",
-    "if record is None:",
+    "            broken += spoiled\n            spoiled = []\n",
+    "",
 )
 def test_a_broken_line_in_the_middle_costs_itself_alone(tmp_path, capsys):
     """Catches records that are dropped because an earlier line is broken, a broken line that is lost, and a
@@ -425,6 +441,81 @@ def test_a_broken_line_in_the_middle_costs_itself_alone(tmp_path, capsys):
     assert "line 3, 4 cannot be read" in out and "3 lines after step 3 are dropped" in out
     truncate_log(log, 3)
     assert capsys.readouterr().out == ""
+
+
+@mutant(
+    "lines that lie in two blocks", "plainrl/folder.py", "end, rest = begin, first", 'end, rest = begin, b""'
+)
+@mutant(
+    "lines of a block in their order", "plainrl/folder.py", "yield from reversed(others)", "yield from others"
+)
+@mutant(
+    "half a record for the last",
+    "plainrl/folder.py",
+    "found += [record] if record else []",
+    "found += [record]",
+)
+@mutant("rows of earlier steps too", "plainrl/folder.py", 'record["step"] != found[0]["step"]:', "False:")
+def test_the_end_of_a_log_is_read_from_its_end(tmp_path):
+    """Catches lines that are cut where two blocks meet, another order, rows of an earlier step, and a last
+    line that a kill has cut and that counts."""
+    log, rows = tmp_path / "samples.jsonl", [{"step": i // 3, "completion": i * "é\r"} for i in range(30)]
+    assert last_records(log) == [] and last_step(log) == -1
+    lines = [json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows]
+    for end in (b"", b'{"step": 12, "comp'):
+        log.write_bytes(b"".join(lines) + end)
+        for size in (1, 7, 64, len(b"".join(lines)), 1 << 20):
+            assert list(lines_from_the_end(log, size)) == ([end] if end else []) + lines[::-1]
+        assert last_records(log) == rows[-3:] and last_step(log) == 9
+    log.write_bytes(b"")
+    assert last_records(log) == []
+
+
+@mutant(
+    "a whole log in the memory",
+    "plainrl/folder.py",
+    "for count, line in enumerate(file, start=1):",
+    "for count, line in enumerate(file.readlines(), start=1):",
+)
+@mutant(
+    "a whole log in the memory for its end",
+    "plainrl/folder.py",
+    "size: int = 1 << 20)",
+    "size: int = 1 << 40)",
+)
+def test_a_log_may_be_larger_than_the_memory(tmp_path):
+    """Catches a log of which all is in the memory at once, as bytes or as records."""
+    log = tmp_path / "samples.jsonl"
+    with open(log, "w") as file:
+        file.writelines(json.dumps({"step": i, "completion": 20_000 * "x"}) + "\n" for i in range(500))
+    tracemalloc.start()
+    truncate_log(log, 400)
+    assert last_step(log) == 400
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4_000_000 < log.stat().st_size / 2
+
+
+@mutant(
+    "log written in its place",
+    "plainrl/folder.py",
+    'copy = path.with_name(path.name + ".tmp")',
+    "copy = path",
+)
+def test_a_kill_while_a_log_is_cut_costs_nothing(tmp_path, monkeypatch):
+    """Catches a log that is half written, or gone, for a moment."""
+    log = tmp_path / "groups.jsonl"
+    lines = [json.dumps({"step": step, "split": "train"}) + "\n" for step in range(5)]
+    for content in (lines, [lines[0], "broken\n", *lines[1:]]):
+        log.write_text("".join(content))
+        for owner, name in ((os, "truncate"), (Path, "replace")):
+            monkeypatch.setattr(owner, name, lambda *args: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            truncate_log(log, 2)
+        assert log.read_text() == "".join(content)
+        monkeypatch.undo()
+        truncate_log(log, 2)
+        assert log.read_text() == "".join(lines[:3])
 
 
 def test_a_log_that_ends_before_the_checkpoint_is_said(toy_model, copy, capsys):

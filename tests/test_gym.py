@@ -501,7 +501,7 @@ def test_gym_mixture_passes_on_what_a_setting_says(gym, monkeypatch):
         ("gym:leg_counting*1.5,chain_sum", "the weight of leg_counting is '1.5'"),
         ("gym:leg_counting*101,chain_sum", "from 1 to 100"),
         ("gym:leg_counting*2", "needs a second task"),
-        ("gym:leg_counting,chain_sum?max_terms=3", "write whose it is: leg_counting.max_terms=3"),
+        ("gym:leg_counting,chain_sum?max_terms=3", "write whose it is, e.g. chain_sum.max_terms=3"),
         ("gym:leg_counting,chain_sum?maze.size=3", "of a task that is not in it, maze"),
         ("gym:leg_counting,chain_sum?chain_sum.horizon=3", "write horizon=3: all tasks are chained"),
     ],

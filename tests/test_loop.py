@@ -54,9 +54,9 @@ from papers import (
 )
 from plainrl import curves, models, sampler
 from plainrl.flags import parse, resolve_defaults
+from plainrl.folder import LOGS
 from plainrl.metrics import evaluate
 from plainrl.rollout import completion_seed
-from plainrl.samples import FILES
 from plainrl.scoring import score
 from plainrl.sources import ListTask
 from plainrl.tasks import Grade, Problem, load_task
@@ -172,15 +172,15 @@ def test_ctrl_c_finishes_the_step_and_resumes(run, script, capsys):
     run(script, "stopped", resume=True, **flags)
     whole = run(script, "whole", **flags)
     assert records(stopped) == records(whole) and equal_weights(stopped / "last", whole / "last")
-    for name in FILES:
+    for name in LOGS[1:]:
         assert (stopped / name).read_text() == (whole / name).read_text(), name
 
 
 @mutant(
     "resume logs a step twice",
     "plainrl/folder.py",
-    'record["step"] <= last_step and',
-    'record["step"] <= last_step + 1 and',
+    'elif record["step"] > last_step:',
+    'elif record["step"] > last_step + 1:',
 )
 @mutant("resume logs step 0 twice", "plainrl/run.py", "self.first_step or -1", "self.first_step")
 def test_run_that_broke_before_its_first_checkpoint_starts_again(run):
@@ -925,13 +925,28 @@ def test_non_finite_update_is_skipped_and_the_next_made(run, monkeypatch, around
     assert json.loads((folder / "last" / "state.json").read_text())["skips_in_a_row"] == 0
 
 
+@mutant(
+    "broken step that nobody sees",
+    "plainrl/run.py",
+    "            self.log_samples(self.sampled.select([0]), None)\n",
+    "            pass\n",
+    case="loss",
+)
+@mutant(
+    "broken run without a page",
+    "plainrl/run.py",
+    '        self.fail(\n            f"loss or gradient',
+    '        fail(\n            f"loss or gradient',
+    case="loss",
+)
 @pytest.mark.parametrize("where", ["gradient", "loss"])
 def test_five_skips_in_a_row_stop_the_run(run, monkeypatch, around_updates, where, tmp_path):
     """Catches a broken run that goes on for ever, stops at the first NaN, or leaves nothing to look at."""
     poison(monkeypatch, grpo, {1, 2, 3, 4, 6, 7, 8, 9, 10}, where)
     with pytest.raises(
         SystemExit,
-        match=r"^error: loss or gradient was not finite in 5 updates in a row; .*failed_batch\.json",
+        match=r"^error: loss or gradient was not finite in 5 updates in a row; .*failed_batch\.json.*"
+        r"; look at it, .*report\.html$",
     ):
         run(grpo, steps=20, micro_batch_tokens=10_000)
     assert (
@@ -940,6 +955,11 @@ def test_five_skips_in_a_row_stop_the_run(run, monkeypatch, around_updates, wher
     batch = json.loads((tmp_path / "run" / "failed_batch.json").read_text())
     assert batch.keys() == {"prompt_ids", "completion_ids", "logprobs", "scores"}
     assert {len(rows) for rows in batch.values()} == {8}
+    samples = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in samples[-8:]] == [9] * 4 + [10] * 4  # the step that broke
+    assert [row["completion"] for row in samples[-4:]] and samples[-1]["advantage"] is None
+    groups = [json.loads(line) for line in (tmp_path / "run" / "groups.jsonl").read_text().splitlines()]
+    assert groups[-1]["step"] == 10 and len(groups[-1]["right"]) == 2
 
 
 class OwnWeights(sampler.HFSampler):
@@ -991,7 +1011,7 @@ def test_sampler_with_weights_of_its_own(run, toy_model, script):
 @mutant(
     "a push that nobody probes",
     "plainrl/sampler.py",
-    "        probe_gap(sampler, model, tokenizer, task, args)\n",
+    "        probe_gap(sampler, model, tokenizer, task, args, end)\n",
     "",
     case="fault4-6",
 )
@@ -1009,11 +1029,17 @@ def test_sampler_that_differs_from_the_trainer_is_stopped(run, toy_model, tmp_pa
     """Catches training on samples of another temperature or of stale weights, at the start and after any
     push; the last is that of the best weights, before they are measured."""
     limit = r"--max-logprob-gap 0\.0001"
-    message = rf"^error: sampler and trainer .* differ by .*{limit}.*stale weights.*--importance-cap"
+    message = rf"^error: sampler and trainer .* differ by .*{limit}.*stale weights.*--importance-cap.*"
+    message += r"report\.html$" if steps_logged else "remains$"
     with pytest.raises(SystemExit, match=message):
         run(grpo, sampler=OwnWeights(toy_model, **fault), lr=1e-2, warmup_steps=1)
     log = tmp_path / "run" / "metrics.jsonl"
     assert len(records(tmp_path / "run")) == steps_logged if log.exists() else steps_logged == 0
+    if steps_logged:
+        samples = (tmp_path / "run" / "samples.jsonl").read_text().splitlines()
+        assert [json.loads(row)["step"] for row in samples] == [s for s in range(1, 6) for _ in range(4)][
+            : 4 * steps_logged
+        ]
 
 
 def test_logprob_gap_limit_can_be_raised(run, toy_model):
@@ -1340,6 +1366,12 @@ def test_dapo_with_its_switches_off_is_grpo(run, monkeypatch):
     'self.state["tokens"] += rollout.tokens if self.sampled is None else 0',
 )
 @mutant(
+    "no samples where all are wrong",
+    "plainrl/run.py",
+    "            rollout = self.sampled.select([0])\n",
+    "            return\n",
+)
+@mutant(
     "samples of the last round alone in the log",
     "plainrl/run.py",
     "self.sampled = rollout if self.sampled is None else self.sampled + rollout",
@@ -1365,6 +1397,12 @@ def test_dapo_step_without_a_mixed_group_changes_nothing(run, toy_model, monkeyp
             round(24 * sum(step["rollout/len_mean"] for step in steps)),
         ]
         assert equal_weights(folder / "last", toy_model) and (folder / "final").exists()
+        rows = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+        assert [(row["step"], row["index"]) for row in rows] == [
+            (step, None) for step in (1, 2) for _ in "1234"
+        ]
+        assert [row["prompt"] for row in rows[::4]] == ["train 0 of 0?", "train 2 of 0?"]
+        assert all(row["advantage"] is None and row["tokens"] and "logprob" not in row for row in rows)
 
 
 @mutant(

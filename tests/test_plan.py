@@ -1,25 +1,31 @@
 """--plan and what it says: memory by formula, tokens by counting, time by a clock that is wound by hand."""
 
 import dataclasses
+import re
 import signal
 from pathlib import Path
 
 import pytest
 import torch
 from mutants import mutant
-from toys import FakeSampler, HashTask, quick_flags
+from toys import FakeSampler, HashTask, column, quick_flags
 
 import grpo
+import guide
+import h1_curriculum
+import siren
 from benchmarks import memory as table
-from papers import dapo
+from papers import dapo, guide_ablations, kl_cov
 from plainrl import plan, run as run_module
 from plainrl.models import load_model
-from plainrl.plan import Sizes, memory, tokens_of
+from plainrl.plan import Seconds, Sizes, memory, tokens_of
 from plainrl.rollout import encode_prompt
 from plainrl.scoring import score
 
 pytestmark = pytest.mark.usefixtures("quick")
 ROOT = Path(__file__).resolve().parent.parent
+FLAGS = dict(prompts_per_step=2, group_size=4, max_new_tokens=8, steps=5, eval_every=5)
+FLAGS |= dict(eval_problems=1, eval_samples=1, test_problems=1)
 SIZES = Sizes(
     parameters=1000, layers=2, hidden=8, inner=16, heads=2, key_heads=1, head=4, vocabulary=10
 )  # q = 8, k = 4
@@ -165,8 +171,8 @@ def test_sizes_of_a_model(toy_model):
 @mutant(
     "plan of one completion",
     "plainrl/plan.py",
-    "* args.group_size * args.max_new_tokens\n    rounds",
-    "* args.max_new_tokens\n    rounds",
+    "* args.group_size * args.max_new_tokens\n    refilled",
+    "* args.max_new_tokens\n    refilled",
 )
 @pytest.mark.parametrize("steps", [4, 5])
 def test_tokens_are_those_of_a_run_that_never_ends_early(toy_model, tmp_path, steps):
@@ -175,61 +181,232 @@ def test_tokens_are_those_of_a_run_that_never_ends_early(toy_model, tmp_path, st
     endless = FakeSampler(lambda prompt, sample, seed: ([7] * 8, "length"))
     args = grpo.Args(**quick_flags(toy_model, tmp_path / "run", steps=steps, eval_problems=3, eval_every=2))
     args.max_logprob_gap = float("inf")
-    planned = tokens_of(args)
+    planned = tokens_of("grpo", args)
     grpo.main(args, task=HashTask(), sampler=endless)
     assert 8 * sum(map(len, endless.calls)) == planned.sampled + planned.scores
     assert planned.sampled == steps * planned.step == steps * 2 * 4 * 8
     assert planned.first_scores == (3 + 2) * 2 * 8
 
 
-@mutant("budget that a plan forgets", "plainrl/plan.py", "args.token_budget or step", "step")
+@mutant(
+    "plan without a budget's last step",
+    "plainrl/plan.py",
+    "args.token_budget - 1 + a_step)",
+    "args.token_budget)",
+)
+def test_a_budget_ends_after_the_step_in_which_it_is_used_up(toy_model, tmp_path):
+    """Catches a plan that a run goes beyond: its last step begins with one token of the budget left."""
+    endless = FakeSampler(lambda prompt, sample, seed: ([7] * 8, "length"))
+    args = grpo.Args(**quick_flags(toy_model, tmp_path / "run", token_budget=65))
+    args.max_logprob_gap = float("inf")
+    planned = tokens_of("grpo", args)
+    grpo.main(args, task=HashTask(), sampler=endless)
+    assert column(tmp_path / "run", "rollout/tokens_total") == [64, 128]
+    assert planned.sampled == 128
+
+
+@mutant(
+    "budget that bounds no training",
+    "plainrl/plan.py",
+    "batches=in_all_steps(batch)",
+    "batches=batch * args.steps",
+)
 @mutant(
     "passes that a plan forgets",
     "plainrl/plan.py",
-    'trained=step * args.steps * getattr(args, "epochs", 1)',
-    "trained=step * args.steps",
+    "return self.epochs * self.batches",
+    "return self.batches",
 )
 @mutant(
-    "refills that a plan forgets", "plainrl/plan.py", 'getattr(args, "max_refills", 0)  # DAPO', "0  # DAPO"
+    "refills that a plan forgets",
+    "plainrl/plan.py",
+    "in_rounds=in_all_steps(step * rounds)",
+    "in_rounds=step",
 )
+@mutant("refills that are off", "plainrl/plan.py", "if refilled else 0", "if True else 0")
+@mutant("hints that a plan forgets", "plainrl/plan.py", "rounds *= 2", "rounds *= 1")
+@mutant("joined groups that a plan forgets", "plainrl/plan.py", "2 * step if joined else step", "step")
+@mutant("scores of stages", "plainrl/plan.py", "times += args.max_horizon - 1", "times += 0")
 def test_tokens_of_passes_rounds_and_budgets():
     """Catches a flag that makes a run longer or shorter, and its plan not."""
-    flags = dict(prompts_per_step=2, group_size=4, max_new_tokens=8, steps=5, eval_every=5)
-    flags |= dict(eval_problems=1, eval_samples=1, test_problems=1)
-    assert tokens_of(grpo.Args(**flags)).sampled == tokens_of(grpo.Args(**flags)).trained == 5 * 64
-    assert tokens_of(grpo.Args(**flags, token_budget=100)).sampled == 100
-    assert tokens_of(grpo.Args(**flags, epochs=3)).trained == 3 * 5 * 64
-    assert tokens_of(dapo.Args(**flags, max_refills=2)).sampled == 3 * 5 * 64
+    plain = tokens_of("grpo", grpo.Args(**FLAGS))
+    assert plain.sampled == plain.in_rounds == plain.trained == 5 * 64 and plain.scores == 2 * 8 + 2 * 8
+    assert tokens_of("grpo", grpo.Args(**FLAGS, epochs=3)).trained == 3 * 5 * 64
+    long = tokens_of("grpo", grpo.Args(**FLAGS, token_budget=1000))
+    assert long == plain  # --steps come first
+
+    refilled = tokens_of("dapo", dapo.Args(**FLAGS, max_refills=2, epochs=2, token_budget=100))
+    assert (refilled.rounds, refilled.sampled, refilled.in_rounds) == (3, 99 + 64, 99 + 3 * 64)
+    assert refilled.trained == 2 * refilled.sampled
+    assert tokens_of("dapo", dapo.Args(**FLAGS, dynamic_sampling=False)) == plain
+    guided = tokens_of("guide", guide.Args(**FLAGS, max_refills=2))
+    assert (guided.rounds, guided.in_rounds, guided.trained) == (6, 6 * 5 * 64, 5 * 64)
+    assert tokens_of("guide", guide.Args(**FLAGS, max_refills=2, trigger="never")).rounds == 3
+    joined = tokens_of("guide_ablations", guide_ablations.Args(**FLAGS, group="join"))
+    assert joined.trained == 2 * joined.sampled == 2 * 5 * 64
+    stages = tokens_of("h1_curriculum", h1_curriculum.Args(**FLAGS, max_horizon=3))
+    assert stages.scores == (2 + 2) * 8 + 2 * 8  # two stages more end with a score of their own
+
+
+@mutant(
+    "plan without the reference's pass",
+    "plainrl/plan.py",
+    "old + has_reference(script, args)",
+    "old",
+)
+@mutant(
+    "plan without old log-probabilities", "plainrl/plan.py", 'getattr(args, "minibatches", 1) > 1', "1 > 1"
+)
+@mutant("reference of KL-Cov", "plainrl/plan.py", ' and script != "kl_cov"', "")
+@mutant("plan without the passes of updates", "plainrl/plan.py", "besides = epochs if", "besides = 0 if")
+def test_passes_without_gradients():
+    """Catches a script that scores its batch without gradients, and a plan in which that takes no time."""
+    assert tokens_of("grpo", grpo.Args(**FLAGS)).passes == 0
+    assert tokens_of("grpo", grpo.Args(**FLAGS, minibatches=2)).passes == 1
+    assert tokens_of("grpo", grpo.Args(**FLAGS, epochs=2, kl_coef=0.1)).passes == 2
+    assert tokens_of("siren", siren.Args(**FLAGS)).passes == 1
+    assert tokens_of("siren", siren.Args(**FLAGS, epochs=3)).passes == 1 + 3
+    assert tokens_of("kl_cov", kl_cov.Args(**FLAGS)).passes == 1 + 1
+    assert tokens_of("guide", guide.Args(**FLAGS)).passes == 1 + 1
+    assert tokens_of("guide", guide.Args(**FLAGS, trigger="never")).passes == 0
+
+
+@mutant("plan that forgets a script", "plainrl/plan.py", '"clip_cov", "kl_cov", ', '"clip_cov", ')
+@pytest.mark.parametrize("script", sorted([*ROOT.glob("[!e]*.py"), *ROOT.glob("papers/*.py")]), ids=str)
+def test_scripts_that_score_in_every_update_are_known(script):
+    """Catches a script whose updates make a pass of their own, of which the plan does not know."""
+    text = script.read_text()
+    assert f'Run("{script.stem}", ' in text  # the name by which the plan knows it
+    known = script.stem in plan.SCORE_IN_EVERY_UPDATE or "\n    trigger: " in text
+    assert known == ("score_all(" in text)
 
 
 # --- time ---------------------------------------------------------------------------------------------------
 
 
+@mutant("plan that does not wait for a GPU", "plainrl/plan.py", 'device.type == "cuda"', "False")
 @mutant(
-    "time of a part for the whole",
+    "plan that waits for a CPU",
     "plainrl/plan.py",
-    "training = (time.monotonic() - began) / share",
-    "training = time.monotonic() - began",
+    '    if device.type == "cuda":\n        torch.cuda',
+    "    if True:\n        torch.cuda",
 )
-@mutant("time of a few tokens for all", "plainrl/plan.py", "/ few * args.max_new_tokens", "")
+def test_the_clock_waits_for_the_device(monkeypatch):
+    """Catches a backward pass that is still going on when its time is taken, and a plan without a GPU that
+    asks for one."""
+    seen = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: seen.append(device))
+    monkeypatch.setattr(plan.time, "monotonic", lambda: seen.append("look") or 3.0)
+    gpu = torch.device("cuda", 1)
+    assert plan.clock(gpu) == 3.0 and seen == [gpu, "look"]
+    assert plan.clock(torch.device("cpu")) == 3.0 and seen == [gpu, "look", "look"]
+
+
+@mutant("time of a part for the whole", "plainrl/plan.py", "tokens = len(part) *", "tokens = len(batch) *")
 @mutant(
-    "passes that take no time",
+    "time of completions that ended",
     "plainrl/plan.py",
-    "Seconds(sampling, epochs * training,",
-    "Seconds(sampling, training,",
+    "sum(len(completion.ids) for completion in found)",
+    "(few * len(found))",
 )
-def test_time_is_multiplied_as_tokens_are(toy_model, tmp_path, monkeypatch):
-    """Catches a micro-batch taken for a batch, 16 tokens for a completion, and epochs that cost nothing."""
-    seconds, wound = [], iter(range(10**6))
-    monkeypatch.setattr(plan.time, "monotonic", lambda: 3.0 * next(wound))  # each look takes three seconds
-    monkeypatch.setattr(run_module, "say_plan", lambda run: seconds.append(plan.time_a_step(run)))
+@mutant(
+    "sampling on another clock",
+    "plainrl/plan.py",
+    "sampling = (clock(device)",
+    "sampling = (time.monotonic()",
+)
+@mutant(
+    "training on another clock",
+    "plainrl/plan.py",
+    "training = (clock(device)",
+    "training = (time.monotonic()",
+)
+@mutant(
+    "scoring on another clock", "plainrl/plan.py", "scoring = (clock(device)", "scoring = (time.monotonic()"
+)
+def test_time_is_that_of_the_tokens_that_were_timed(toy_model, tmp_path, monkeypatch):
+    """Catches a micro-batch taken for a batch, completions that ended taken for longer ones, a measurement
+    that does not wait for the device, and a plan that leaves gradients behind."""
+    timed, wound, devices = [], iter(range(10**6)), []
+    clock = lambda device: devices.append(device) or 3.0 * next(wound)  # noqa: E731, each look takes 3 s
+
+    def look(run):
+        timed.append(plan.time_tokens(run))
+        assert all(weight.grad is None for weight in run.model.parameters())
+
+    monkeypatch.setattr(plan, "clock", clock)
+    monkeypatch.setattr(run_module, "say_plan", look)
     task = HashTask()
-    args = grpo.Args(**quick_flags(toy_model, tmp_path / "run", max_new_tokens=32, epochs=2, plan=True))
+    ends = FakeSampler(lambda prompt, sample, seed: ([7] * (4 if sample else 16), "length"))
+    args = grpo.Args(**quick_flags(toy_model, tmp_path / "run", max_new_tokens=32, plan=True))
     prompt = len(encode_prompt(load_model(toy_model)[1], task.problem("train", 1, 0).prompt))
     args.micro_batch_tokens = prompt + 4 * 32  # one of two groups
     with pytest.raises(SystemExit):
-        grpo.main(args, task=task)
-    assert seconds == [plan.Seconds(sampling=3 * 2, training=3 * 2 * 2, scoring=3 * 2)]
+        grpo.main(args, task=task, sampler=ends)
+    sampled = 2 * (16 + 3 * 4)
+    assert timed == [Seconds(sampling=3 / sampled, training=3 / (4 * 32), scoring=3 / (4 * 32))]
+    assert devices == [torch.device("cpu")] * 6
+
+
+@mutant(
+    "epochs that take no time", "plainrl/plan.py", "batches * tokens.epochs * seconds", "batches * seconds"
+)
+@mutant("passes that take no time", "plainrl/plan.py", "batches * tokens.passes * seconds", "0 * seconds")
+@mutant(
+    "rounds that take no time", "plainrl/plan.py", "{in_all(tokens.in_rounds)}", "{in_all(tokens.sampled)}"
+)
+@mutant(
+    "hours without a budget",
+    "plainrl/plan.py",
+    "sampled, tokens.batches).values()",
+    "sampled, tokens.batch * args.steps).values()",
+)
+@mutant("hours without scores", "plainrl/plan.py", ".values()) + scores)", ".values()))")
+def test_hours_are_those_of_the_tokens(toy_model, tmp_path, monkeypatch, capsys):
+    """Catches tokens of rounds, passes, scores or a budget that are planned, and hours that are without
+    them."""
+    monkeypatch.setattr(plan, "time_tokens", lambda run: Seconds(sampling=1.0, training=2.0, scoring=0.5))
+    flags = quick_flags(toy_model, tmp_path / "run", max_refills=2, epochs=3, token_budget=100, plan=True)
+    with pytest.raises(SystemExit):
+        dapo.main(dapo.Args(**flags), task=HashTask())
+    said = capsys.readouterr().out
+    # 99 + 64 tokens sampled, three times trained and once scored besides; 4 x 32 + 2 x 32 for scores
+    more = "with all further rounds, 3 times as many tokens a step: "
+    for words in (
+        f"163 sampled and 489 trained in all at most\n        {more}291 sampled at most\n",
+        "        192 for scores on dev and test at most\n",
+        "time, measured: 480.0 s a step at most (sampling 64.0, training 384.0, scoring 32.0), "
+        f"0:03:12 for all scores, {plan.minutes(163 * 7.5 + 192)} in all\n",
+        f"\n                {more}{plan.minutes(291 + 163 * 6.5 + 192)} in all\n",
+        "sampling is that of the first 8 tokens, multiplied; "
+        "scoring is 1 x 32.0 s, the time of a pass without gradients\n",
+    ):
+        assert words in said
+
+
+@mutant(
+    "first scores in a step", "plainrl/plan.py", "tokens.first_scores * seconds", "tokens.scores * seconds"
+)
+@mutant(
+    "step of a plan for a batch of another size",
+    "plainrl/plan.py",
+    "    step = seconds_for(seconds, tokens, tokens.step, tokens.batch)\n    parts",
+    "    step = seconds_for(seconds, tokens, tokens.sampled, tokens.batch)\n    parts",
+)
+def test_what_a_run_says_before_it_begins(toy_model, tmp_path, monkeypatch, capsys):
+    """Catches a run that expects other times than its plan."""
+    monkeypatch.setattr(plan, "time_tokens", lambda run: Seconds(sampling=1.0, training=2.0, scoring=0.5))
+    monkeypatch.setattr(run_module, "say_plan", plan.say_how_long)
+    for script, flags, words in (
+        (dapo, {"epochs": 3}, "sampling 0:01:04, training 0:06:24, scoring 0:00:32"),
+        (grpo, {}, "sampling 0:01:04, training 0:02:08"),
+    ):
+        with pytest.raises(SystemExit):
+            flags = quick_flags(toy_model, tmp_path / "run", plan=True) | flags
+            script.main(script.Args(**flags), task=HashTask())
+        said = capsys.readouterr().out
+        assert f"({words}), and the scores before the first one take 0:01:04" in said
+        assert ("; further rounds of a step come on top\n" in said) == (script is dapo)
 
 
 # --- the dry run --------------------------------------------------------------------------------------------
@@ -268,6 +445,19 @@ def test_a_plan_writes_nothing(toy_model, tmp_path, monkeypatch, capsys):
     ):
         assert words in said
     assert "further rounds" not in said
+
+
+def test_the_quoted_plan_is_what_is_printed(toy_model, tmp_path, capsys):
+    """Catches lines in docs/own-experiment.md that are not those of a plan any more; numbers are left out."""
+    args = grpo.Args(**quick_flags(toy_model, tmp_path / "run", plan=True))
+    with pytest.raises(SystemExit):
+        grpo.main(args, task=HashTask())
+    number = r"…|\d+(?:[.,:]\d+)*(?:e-\d+)?"
+    said = re.sub(
+        number, "#", capsys.readouterr().out.replace("task hash", "task gym-needle_haystack-chain_sum")
+    )
+    page = re.sub(number, "#", (ROOT / "docs/own-experiment.md").read_text())
+    assert f"```\n{said}```" in page
 
 
 def test_a_plan_says_what_was_not_timed(toy_model, tmp_path, capsys):

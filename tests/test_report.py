@@ -4,10 +4,13 @@ What the page does in a browser is benchmarks/checks/browser.py.
 """
 
 import base64
+import gzip
 import hashlib
 import html
 import json
+import random
 import re
+import string
 import sys
 
 import pytest
@@ -26,10 +29,8 @@ def no_bokeh(monkeypatch):
 
 def page_of(path) -> dict:
     """The data that stands in a page."""
-    text = path.read_text("utf-8")
-    return json.loads(
-        re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)[1]
-    )
+    packed = re.search(r'<script type="text/plain" id="data">(.*?)</script>', path.read_text("utf-8"))[1]
+    return json.loads(gzip.decompress(base64.b64decode(packed)))
 
 
 def write_lines(path, *rows) -> None:
@@ -40,7 +41,12 @@ def write_lines(path, *rows) -> None:
 # --- the file -----------------------------------------------------------------------------------------------
 
 
-@mutant("a completion ends the script", "plainrl/report.py", 'for letter in "<>&', 'for letter in "&')
+@mutant(
+    "a completion ends the script",
+    "plainrl/report.py",
+    "return base64.b64encode(gzip.compress(text.encode(), 6, mtime=0)).decode()",
+    "return text",
+)
 def test_nothing_that_a_model_wrote_is_part_of_the_page(tmp_path):
     """Catches a completion that closes its element, opens another, or steers what reads the page."""
     path = report.write_report([made_up_run(tmp_path / "run", hostile=True)])
@@ -75,19 +81,19 @@ def test_the_code_of_the_page_makes_no_html():
 
 
 @mutant(
-    "fields in a completion",
+    "fields in a run",
     "plainrl/report.py",
     'source("report.html"))',
-    'source("report.html").replace("{{data}}", fields["data"]))',
+    'source("report.html").replace("{{title}}", fields["title"]))',
 )
-def test_a_completion_may_look_like_the_page_itself(tmp_path):
-    """Catches a template that is filled in twice: {{code}} in a completion stays what it is."""
-    write_lines(
-        tmp_path / "run" / "samples.jsonl", {"step": 1, "completion": "{{code}} {{data}}", "reward": 0.0}
-    )
-    write_lines(tmp_path / "run" / "metrics.jsonl", {"step": 1, "reward/mean": 0.0})
-    path = report.write_report([tmp_path / "run"])
+def test_a_run_may_look_like_the_page_itself(tmp_path):
+    """Catches a template that is filled in twice: {{data}} in a run's title stays what it is."""
+    run = tmp_path / "{{data}}"
+    write_lines(run / "samples.jsonl", {"step": 1, "completion": "{{code}} {{data}}", "reward": 0.0})
+    write_lines(run / "metrics.jsonl", {"step": 1, "reward/mean": 0.0})
+    path = report.write_report([run])
     assert page_of(path)["runs"][0]["groups"][0]["rows"][0]["completion"] == "{{code}} {{data}}"
+    assert "/{{data}}</title>" in path.read_text("utf-8")
 
 
 def test_charts_by_bokeh_where_it_is_installed(tmp_path, monkeypatch):
@@ -207,6 +213,8 @@ def test_a_folder_that_is_no_run(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit, match="give the folder"):
         command.main(command.Args(()))
     run = made_up_run(tmp_path / "run")
+    with pytest.raises(ValueError, match=r"holds runs and is none itself; .*: \S+/run$"):
+        report.write_report([tmp_path])
     with pytest.raises(SystemExit, match="given twice"):
         command.main(command.Args((run, run / ".." / "run")))
     with pytest.raises(SystemExit, match="--out .* cannot be written"):
@@ -242,16 +250,25 @@ def test_groups_that_teach_nothing():
     assert {line["label"]: line["y"] for line in reasons["lines"]} == {"wrong": [0.625], "right": [0.375]}
 
 
+@mutant(
+    "no number is small",
+    "plainrl/report_data.py",
+    'math.inf if row["value"] is None',
+    '0 if row["value"] is None',
+)
 def test_the_largest_ratio_is_one_that_moved():
-    """Catches a table of ratios of 1, and small gaps before large ones."""
+    """Catches a table of ratios of 1, small gaps before large ones, and a gap that is not finite left out."""
     line = lambda step, gap, ratio: {  # noqa: E731
         "step": step,
         "largest_gap": {"gap": gap, "token": "7"},
         "largest_ratio": {"ratio": ratio, "token": "8"},
     }
     log = [line(1, 1e-6, 1), line(2, -3e-6, 1.5)]
-    assert [row["step"] for row in report_data.largest(log, "gap")] == [2, 1]
-    assert [(row["step"], row["token"]) for row in report_data.largest(log, "ratio")] == [(2, "8")]
+    assert [row["step"] for row in report_data.extremes_of(log, "gap")] == [2, 1]
+    assert [(row["step"], row["token"]) for row in report_data.extremes_of(log, "ratio")] == [(2, "8")]
+    log.append(line(3, None, None))  # not finite
+    assert [row["step"] for row in report_data.extremes_of(log, "gap")] == [3, 2, 1]
+    assert [row["value"] for row in report_data.extremes_of(log, "ratio")] == [None, 1.5]
 
 
 # --- several runs -------------------------------------------------------------------------------------------
@@ -311,36 +328,137 @@ def test_arms_of_one_script_are_told_apart():
 @mutant(
     "the last step", "plainrl/report_data.py", "round(i * (total - 1) / (count - 1))", "i * total // count"
 )
+@mutant("the step in the middle", "plainrl/report_data.py", "count - (count % 2 == 0)", "count - count % 2")
+@mutant("steps of what was read", "plainrl/report.py", 'len(groups) + unread.get("groups", 0)', "len(groups)")
 def test_a_long_run_is_thinned(tmp_path, monkeypatch):
-    """Catches a page that grows with the run, thinning without a word, and a page without first or last."""
+    """Catches a page that grows with the run, thinning without a word or with a wrong count, and a page
+    without the first, the middle or the last score."""
     run = made_up_run(tmp_path / "run", steps=60)
     whole = report.write_report([run]).stat().st_size
-    monkeypatch.setattr(report, "LARGEST", 150_000)
+    most = whole - 20_000
+    monkeypatch.setattr(report, "LARGEST", most)
+    monkeypatch.setattr(report, "MOST_READ", (run / "samples.jsonl").stat().st_size // 2)
     path = report.write_report([run])
     page = page_of(path)
     (shown_run,) = page["runs"]
-    assert path.stat().st_size < 160_000 < whole
+    assert path.stat().st_size < most
     labels = [group["label"] for group in shown_run["groups"]]
     assert labels[0] == "step 1" and labels[-1] == "step 60" and 2 < len(labels) < 60
-    assert [shown_run["dev"][0]["step"], shown_run["dev"][-1]["step"]] == [0, 60]
+    steps = [score["step"] for score in shown_run["dev"]]
+    assert steps[0] == 0 and 30 in steps and steps[-1] == 60 and len(steps) < 21
     assert any(f"{len(labels)} of 60 steps are in this page" in note for note in page["notes"])
+    assert any(f"{len(steps)} of 21 scores" in note for note in page["notes"])
     assert not any("cut" in row for group in shown_run["groups"] for row in group["rows"])
+
+
+@mutant(
+    "steps before completions",
+    "plainrl/report.py",
+    "few = [one_of_each_kind(group) for group in groups]",
+    "few = groups",
+)
+def test_completions_go_before_steps(tmp_path):
+    """Catches steps that are lost although fewer completions of each would do."""
+    notes = []
+    run = report_data.read_run(made_up_run(tmp_path / "run", steps=60), notes) | {"label": "it", "dev": []}
+    report.fit(run, int(sum(map(report.size, run["groups"])) * 0.9), notes)
+    fewer = [group for group in run["groups"] if "kept" in group]
+    assert len(run["groups"]) == 60 and 5 < len(fewer) < 60 and "kept" not in run["groups"][0]
+    assert len(notes) == 1 and f"in {len(fewer)} of these steps one completion of each kind" in notes[0]
+    for group in fewer:
+        assert len(group["rows"]) == len(group["kept"]) < group["of"] == 4
+
+
+@mutant("no other kind", "plainrl/report.py", 'if row.get("truncated"):', "if False:")
+def test_one_completion_of_each_kind():
+    """Catches a kind that is left out, a second of one kind, and counts of what is left."""
+    kinds = [(False, False), (False, False), (True, False), (True, False), (False, True), (False, True)]
+    rows = [{"completion": str(i), "right": right, "truncated": cut} for i, (right, cut) in enumerate(kinds)]
+    group = {"label": "step 1", "rows": rows, "also": [{"completion": "a"}, {"completion": "b"}]}
+    few = report.one_of_each_kind(group)
+    assert [row["completion"] for row in few["rows"]] == ["0", "2", "4"] and few["kept"] == [0, 2, 4]
+    assert (few["right"], few["of"], len(few["also"])) == (2, 6, 1)
+    assert report.one_of_each_kind({"rows": rows[1:3]}) == {"rows": rows[1:3]}
+
+
+def letters(count: int) -> str:
+    """A text that cannot be compressed to much less than it is."""
+    return "".join(random.Random(0).choices(string.ascii_letters + string.digits, k=count))
 
 
 def test_a_huge_completion_is_cut(tmp_path, monkeypatch):
     """Catches one completion that makes the page too large, and others that are cut with it."""
-    rows = [{"step": 1, "completion": "ab" * 50, "reward": 0.0}, {"step": 1, "completion": "x" * 10**6}]
+    long = letters(400_000)
+    pieces = [long[i : i + 2] for i in range(0, len(long), 2)]
+    rows = [{"step": 1, "completion": "ab" * 50, "reward": 0.0}, {"step": 1, "completion": letters(10**6)}]
     rows.append(
-        {"step": 1, "completion": "yz" * 200_000, "tokens": ["yz"] * 200_000, "entropy": [0.5] * 200_000}
+        {"step": 1, "completion": "".join(pieces), "tokens": pieces, "entropy": [0.5, 0.25] * 100_000}
     )
     write_lines(tmp_path / "run" / "samples.jsonl", *rows)
     write_lines(tmp_path / "run" / "metrics.jsonl", {"step": 1})
     monkeypatch.setattr(report, "LARGEST", 900_000)
     path = report.write_report([tmp_path / "run"])
-    short, letters, tokens = page_of(path)["runs"][0]["groups"][0]["rows"]
+    short, text, tokens = page_of(path)["runs"][0]["groups"][0]["rows"]
     assert path.stat().st_size < 900_000 and "cut" not in short
-    assert letters["cut"] == 10**6 and letters["completion"] == "x" * len(letters["completion"])
+    assert text["cut"] == 10**6 and letters(10**6).startswith(text["completion"])
     assert tokens["cut"] == 400_000 and len(tokens["tokens"]) == len(tokens["numbers"]["entropy"]) > 1000
+
+
+@mutant(
+    "prompts of any length",
+    "plainrl/report.py",
+    "for place in (entry, *problems, *rows):",
+    "for place in ():",
+)
+@mutant("flags of any length", "plainrl/report.py", "name: short_value(value) for", "name: value for")
+def test_huge_prompts_hints_and_flags_are_cut(tmp_path, monkeypatch):
+    """Catches a page that a long prompt, a long hint or a long system prompt makes too large."""
+    run, huge = made_up_run(tmp_path / "run", script="guide"), letters(500_000)
+    rows = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
+    rows[0] |= {"prompt": huge, "hint": huge[::-1]}
+    write_lines(run / "samples.jsonl", *rows)
+    dev = [json.loads(line) for line in (run / "dev_samples.jsonl").read_text().splitlines()]
+    write_lines(run / "dev_samples.jsonl", dev[0] | {"prompt": huge, "solution": huge[1::2]}, *dev[1:])
+    write_lines(run / "config.json", {"script": "guide", "flags": {"system_prompt": huge}})
+    monkeypatch.setattr(report, "LARGEST", 500_000)
+    path = report.write_report([run])
+    (shown_run,) = page_of(path)["runs"]
+    group, problem = shown_run["groups"][0], shown_run["dev"][0]["problems"][0]
+    assert path.stat().st_size < 500_000
+    for text in (group["prompt"], group["hint"], problem["prompt"], shown_run["config"]["system_prompt"]):
+        assert text.endswith(report.CUT) and len(text) > 1000
+    assert not any("cut" in row for row in group["rows"])
+
+
+@mutant("a map of any size", "plainrl/report_data.py", "MOST_CELLS // max(1, problems)", "len(lines)")
+def test_a_huge_map_is_thinned():
+    """Catches a table that a browser cannot draw."""
+    line = {"index": [*range(1000)], "right": [1] * 1000, "of": [2] * 1000}
+    notes = []
+    shown_map = report_data.map_of([line | {"step": step} for step in range(101)], notes)
+    assert (len(shown_map["index"]), len(shown_map["steps"])) == (1000, 39)
+    assert (shown_map["steps"][0], shown_map["steps"][-1]) == (0, 100) and len(shown_map["of"]) == 39
+    assert "1000 of 1000 problems at 39 of 101 scores" in notes[0]
+
+
+@mutant("every text follows", "plainrl/report_data.py", "agreeing > total / 2", "total > 0")
+@mutant("wrong ones follow", "plainrl/report_data.py", 'sample.get("right") is not False', "True")
+def test_completions_that_follow_the_solution():
+    """Catches a mark at the first line of a right answer in free text, and none in the embedded world, where
+    most of a run's completions may be wrong."""
+
+    def score(solution, *samples):
+        rows = [{"completion": text} | ({} if right is None else {"right": right}) for text, right in samples]
+        return [{"step": 0, "problems": [{"solution": solution, "samples": rows}]}]
+
+    world = "A=1+2=3\nB=3*2=6\n\\boxed{6}"
+    wrong = ("A=1+2=4\nB=4*2=8\n\\boxed{8}", False)
+    assert report_data.follows_solutions(score(world, (world + "\n", True), wrong, wrong, wrong))
+    assert report_data.follows_solutions(score(world, ("A=1+2=3\nB=3 * 2=6\nso", None)))
+    free = "Tom has 3 + 4 = 7 eggs.\nHe sells 7 * 2 = 14.\n#### 14"
+    assert not report_data.follows_solutions(score(free, ("First, 3 + 4 = 7.\nThen 14.\n#### 14", True)))
+    assert not report_data.follows_solutions(score(world, wrong))
+    assert not report_data.follows_solutions(score("", ("x", True)))
 
 
 @mutant(
@@ -349,17 +467,16 @@ def test_a_huge_completion_is_cut(tmp_path, monkeypatch):
     "if not line.strip() or (wanted is not None and step_of(line) not in wanted):",
     "if not line.strip():",
 )
-def test_of_a_file_too_large_for_the_memory_steps_are_read(tmp_path, monkeypatch):
+def test_of_a_file_too_large_for_the_memory_steps_are_read(tmp_path):
     """Catches a report that reads gigabytes at the end of a long run."""
     write_lines(
         tmp_path / "samples.jsonl", *({"step": step, "completion": "x"} for step in range(100) for _ in "ab")
     )
-    monkeypatch.setattr(report_data, "MOST_READ", 2_000)
     notes = []
-    rows = report_data.read_lines(tmp_path / "samples.jsonl", notes)
+    rows = report_data.read_lines(tmp_path / "samples.jsonl", notes, most=2_000)
     steps = [row["step"] for row in rows]
     assert steps[:2] == [0, 0] and steps[-2:] == [99, 99] and 10 < len(rows) < 100
-    assert f"{len(rows) // 2} of its 100 steps were read" in notes[0]
+    assert f"{100 - len(rows) // 2} of its steps were not read" in notes[0]
 
 
 # --- evaluations --------------------------------------------------------------------------------------------

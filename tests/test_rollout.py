@@ -288,7 +288,7 @@ def pair_rollout(count: int = 3, group_size: int = 4, first: int = 0) -> Rollout
     tokenizer = SimpleNamespace(
         chat_template=None,
         encode=lambda text: [9, int(text)],
-        decode=lambda ids, skip_special_tokens: " ".join(map(str, ids)),
+        decode=lambda ids, skip_special_tokens=False: " ".join(map(str, ids)),
     )
     problems = [Problem(str(j), str(j % group_size)) for j in range(first, first + count)]
     return sample_rollout(
@@ -302,6 +302,36 @@ def pair_rollout(count: int = 3, group_size: int = 4, first: int = 0) -> Rollout
         8,
         1.0,
     )
+
+
+@mutant(
+    "thinking that the prompt opened",
+    "plainrl/rollout.py",
+    'rstrip().endswith("<think>")',
+    'endswith("</think>")',
+)
+def test_thinking_that_the_prompt_opens_has_no_answer_until_it_ends():
+    """Catches an unfinished thought that is graded where the chat template ends with <think>, and a template
+    that closes its empty thinking and is taken for one that does not."""
+    graded = []
+
+    class Task:
+        def grade(self, completion, problem):
+            graded.append(completion)
+            return Grade(False, 0.0, None, "wrong")
+
+    for end in ("<think>\n", "<think>\n\n</think>\n"):
+        tokenizer = SimpleNamespace(
+            chat_template=None,
+            encode=lambda text, end=end: [9, end],
+            decode=lambda ids, skip_special_tokens=False: "".join(map(str, ids)),
+        )
+        problems = [Problem("1", "1")]
+        rollout = sample_rollout(
+            CountingSampler(), tokenizer, Task(), problems, ["1"], [0, 1], 2, 8, temperature=1.0
+        )
+        assert rollout.texts == [f"{end}0", f"{end}1"]
+    assert graded == ["<think><think>\n0", "<think><think>\n1", *rollout.texts]
 
 
 @mutant(

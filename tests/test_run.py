@@ -28,7 +28,9 @@ def run() -> Run:
     run = Run.__new__(Run)
     run.model = torch.nn.Linear(2, 1, bias=False)
     torch.nn.init.constant_(run.model.weight, 1.0)
-    run.args = SimpleNamespace(max_grad_norm=0.5, max_logprob_gap=1e-3)
+    run.args = SimpleNamespace(max_grad_norm=0.5, max_logprob_gap=1e-3, report=False)
+    run.stop = SimpleNamespace(in_step=False, forget=lambda: None)
+    run.give_back, run.tracker, run.lock, run.over = None, None, None, False
     run.state, run.sums, run.grad_norms = {"skips_in_a_row": 0}, Counter(), []
     return run
 

@@ -20,9 +20,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 import grpo
 import guide
 import siren
-from papers import clip_cov, dapo, entropy_advantage
+from papers import clip_cov, dapo, entropy_advantage, guide_ablations
 from plainrl import samples
 from plainrl.flags import EVAL_SEED
+from plainrl.folder import LOGS
 from plainrl.horizons import EveryHorizon
 from plainrl.models import load_model
 from plainrl.rollout import Completion, Rollout, encode_prompt
@@ -433,6 +434,45 @@ def test_the_hint_and_the_group_that_failed_without_it(run, toy_model, tmp_path,
         assert "also_sampled" not in row or row["tokens"]
 
 
+@mutant(
+    "half of a joined group",
+    "plainrl/samples.py",
+    "count = batch.rows_per_group[0] if batch else",
+    "count = rollout.group_size if batch else",
+)
+@mutant(
+    "half of a joined group, without tokens",
+    "plainrl/samples.py",
+    "for i in range(batch.rows_per_group[0] if batch else",
+    "for i in range(rollout.group_size if batch else",
+)
+@mutant(
+    "hint of a joined group",
+    "plainrl/samples.py",
+    "hinted = [row for row in range(count)",
+    "hinted = [row for row in range(1)",
+)
+@pytest.mark.parametrize("report", [True, False])
+def test_both_halves_of_a_joined_group_are_shown(run, tmp_path, report):
+    """Catches a group of 2G of which only the half that failed is shown, without the hint of the other."""
+    hints = [{"prompt": f"train {i} of 0?", "hint": f"look {i}"} for i in range(400)]
+    (tmp_path / "hints.jsonl").write_text("\n".join(map(json.dumps, hints)))
+    flags = dict(steps=4, prompts_per_step=3, hints=tmp_path / "hints.jsonl", max_refills=1, report=report)
+    folder, joined = run(guide_ablations, group="join", **flags), 0
+    for step in range(1, 5):
+        rows = [row for row in lines(folder, "samples.jsonl") if row["step"] == step]
+        guided = [row["guided"] for row in rows]
+        assert guided in ([False] * 4, [False] * 4 + [True] * 4)
+        joined += len(rows) == 8
+        if report:
+            assert all(len(row["tokens"]) and "logprob" in row for row in rows)
+            assert ("hint" in rows[0]) == (len(rows) == 8)
+        if "hint" in rows[0]:
+            assert rows[0]["hint"] == f"look {rows[0]['index']}" in rows[0]["sampled_prompt"]
+            assert {row["reward"] for row in rows[:4]} == {0.0} and any(row["reward"] for row in rows[4:])
+    assert joined
+
+
 # --- dev ----------------------------------------------------------------------------------------------------
 
 
@@ -592,8 +632,8 @@ def equal_weights(one: Path, other: Path) -> bool:
 @mutant(
     "the report's files in spite of the flag",
     "plainrl/run.py",
-    "shown=self.args.report)",
-    "shown=True)",
+    "logged=self.args.report)",
+    "logged=True)",
 )
 def test_without_a_report(run):
     """Catches a flag that changes the run, and one that leaves files or arrays in its folder."""
@@ -610,8 +650,8 @@ def test_without_a_report(run):
 @mutant(
     "resume keeps the lines after its checkpoint",
     "plainrl/run.py",
-    'for name in ("metrics.jsonl", *samples.FILES):',
-    'for name in ("metrics.jsonl", "samples.jsonl"):',
+    "            for name in LOGS:\n",
+    '            for name in ("metrics.jsonl", "samples.jsonl"):\n',
 )
 @pytest.mark.parametrize("save_every, lost", [(2, 1), (100, 3)], ids=["checkpoint", "from the start"])
 def test_a_resumed_run_leaves_the_same_files(run, save_every, lost):
@@ -627,7 +667,7 @@ def test_a_resumed_run_leaves_the_same_files(run, save_every, lost):
     with pytest.raises(RuntimeError, match="disk is full"):
         run(grpo, "broken", Breaking(), **flags)
     ours, whole = run(grpo, "broken", resume=True, **flags), run(grpo, "whole", **flags)
-    for name in samples.FILES:
+    for name in LOGS[1:]:
         assert (ours / name).read_bytes() == (whole / name).read_bytes(), name
     assert [line["step"] for line in lines(whole, "groups.jsonl")] == [
         0,

@@ -46,7 +46,7 @@ class FakeRun:
 
     def __init__(self, folder: Path, step: int):
         self.dir, self.step, self.summary = str(folder), step, {}
-        self.logged, self.saved, self.finished = [], [], False
+        self.logged, self.saved, self.finished, self.exit_code = [], [], False, None
 
     def log(self, metrics, step=None) -> None:
         assert not self.finished and (step is None or step >= self.step), "a step that goes back is lost"
@@ -55,8 +55,8 @@ class FakeRun:
     def save(self, path, base_path, policy) -> None:
         self.saved.append(Path(path).name)
 
-    def finish(self) -> None:
-        self.finished = True
+    def finish(self, exit_code: int) -> None:
+        self.finished, self.exit_code = True, exit_code
 
 
 @pytest.fixture
@@ -184,7 +184,7 @@ def test_wandb_gets_every_record(run, wandb):
 @mutant(
     "log of wandb that begins in the middle",
     "plainrl/trackers.py",
-    '        for record in read_log(out_dir / "metrics.jsonl"):\n            self.log(record)\n',
+    '        for record in records_of(out_dir / "metrics.jsonl"):\n            self.log(record)\n',
     "",
 )
 def test_offline_each_log_of_wandb_holds_the_whole_run(run, wandb):
@@ -237,23 +237,23 @@ def test_variables_of_wandb_hold(run, wandb, monkeypatch):
 @mutant(
     "tracker that is not closed",
     "plainrl/run.py",
-    "        if self.tracker:\n            self.tracker.close()\n",
-    "",
+    "tracker.close(failed=not self.over)",
+    "pass",
 )
 @pytest.mark.parametrize("stopped", [False, True])
 def test_wandb_gets_report_curves_and_samples(run, wandb, monkeypatch, stopped):
     """Catches a run, ended or stopped, that leaves wandb open, or without what lies in its folder."""
     original = trackers.WandB.close
 
-    def close(self):  # the real report and curves take seconds
+    def close(self, failed):  # the real report and curves take seconds
         (self.out_dir / "report.html").write_text("<html>")
         (self.out_dir / "curves.png").write_bytes(b"png")
-        original(self)
+        original(self, failed)
 
     monkeypatch.setattr(trackers.WandB, "close", close)
     folder = run(task=Stop() if stopped else None, track="wandb", steps=3)
     fake = wandb.runs[0]
-    assert fake.finished and max(steps_of(fake)) == (2 if stopped else 3)
+    assert fake.finished and fake.exit_code == 0 and max(steps_of(fake)) == (2 if stopped else 3)
     step, media = fake.logged[-1]
     assert step is None and media["report"] == ("html", str(folder / "report.html"))
     assert media["curves"] == ("image", str(folder / "curves.png"))
@@ -261,6 +261,57 @@ def test_wandb_gets_report_curves_and_samples(run, wandb, monkeypatch, stopped):
     assert len(rows) == 4 and {row[0] for row in rows} == {str(max(steps_of(fake)))}
     assert {"report.html", "curves.png", "metrics.jsonl", "samples.jsonl"} <= set(fake.saved)
     assert (Path(fake.dir) / "samples.jsonl").read_bytes() == (folder / "samples.jsonl").read_bytes()
+
+
+class Breaks(HashTask):
+    """Has no problem of this split and index, once it was asked for training problems."""
+
+    def __init__(self, split: str, index: int):
+        super().__init__()
+        self.missing = (split, index)
+
+    def problem(self, split, index, seed):
+        if (split, index) == self.missing and ("train", 1) in self.asked:
+            raise ZeroDivisionError
+        return super().problem(split, index, seed)
+
+
+@mutant("tracker that stays open after an error", "plainrl/run.py", "if not at_the_end:", "if False:")
+@mutant(
+    "error in the last scores that leaves all open",
+    "plainrl/run.py",
+    "with contextlib.closing(self):",
+    "with contextlib.nullcontext():",
+)
+@mutant("broken run that wandb calls finished", "plainrl/run.py", "failed=not self.over", "failed=False")
+def test_an_error_closes_the_tracker(run, wandb, writers):
+    """Catches an error in a step, or in the scores at the end, that leaves the tracker open, and a broken run
+    that looks like one that came to its end."""
+    for missing in (("train", 2), ("test", 0)):
+        for kind in ("wandb", "tensorboard"):
+            with pytest.raises(ZeroDivisionError):
+                run(f"{missing[0]} {kind}", task=Breaks(*missing), track=kind)
+    assert [(fake.finished, fake.exit_code) for fake in wandb.runs] == [(True, 1)] * 2
+    assert len(writers) == 2 and all(writer.closed for writer in writers)
+
+
+@mutant(
+    "file of any size attached",
+    "plainrl/trackers.py",
+    "if path.stat().st_size > MOST_ATTACHED:",
+    "if False:",
+)
+def test_a_large_file_is_not_attached(run, wandb, monkeypatch, capsys):
+    """Catches gigabytes of samples that a run copies and sends at its end, and one that keeps them without a
+    word."""
+    monkeypatch.setattr(trackers, "MOST_ATTACHED", 2000)
+    folder = run(track="wandb")
+    sizes = {name: (folder / name).stat().st_size for name in trackers.LOGS}
+    kept = {name for name in sizes if sizes[name] > 2000}
+    assert set(wandb.runs[0].saved) == sizes.keys() - kept
+    assert 0 < len(kept) < 4, sizes
+    (said,) = [line for line in capsys.readouterr().out.splitlines() if "--track wandb:" in line]
+    assert all(f"{name} (0 MB)" in said for name in kept) and f"all is in {folder}" in said
 
 
 @mutant(

@@ -4,18 +4,20 @@ r"""Finds training problems that share a long run of words with an evaluation se
     python tools/decontaminate.py --task jsonl:t.csv --against gsm8k:test jsonl:mine.jsonl --out clean.jsonl
     python grpo.py --task jsonl:clean.jsonl
 
-A problem of an evaluation set is found in a training problem that has n of its words in a row. Words are
-compared in lower case, without punctuation and LaTeX's spacing; a number is a word (1,000 is 1000), signs
-such as + are none. A whole copy, signs included, is found at any length.
+A problem of an evaluation set is found in a training problem that has n of its words in a row: an n-gram.
+Words are compared in lower case, without punctuation and LaTeX's spacing; signs such as + and \times are no
+words. A number counts in groups of three digits, since "1,200" may be one number or two. Two Chinese or
+Japanese characters count as one word. A whole copy, signs included, is found at any length.
 
 Why n is 13: GPT-3 (arXiv 2005.14165) took it, and most have since. Fewer words find more, and more that is
 none: at 8, "what is the smallest positive integer such that the" is a find. A false one costs a training
 problem, one that is missed costs the result. Where an evaluation set's problems are short, try 8 to 10 and
-read the report. A problem of fewer than n words is found as a whole copy alone.
+read the report.
 
-Words that more than a tenth of an evaluation set's problems share, half of n in a row, are the set's wording,
-such as a request for the form of the answer. A run that has mostly such words is no find. Nothing here sees a
-problem that is told in other words.
+Wording is a run of words, longer than half of n and of 40 at most, that more than a tenth of a set's problems
+have, such as a request for the form of the answer. An n-gram that is mostly wording is left aside. A problem
+without n-grams, since it is short or all wording, is found where all its words stand in a row, if it has 5.
+Nothing here sees a problem that is told in other words.
 """
 
 import contextlib
@@ -44,6 +46,8 @@ from plainrl.tasks import BOXED_INSTRUCTION, load_task, name_and_settings
 SPLITS = ("train", "dev", "test", "all")
 WORDING = 0.1  # what more than this share of a set's problems have in common is the set's wording
 FEW = 4  # if it is more than so many problems
+LONGEST = 40  # and no more than so many words: a longer text is a shared passage. DAPO's request has 34
+WHOLE = 5  # words from which on a whole problem is looked for inside a row: fewer stand in any text
 KEPT = 2**16  # prompts whose verdict is remembered: DAPO-17k has each of its 17,000 a hundred times
 SHOWN = 400  # characters of a problem in the report
 
@@ -51,26 +55,36 @@ SHOWN = 400  # characters of a problem in the report
 
 NOT_ASKED = re.compile(  # spacing and style of LaTeX, which say nothing
     r"\\[,;:!> ()\[\]]|~"
-    r"|\\(?:q?quad|left|right|[bB]igg?[lr]?|displaystyle|text|textbf|textit|mathrm|mathbf|mbox)\b"
+    r"|\\(?:q?quad|left|right|[lc]?dots|[bB]igg?[lr]?|displaystyle|text|textbf|textit|mathrm|mathbf|mbox)\b"
 )
-FRACTIONS = re.compile(r"\\[dtc]frac\b")
-THOUSANDS = re.compile(r"(?<=\d)(?:,|\{,\}|\\,|\\!,|,\\!)(?=\d{3}(?!\d))")
+SIGNS = str.maketrans("×·⋅÷⁄", "***//")  # signs that are written in several ways, and are no words
+LATEX_SIGNS = [
+    (re.compile(r"\\(?:times|cdot)(?![a-z])"), "*"),
+    (re.compile(r"\\[dtc]?frac *(\d) *(?=\d)"), r"/ \1 "),
+    (re.compile(r"\\(?:[dtc]?frac|div)(?![a-z])"), "/"),
+    (re.compile(r"\\leq?(?:slant)?(?![a-z])"), "≤"),
+    (re.compile(r"\\geq?(?:slant)?(?![a-z])"), "≥"),
+    (re.compile(r"\\neq?(?![a-z])"), "≠"),
+]
 APOSTROPHES = re.compile(r"(?<=\w)['’](?=\w)")
-# Chinese and Japanese have no spaces between words: each character counts as one.
-ALONE = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
-TOKEN = re.compile(rf"\d+(?:\.\d+)?|[{ALONE}]|[^\W\d_{ALONE}]+|[^\w\s.,;:?\"'’`$\\{{}}]")
+ALONE = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"  # Chinese and Japanese: no spaces between words
+DIGITS = r"\d{1,3}(?=(?:\d{3}){1,5}(?!\d))"  # of a number those before its last three, in threes
+TOKEN = re.compile(rf"{DIGITS}|\d+(?:\.\d+)?|[{ALONE}]|[^\W\d_{ALONE}]+|[^\w\s.,;:?\"'’`$\\{{}}]")
+IS_ALONE = re.compile(f"[{ALONE}]").match
 
 
 def tokens_of(text: str) -> list[str]:
     r"""Words, numbers and signs, in order, without what only says how the answer is to be written.
 
     >>> tokens_of("Tom has $1{,}000$ more. What is $\\dfrac{x}{2}+3.5$?")
-    ['tom', 'has', '1000', 'more', 'what', 'is', 'frac', 'x', '2', '+', '3.5']
+    ['tom', 'has', '1', '000', 'more', 'what', 'is', '/', 'x', '2', '+', '3.5']
     """
     text = files.DAPO_REQUEST.sub("", text).replace(BOXED_INSTRUCTION, "")
-    text = text.lower() if text.isascii() else unicodedata.normalize("NFKC", text).casefold()
-    text = NOT_ASKED.sub(" ", THOUSANDS.sub("", FRACTIONS.sub(r"\\frac", text)))
-    return TOKEN.findall(APOSTROPHES.sub("", text))
+    text = text.lower() if text.isascii() else unicodedata.normalize("NFKC", text).casefold().translate(SIGNS)
+    if "\\" in text:
+        for pattern, sign in LATEX_SIGNS:
+            text = pattern.sub(sign, text)
+    return TOKEN.findall(APOSTROPHES.sub("", NOT_ASKED.sub(" ", text)))
 
 
 def words_of(tokens: list[str]) -> list[str]:
@@ -78,13 +92,41 @@ def words_of(tokens: list[str]) -> list[str]:
     return [token for token in tokens if token[0].isalnum()]
 
 
-def runs(words: list[str], n: int) -> list[str]:
-    """Every n words in a row.
+def ngrams(words: list[str], n: int) -> list[str]:
+    """Every n words in a row, the i-th beginning at word i. Two of Chinese's characters are one word.
 
-    >>> runs(["a", "b", "c"], 2), runs(["a"], 2)
-    (['a b', 'b c'], [])
+    A Chinese word has one character or two, so a find means about as much as one in English.
+
+    >>> ngrams(["a", "b", "c"], 2), ngrams(["a"], 2), ngrams(["有", "3", "个", "苹", "果"], 2)
+    (['a b', 'b c'], [], ['有 3 个', '3 个 苹'])
     """
-    return [" ".join(words[start : start + n]) for start in range(len(words) - n + 1)]
+    if all(map(str.isascii, words)):
+        return [" ".join(words[start : start + n]) for start in range(len(words) - n + 1)]
+    halves = [1 if IS_ALONE(word) else 2 for word in words]
+    found, end, size = [], 0, 0  # size: how many halves of words there are from start to end
+    for start, half in enumerate(halves):
+        while size < 2 * n and end < len(words):
+            size, end = size + halves[end], end + 1
+        if size < 2 * n:
+            break
+        found.append(" ".join(words[start:end]))
+        size -= half
+    return found
+
+
+def find_wording(problems: list[list[str]], n: int) -> list[list[range]]:
+    """Of each problem, given as its words, the places of the words that are the wording of them all."""
+    size, most = n // 2 + 1, max(FEW, WORDING * len(problems))
+    times = Counter(gram for words in problems for gram in set(ngrams(words, size)))
+    found = []
+    for words in problems:
+        runs = []
+        for start, gram in enumerate(ngrams(words, size)):
+            if times[gram] > most:
+                first = runs.pop().start if runs and start < runs[-1].stop else start
+                runs.append(range(first, start + len(gram.split())))
+        found.append([run for run in runs if not ngrams(words[run.start : run.stop], LONGEST + 1)])
+    return found
 
 
 # --- the evaluation sets ------------------------------------------------------------------------------------
@@ -97,10 +139,10 @@ class Measured:
     of: str  # the set, as --against names it
     index: int
     text: str
-    grams: int  # how many different runs of n words it has
+    ngrams: int  # how many different ones it is found by; none if it is short or all wording
     rows: int = 0  # training problems that it was found in
     copies: int = 0  # of these, whole copies
-    share: float = 0.0  # of its runs, those that the worst training problem has
+    share: float = 0.0  # of its n-grams, those that the worst training problem has
     worst: tuple = ()  # that one's line, its text, and the longest run of words that both have
 
 
@@ -110,54 +152,56 @@ class Sets:
 
     n: int
     problems: list[Measured] = field(default_factory=list)
-    grams: dict[str, list[int]] = field(default_factory=dict)  # a run of n words -> problems
+    ngrams: dict[str, list[int]] = field(default_factory=dict)  # n-gram -> problems
+    heads: dict[str, list] = field(default_factory=dict)  # first words -> [(problem, all words)]
     copies: dict[str, list[int]] = field(default_factory=dict)  # all tokens of a problem -> problems
-    wording: dict[str, str] = field(
-        default_factory=dict
-    )  # set -> the words of one problem that are the set's
+    wording: dict[str, Counter] = field(default_factory=dict)  # set -> its wordings, with numbers of problems
 
     def add(self, name: str, texts: list[str]) -> None:
-        """Take a set in. Runs that are mostly the set's wording are left aside."""
-        first, found = len(self.problems), [tokens_of(text) for text in texts]
-        words, size = [words_of(tokens) for tokens in found], max(1, self.n // 2)
-        times = Counter(part for each in words for part in set(runs(each, size)))
-        most = max(FEW, WORDING * len(texts))
-        for index, (text, tokens) in enumerate(zip(texts, found)):
-            starts = [start for start, part in enumerate(runs(words[index], size)) if times[part] > most]
-            wording = {start + i for start in starts for i in range(size)}  # places of words
-            own = {
-                gram
-                for start, gram in enumerate(runs(words[index], self.n))
-                if 2 * sum(place in wording for place in range(start, start + self.n)) <= self.n
-            }
+        """Take a set in. n-grams that are mostly the set's wording are left aside."""
+        tokens = [tokens_of(text) for text in texts]
+        all_words = [words_of(each) for each in tokens]
+        wording = find_wording(all_words, self.n)
+        parts = zip(all_words, wording)
+        self.wording[name] = Counter(" ".join(words[i] for i in run) for words, runs in parts for run in runs)
+        for index, (text, words) in enumerate(zip(texts, all_words)):
+            number, common = len(self.problems), {place for run in wording[index] for place in run}
+            own = set()
+            for start, gram in enumerate(ngrams(words, self.n)):
+                size = len(gram.split())
+                if 2 * sum(place in common for place in range(start, start + size)) <= size:
+                    own.add(gram)
             self.problems.append(Measured(name, index, text, len(own)))
-            if starts and name not in self.wording:
-                begin, length = longest(starts)
-                self.wording[name] = " ".join(words[index][begin : begin + length + size - 1])
-            if tokens:
-                self.copies.setdefault(" ".join(tokens), []).append(first + index)
             for gram in own:
-                self.grams.setdefault(gram, []).append(first + index)
+                self.ngrams.setdefault(gram, []).append(number)
+            for head in [] if own else ngrams(words, min(WHOLE, self.n))[:1]:
+                self.heads.setdefault(head, []).append((number, words))
+            if tokens[index]:
+                self.copies.setdefault(" ".join(tokens[index]), []).append(number)
 
     def shared(self, text: str) -> list[tuple[int, bool, float, str]]:
         """What a training problem shares with which problems: [(problem, is it a copy, share, words)].
 
-        The share is that of the problem's runs of n words; the words are the longest run that both have.
+        The share is that of the problem's n-grams, and 1 where the whole problem is found; the words are the
+        longest run that both have.
         """
         tokens = tokens_of(text)
-        words, found = words_of(tokens), {}  # found: where the runs of a problem begin
-        for start, gram in enumerate(runs(words, self.n)):
-            for number in self.grams.get(gram, ()):
-                found.setdefault(number, []).append(start)
-        copies = self.copies.get(" ".join(tokens), [])
-        shared = [(number, True, 1.0, " ".join(words)) for number in copies]
-        for number, starts in found.items():
-            if number not in copies:
-                different = len({tuple(words[start : start + self.n]) for start in starts})
-                first, length = longest(starts)
-                run = " ".join(words[first : first + length + self.n - 1])
-                shared.append((number, False, different / self.problems[number].grams, run))
-        return shared
+        words, found, shared = words_of(tokens), {}, {}
+        for start, gram in enumerate(ngrams(words, self.n)):
+            for number in self.ngrams.get(gram, ()):
+                found.setdefault(number, {})[start] = gram
+        for number, grams in found.items():
+            first, length = longest(list(grams))
+            last = first + length - 1
+            run = " ".join(words[first : last + len(grams[last].split())])
+            shared[number] = (number, False, len(set(grams.values())) / self.problems[number].ngrams, run)
+        for start, head in enumerate(ngrams(words, min(WHOLE, self.n)) if self.heads else ()):
+            for number, whole in self.heads.get(head, ()):
+                if words[start : start + len(whole)] == whole:
+                    shared[number] = (number, False, 1.0, " ".join(whole))
+        for number in self.copies.get(" ".join(tokens), ()):
+            shared[number] = (number, True, 1.0, " ".join(words))
+        return list(shared.values())
 
 
 def longest(starts: list[int]) -> tuple[int, int]:
@@ -193,11 +237,18 @@ def load_sets(specs: tuple[str, ...], n: int) -> Sets:
             text = str(error).replace("use --task chain", "give a copy as jsonl:FILE")
             fail(text.replace("--task ", "--against "))
         sets.add(spec, texts)
-        short = sum(len(words_of(tokens_of(text))) < n for text in texts)
-        short = f", {short:,} of fewer than {n} words: found as copies alone" if short else ""
-        say(f"{spec}: {len(texts):,} problems{short}")
-        if spec in sets.wording:
-            say(f"{spec}: its wording, left aside: {sets.wording[spec]!r} and the like")
+        short = sum(not ngrams(words_of(tokens_of(text)), n) for text in texts)
+        bare = sum(not problem.ngrams for problem in sets.problems if problem.of == spec) - short
+        way = f"found where they stand whole, below {WHOLE} words as copies alone"
+        say(
+            f"{spec}: {len(texts):,} problems"
+            + (f", {short:,} of fewer than {n} words: {way}" if short else "")
+        )
+        if sets.wording[spec]:
+            [(most, _)], others = sets.wording[spec].most_common(1), len(sets.wording[spec]) - 1
+            listed = f" and {others:,} more, in the report" if others else ""
+            say(f'{spec}: its wording, left aside: "{in_a_line(most)}"{listed}')
+            say(f"{spec}: problems that have only wording, found where they stand whole: {bare:,}")
     return sets
 
 
@@ -251,21 +302,28 @@ def table_of(sets: Sets) -> list[str]:
     return lines
 
 
+def in_a_line(text: str) -> str:
+    text = " ".join(text.split())
+    return shown(text if len(text) <= SHOWN else text[:SHOWN] + " ...", True)
+
+
 def report_of(sets: Sets, head: list[str], pairs: int) -> str:
     """The report as plain text: what is a stranger's is cut and stands in one line."""
     found = [problem for problem in sets.problems if problem.rows]
     found.sort(key=lambda problem: (not problem.worst[0], -problem.share))
     lines = [*head, *table_of(sets), ""]
-    lines += [f"wording of {name}, left aside: {shown(gram, True)}" for name, gram in sets.wording.items()]
+    for name, wordings in sets.wording.items():
+        for words, count in wordings.most_common():
+            lines.append(f"wording of {name}, left aside in {count:,} problems: {in_a_line(words)}")
     lines += [f"the worst pairs, {min(pairs, len(found)):,} of {len(found):,}:"] if found else []
     for problem in found[:pairs]:
         is_copy, where, text, words = problem.worst
-        kind = "a whole copy" if is_copy else f"{problem.share:.0%} of its runs of {sets.n} words"
+        share = f"{problem.share:.0%} of its {sets.n}-grams" if problem.ngrams else "all its words in a row"
+        kind = "a whole copy" if is_copy else share
         rows = f"{problem.rows:,} row{'s' * (problem.rows > 1)}"
         lines += ["", f"{problem.of}, problem {problem.index}: {kind}, in {rows}; the worst is {where}"]
         for title, said in (("shared", words), ("training", text), ("measured", problem.text)):
-            said = " ".join(said.split())
-            lines.append(f"  {title}: {shown(said if len(said) <= SHOWN else said[:SHOWN] + ' ...', True)}")
+            lines.append(f"  {title}: {in_a_line(said)}")
     return "\n".join(lines) + "\n"
 
 

@@ -114,7 +114,7 @@ def made_up_run(
     return folder
 
 
-def tokens_of(rng, right: bool, bad: str) -> tuple[str, dict]:
+def made_up_tokens(rng, right: bool, bad: str) -> tuple[str, dict]:
     """A completion of a chain of two steps, and the numbers of its tokens."""
     answer = "6" if right else str(rng.randrange(10, 100))
     tokens = ["A", "=", "1", "+", "2", "=", "3", "\n", "B", "=", "3", "*", "2", "=", *answer]
@@ -126,7 +126,7 @@ def tokens_of(rng, right: bool, bad: str) -> tuple[str, dict]:
 
 def row_of(rng, step: int, number: int, right: bool, bad: str) -> dict:
     """A line of samples.jsonl."""
-    completion, numbers = tokens_of(rng, right, bad)
+    completion, numbers = made_up_tokens(rng, right, bad)
     length = len(numbers["tokens"])
     return {
         "step": step,
@@ -153,7 +153,7 @@ def dev_line(rng, step: int, index: int, right: list[bool], bad: str) -> dict:
     """A line of dev_samples.jsonl."""
     samples = []
     for each in right:
-        completion, numbers = tokens_of(rng, each, bad)
+        completion, numbers = made_up_tokens(rng, each, bad)
         verdict = {"reward": float(each), "why": "correct" if each else "wrong", "truncated": False}
         samples.append({"completion": completion, "parsed": "6", **verdict, **numbers})
     problem = {"step": step, "index": index, "prompt": f"dev {index}: A is 1 + 2. B is A times 2.{bad}"}
