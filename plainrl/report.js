@@ -47,9 +47,12 @@ function drawHead() {
 
   const tiles = (facts.test || []).map(score =>
     [`test ${score.name}`, `${digits(score.before)} → ${digits(score.after)}`, "before → after"]);
-  if (facts.best_step !== undefined)
-    tiles.push([facts.finished ? "final model" : "best so far", `step ${facts.best_step}`,
-      `${facts.dev} ${digits(facts.first)} → ${digits(facts.best)}, the best on dev`]);
+  if (facts.best_step !== undefined) {
+    let about = `${facts.dev} ${digits(facts.first)} → ${digits(facts.best)}, the best on dev`;
+    if (facts.best_step === 0) about = `the starting model: no step scored as well on dev (${facts.dev})`;
+    if (facts.best <= 0) about = `${facts.dev} was 0 at every score: nothing was learned`;
+    tiles.push([facts.finished ? "final model" : "best so far", `step ${facts.best_step}`, about]);
+  }
   const sampled = facts.tokens ? `${facts.tokens.toLocaleString("en")} tokens sampled` : "";
   if (facts.steps) tiles.push(["steps", String(facts.steps), sampled]);
   for (const [name, score] of headScores())
@@ -445,19 +448,25 @@ function mapTable({ index, steps, right, of }) {
 
 // --- several runs ------------------------------------------------------------------------------------------
 
-const pair = { left: 0, right: 1, problem: 0, sample: 0 };
+const pair = { left: 0, right: null, problem: 0, sample: 0 };
 
 function drawSeveral() {
   byId("several").hidden = data.runs.length < 2;
   if (data.runs.length < 2) return;
   const names = data.runs.map(each => each.label), lines = data.differences.map(line => line.map(inWords));
   const equal = "Their configurations are equal.";
-  fill("differences", lines.length ? table(["what differs", ...names], lines) : equal);
+  const testOf = (facts, name) => (facts.test || []).find(score => score.name === name);
+  const inBoth = score => score ? `${digits(score.before)} → ${digits(score.after)}` : "–";
+  const tests = (data.runs[0].facts.test || []).map(({ name }) =>
+    [`test ${name}, before → after`, ...data.runs.map(each => inBoth(testOf(each.facts, name)))]);
+  fill("differences", tests.length ? table(["scores", ...names], tests) : "",
+    lines.length ? table(["what differs", ...names], lines) : equal);
 
   // The same problem at the last score of two of them.
   const sides = names.map((name, i) => [i, name]).filter(([i]) => data.runs[i].dev?.length);
   byId("pair-controls").hidden = byId("pair-prompt").hidden = sides.length < 2;
   if (sides.length < 2) return;
+  if (pair.right === null) pair.right = data.arms[1]?.runs[0] ?? 1; // another method, where there is one
   const others = not => sides.map(([i]) => i).filter(i => i !== not);
   if (!others().includes(pair.left)) pair.left = others()[0];
   if (!others(pair.left).includes(pair.right)) pair.right = others(pair.left)[0];

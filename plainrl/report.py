@@ -21,7 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from plainrl.folder import write_text
-from plainrl.report_charts import arms_of, chart, charts_of, differences
+from plainrl.report_charts import arms_of, chart, charts_of, differences, flags_of
 from plainrl.report_data import MOST_READ, evenly, read_run
 from plainrl.screen import shown
 
@@ -60,6 +60,12 @@ def make_page(folders: list[Path]) -> dict:
     if any(passes):
         charts.append(chart("pass@k, 95% intervals", "pass@k", [line for line in passes if line], xlabel="k"))
     several, arms = len(runs) > 1, arms_of(runs)
+    for arm in arms:
+        seeds = [flags_of(runs[number]).get("seed") for number in arm["runs"]]
+        if len(set(map(str, seeds))) < len(seeds):
+            notes.append(
+                f"{arm['label']}: some of these runs have the same seed, so the band is no band of seeds"
+            )
     page = {
         "notes": notes,
         "bokeh": "" if has_bokeh() else BOKEH,  # what to install for charts that zoom

@@ -60,7 +60,7 @@ def group_charts(lines: list[dict]) -> list[dict]:
     ends = [line_of("all wrong", steps, all_wrong), line_of("all right", steps, all_right)]
     whys = [line_of(why or "right", steps, reasons[why]) for why in frequent]
     return [
-        chart("groups that teach nothing", "share of groups", ends),
+        chart("groups with no or only right completions", "share of groups", ends),
         chart("what the completions came to", "share", whys),
     ]
 

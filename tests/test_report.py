@@ -293,7 +293,9 @@ def test_seeds_are_one_line(tmp_path):
     mean, single = chart["lines"]
     assert (mean["x"], mean["y"], mean["low"], mean["high"]) == ([1, 2], [0.4, 0.4], [0.2, 0.2], [0.6, 0.6])
     assert [seed["x"] for seed in mean["seeds"]] == [[1, 2, 3], [1, 2]] and "low" not in single
-    assert page["title"] == "grpo (2 runs), siren"
+    assert page["title"] == "grpo (2 runs), siren" and not page["notes"]
+    runs.append(made_up_run(tmp_path / "copy", seed=1))
+    assert "the same seed" in page_of(report.write_report(runs))["notes"][0]
     assert {row[0]: row[1:] for row in page["differences"]} == {
         "script": ["grpo", "grpo", "siren"],
         "seed": [0, 1, 0],
