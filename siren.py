@@ -50,7 +50,7 @@ inside the mask when the completion ended by itself.
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 
@@ -109,6 +109,9 @@ class Args(RunFlags):
     """steps of linear warm-up; constant afterwards"""
     weight_decay: NotNegative = 0.0
     """AdamW's weight decay"""
+
+    pass_before_update: ClassVar[bool] = True
+    """no flag, for --plan: regularised_entropy scores the batch before every update  [2]"""
 
 
 # --- the mathematics ----------------------------------------------------------------------------------------

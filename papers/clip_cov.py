@@ -27,6 +27,7 @@ import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 
@@ -66,6 +67,9 @@ class Args(RunFlags):
     """steps of linear warm-up; constant afterwards"""
     weight_decay: NotNegative = 0.0
     """AdamW's weight decay"""
+
+    pass_before_update: ClassVar[bool] = True
+    """no flag, for --plan: drawn_tokens scores the batch before every update  [1]"""
 
 
 # --- the mathematics ----------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 
@@ -60,6 +61,9 @@ class Args(RunFlags):
     """steps of linear warm-up; constant afterwards"""
     weight_decay: NotNegative = 0.0
     """AdamW's weight decay"""
+
+    pass_before_update: ClassVar[bool] = True
+    """no flag, for --plan: low_entropy_tokens scores the batch before every update  [1]"""
 
 
 # --- the mathematics ----------------------------------------------------------------------------------------

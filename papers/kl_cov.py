@@ -29,6 +29,7 @@ import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 
@@ -62,6 +63,11 @@ class Args(RunFlags):
     """steps of linear warm-up; constant afterwards"""
     weight_decay: NotNegative = 0.0
     """AdamW's weight decay"""
+
+    pass_before_update: ClassVar[bool] = True
+    """no flag, for --plan: high_covariance_tokens scores the batch before every update  [1]"""
+    kl_to_start: ClassVar[bool] = False
+    """no flag, for --plan: --kl-coef compares with the policy before the updates"""
 
 
 # --- the mathematics ----------------------------------------------------------------------------------------

@@ -193,12 +193,8 @@ def _same(gold: tuple, answer: tuple, algebra) -> bool:
         return (
             vector and len(cells) == len(row[1]) and all(_same(*pair, algebra) for pair in zip(cells, row[1]))
         )
-    if kinds == ("mod", "mod"):
-        same_modulus = gold[2] == answer[2]
-        try:
-            return same_modulus and (exact(gold[1]) - exact(answer[1])) % int(gold[2]) == 0
-        except (NotExact, Undefined):
-            return same_modulus and _formula(gold[1], answer[1], algebra)
+    if kinds == ("mod", "mod"):  # residues with letters or roots
+        return gold[2] == answer[2] and _formula(gold[1], answer[1], algebra)
     if set(kinds) <= {"expr", "quantity"}:
         return _same_quantity(gold, answer, algebra)
     return False
@@ -208,14 +204,17 @@ _LINEAR = re.compile(r"(?P<factor>[0-9]{1,6})\*?(?P<letter>[a-zA-Z])(?P<rest>[-+
 _PARITY = re.compile(r"(?:([a-z]) )?(odd|even)(?: (?:integer )?([a-z]))?")
 
 
-def _as_congruence(node: tuple) -> tuple[str, int, int] | None:
+def _as_congruence(node: tuple) -> tuple[str, int | Fraction, int] | None:
     r"""Letter (or ""), residue and modulus of n\equiv1\pmod4, n=4k+1 and "n is odd"; else None."""
     if node[0] == "words":
         parity = _PARITY.fullmatch(node[1])
         return (parity[1] or parity[3] or "", int(parity[2] == "odd"), 2) if parity else None
     if node[0] == "mod":
-        whole = re.fullmatch("-?[0-9]+", node[1]) and int(node[2])
-        return ("", int(node[1]) % int(node[2]), int(node[2])) if whole else None
+        modulus = int(node[2])
+        try:
+            return ("", exact(node[1]) % modulus, modulus) if modulus else None
+        except (NotExact, Undefined):
+            return None
     name, value = (node[1], node[2]) if node[0] == "assign" else ("", node)
     linear = value[0] == "expr" and _LINEAR.fullmatch(re.sub(r"\s|\\cdot", "", value[1]))
     if not linear or linear["letter"] == name or not int(linear["factor"]):

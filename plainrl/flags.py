@@ -21,7 +21,7 @@ import urllib.parse
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import tyro
 
@@ -35,8 +35,8 @@ MODEL_FLAGS = ("model", "baseline")
 
 SIZES = {"tiny": 0, "small": 10_000_000, "large": 1_300_000_000}  # and the least number of parameters of each
 SIZES_IN_HELP = (
-    "Defaults depend on the size of --model: tiny is the embedded model, small 135M to 1B (a CPU or one "
-    "small GPU), large what is above (the papers' scale)."
+    "Defaults depend on the size of --model: tiny is an embedded model, small 135M to 1B (a CPU or one "
+    "small GPU), large what is above (the papers' scale). countdown is the embedded model on that task."
 )
 
 
@@ -49,22 +49,33 @@ def size_of(parameters: int) -> str:
     return [size for size, least in SIZES.items() if parameters >= least][-1]
 
 
-def by_size(tiny, small, large):
+def by_size(tiny, small, large, **worlds):
     """A flag whose right default depends on the model: None until `resolve_defaults` has seen the model.
 
-    tiny is the embedded model, small what was measured to work for SmolLM2-135M on two cores, large the
-    papers' scale.
+    tiny is the embedded model of the chain world, small what was measured to work for SmolLM2-135M on two
+    cores, large the papers' scale. Another world of small models may have a default of its own
+    (`countdown=200`), else it has that of tiny.
     """
-    return dataclasses.field(
-        default=None, metadata={"by_size": {"tiny": tiny, "small": small, "large": large}}
-    )
+    rows = {"tiny": tiny, **worlds, "small": small, "large": large}
+    return dataclasses.field(default=None, metadata={"by_size": rows})
 
 
-def resolve_defaults(args, parameters: int) -> None:
-    """Fill the flags that were left open, by the number of the model's parameters."""
+def resolve_defaults(args, parameters: int, task=None) -> None:
+    """Fill the flags that were left open, by the number of the model's parameters and the task's world."""
+    size, world = size_of(parameters), getattr(task, "world", "tiny")
     for flag in dataclasses.fields(args):
         if "by_size" in flag.metadata and getattr(args, flag.name) is None:
-            setattr(args, flag.name, flag.metadata["by_size"][size_of(parameters)])
+            rows = flag.metadata["by_size"]
+            setattr(args, flag.name, rows[world if size == "tiny" and world in rows else size])
+
+
+START_MODELS = {"tiny": "models/tiny", "countdown": "models/countdown"}  # of each world
+
+
+def resolve_model(args, task) -> None:
+    """Without --model a run starts from the embedded model of the task's world."""
+    if args.model is None:
+        args.model = START_MODELS[getattr(task, "world", "tiny")]
 
 
 # --- what a flag may be -------------------------------------------------------------------------------------
@@ -140,16 +151,18 @@ COLDEST = 0.01  # least temperature that is not 0: logits divided by less are no
 class RunFlags:
     """Flags of every training script; the lines that read them are in plainrl/."""
 
-    model: str = "models/tiny"
-    """Hugging Face folder, hub name or .gguf file to start from"""
+    model: str | None = None
+    """Hugging Face folder, hub name or .gguf file to start from (default: models/tiny, or models/countdown
+    with --task countdown)"""
     task: str = "chain"
-    """chain[?horizon=3&family=plain], jsonl:PATH, gym:NAME?key=value or gsm8k (see plainrl/tasks.py)"""
+    """chain[?horizon=3&family=plain], countdown, jsonl:PATH, gym:NAME?key=value or gsm8k (see
+    plainrl/tasks.py)"""
     system_prompt: str | None = None
     """system turn put before every prompt"""
     enable_thinking: Literal["yes", "no"] | None = None
     """what the chat template is told of `enable_thinking` (default: nothing, so that its own default holds);
     a template that does not know the word ignores it"""
-    steps: Count | None = by_size(tiny=80, small=60, large=500)
+    steps: Count | None = by_size(tiny=80, small=60, large=500, countdown=200)
     """steps: batches sampled and trained on"""
     token_budget: Tokens | None = None
     """stop after this many sampled tokens, should that come before --steps"""
@@ -157,7 +170,7 @@ class RunFlags:
     """B, prompts sampled per step"""
     group_size: GroupSize | None = by_size(tiny=16, small=8, large=8)
     """G, completions per prompt"""
-    max_new_tokens: Length | None = by_size(tiny=160, small=256, large=3072)
+    max_new_tokens: Length | None = by_size(tiny=160, small=256, large=3072, countdown=32)
     """longest completion; Dr. GRPO divides by it"""
     temperature: Temperature = 1.0
     """sampling temperature; the same one divides the logits in the loss"""
@@ -205,6 +218,13 @@ class RunFlags:
     """only say what the run needs: check everything, print tokens, memory and hours, write nothing"""
     track: Literal["none", "wandb", "tensorboard"] = "none"
     """also send the metrics there, and at the end the report, the curves and samples"""
+
+    # No flags, but what --plan has to know of a script beside its flags. A script says it in its own Args, so
+    # that a copy under any name says it too.
+    pass_before_update: ClassVar[bool] = False
+    """every update begins with a pass over its batch without gradient (`score_all`)"""
+    kl_to_start: ClassVar[bool] = True
+    """--kl-coef, where a script has it, compares with a frozen copy of the starting model"""
 
 
 # --- from the command line ----------------------------------------------------------------------------------
@@ -322,7 +342,7 @@ def looks_like_a_path(model: str) -> bool:
 def check_model_is_there(name: str | None, flag: str) -> None:
     """Refuse a model that is not on this machine where no network can bring it: transformers would ask for
     it for a minute. Say so where the hub is asked."""
-    if not name or name == "models/tiny" or os.path.exists(os.path.expanduser(name)):
+    if not name or name in START_MODELS.values() or os.path.exists(os.path.expanduser(name)):
         return
     if name.split("/")[0] in OWN_FOLDERS:
         fail(f"{flag} {name}: no such folder or file; give a Hugging Face folder, a hub name or a .gguf file")

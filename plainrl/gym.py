@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib.metadata import version
+from zlib import crc32
 
 from plainrl import workers
 from plainrl.answers import last_boxed
@@ -49,6 +50,7 @@ ANY_ANSWER = "(any valid answer)"
 EXAMPLES = ("possible_answer", "example_answer", "example_correct_answer")  # where a task has no one answer
 KEPT = 64  # questions that are kept, since a group of completions is scored on the same one
 MAX_WEIGHT = 100  # of a member of a mixture
+MAX_NAME = 60  # letters of what a mixture is called in folders
 MAX_WORKERS = 16  # grading workers that a mixture keeps; each holds about 120 MB
 
 _said: set[str] = set()
@@ -353,7 +355,7 @@ class GymMixture:
         self.by_spec = dict(zip(specs, self.members))
         self.weights = list(weights.values())
         self.cycle = [i for i, weight in enumerate(self.weights) for _ in range(weight)]
-        self.name = f"gym-{'-'.join(weights)}"[:60]
+        self.name = name_of_mixture(weights)
         self.grader = self.members[0].grader
         self.checked = False
         # Problems of all members are graded in turn, and a worker that was ended takes a second to start.
@@ -385,6 +387,16 @@ class GymMixture:
 
     def same_answer(self, first: str, second: str) -> bool:
         return self.members[0].same_answer(first, second)  # the rule is the same for all
+
+
+def name_of_mixture(weights: dict[str, int]) -> str:
+    """What a mixture is called in folders and metric keys: gym:leg_counting*2,chain_sum is
+    gym-leg_counting-x2-chain_sum. Settings are not in it.
+
+    A long name is cut, and a checksum of all of it keeps it apart from others that begin like it.
+    """
+    name = "gym-" + "-".join(each + f"-x{weight}" * (weight > 1) for each, weight in weights.items())
+    return name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 9]}-{crc32(name.encode()):08x}"
 
 
 def shown_answer(entry: dict) -> str:

@@ -24,19 +24,21 @@ from plainrl.screen import fail, or_fail, say
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-EMBEDDED = Path(__file__).resolve().parent / "tiny"  # models/tiny, wherever plainrl/ was copied to
+HERE = Path(__file__).resolve().parent
+# the embedded models, wherever plainrl/ was copied to
+EMBEDDED = {"models/tiny": HERE / "tiny", "models/countdown": HERE / "tiny_countdown"}
 CHECKSUMS = "checksums.json"
 WAY_OUT = "give a Hugging Face folder, a hub name or a .gguf file"
 
 
 def find_model(name: str) -> str:
-    """The path or hub name that transformers gets. models/tiny, which lies in plainrl/, is found from any
-    folder.
+    """The path or hub name that transformers gets. The embedded models, which lie in plainrl/, are found from
+    any folder.
 
     What looks like a path and is none is refused at once, before transformers asks the hub for it.
     """
-    if name == "models/tiny" and not os.path.isdir(name):
-        return str(EMBEDDED)
+    if name in EMBEDDED and not os.path.isdir(name):
+        return str(EMBEDDED[name])
     if looks_like_a_path(name) and not os.path.exists(name):
         fail(f"--model {name}: no such folder or file; {WAY_OUT}")
     return name

@@ -1,8 +1,8 @@
 """What a run needs before it is begun: tokens, memory and hours (--plan), and how long its steps will take.
 
-Memory is a formula, `memory`, which needs nothing but the sizes of a model. Time is measured: a few tokens
-are sampled, one full micro-batch is scored, forward and backward, and once more without gradients. The rest
-is multiplication.
+Tokens are counted from the flags: what a run comes to at most. Memory is a formula, `memory`, which needs
+nothing but the sizes of a model. Time is measured: a few tokens are sampled, one full micro-batch is scored,
+forward and backward, and once more without gradients. The rest is multiplication.
 """
 
 import os
@@ -22,7 +22,6 @@ from plainrl.screen import fail, minutes, or_fail, say
 from plainrl.shared_prompts import LONG_ROW
 
 FEW = 16  # tokens of each completion that are sampled to see how long they take
-SCORE_IN_EVERY_UPDATE = ("siren", "clip_cov", "kl_cov", "high_entropy_tokens")  # once more, without gradients
 SHORTER = (
     "shorter steps: --max-new-tokens, --group-size, --prompts-per-step\n"
     "shorter scores: --eval-problems, --test-problems, --eval-samples"
@@ -127,26 +126,27 @@ def memory(
     return training, both | sampling
 
 
-def has_reference(script: str, args) -> bool:
-    """KL-Cov's --kl-coef compares with the policy before the update, not with a model of its own."""
-    return bool(getattr(args, "kl_coef", 0)) and script != "kl_cov"
+def has_reference(args) -> bool:
+    """Is a frozen copy of the starting model there, to compare with?"""
+    return args.kl_to_start and getattr(args, "kl_coef", 0) > 0
 
 
 def memory_of(run) -> tuple[dict[str, float], dict[str, float]]:
     """`memory` for the flags of a run."""
     args, prompt = run.args, longest_prompt(run)
-    in_all = args.prompts_per_step * (prompt + args.group_size * args.max_new_tokens)
-    scored = max(args.eval_problems, args.test_problems) * args.eval_samples
+    one_row = prompt + args.max_new_tokens
+    a_batch = args.prompts_per_step * (prompt + args.group_size * args.max_new_tokens)  # equal prompts once
+    scored = max(args.eval_problems, args.test_problems) * args.eval_samples  # completions of a score
     return memory(
         sizes_of(run.model),
-        tokens=max(prompt + args.max_new_tokens, min(args.micro_batch_tokens, in_all)),
+        tokens=max(one_row, min(args.micro_batch_tokens, a_batch)),  # a micro-batch has at least a row
         prompt=prompt,
         length=args.max_new_tokens,
         rows=min(ROWS_AT_ONCE, max(args.prompts_per_step * args.group_size, scored)),
         trained=sum(weight.numel() for weight in run.model.parameters() if weight.requires_grad),
         checkpointing=args.activation_checkpointing,
         gpus=ranks.WORLD_SIZE,
-        reference=has_reference(run.script, args),
+        reference=has_reference(args),
         vllm=not run.sampler.shares_weights and not args.vllm_server,
     )
 
@@ -162,19 +162,25 @@ def terms(parts: dict[str, float]) -> str:
 
 @dataclass(frozen=True)
 class Tokens:
-    """The most that a run can come to. --token-budget is looked at between steps: the last step may begin
-    when one token of it is left."""
+    """The most that a run can come to, where every completion is as long as it may be.
 
-    step: int  # sampled in a step, without further rounds
-    rounds: int  # how many times as much further rounds may make of it
-    batch: int  # trained on in a step
-    epochs: int  # passes over the batch, forward and backward
-    passes: int  # over the batch, without gradients
-    sampled: int  # in all steps, without further rounds
-    in_rounds: int  # in all steps, with all further rounds
-    batches: int  # in the batches of all steps
-    first_scores: int  # before the first step: dev and test
-    scores: int  # in all: dev every --eval-every steps too, and test again at the end
+    A step of DAPO or Guide samples further rounds of prompts until its batch is full, and Guide samples again
+    with hints. `rounds` counts all of it, the first round too.
+    """
+
+    # of one step
+    step: int  # tokens sampled in its first round
+    rounds: int  # how many rounds it may sample, each as large as the first
+    batch: int  # tokens in the batch that it trains on
+    epochs: int  # passes over the batch with gradients, forward and backward
+    passes: int  # passes over the batch without gradients
+    # of all steps
+    sampled: int  # in their first rounds
+    in_rounds: int  # in all rounds
+    batches: int  # in their batches
+    # of scores
+    first_scores: int  # before the first step, on dev and test
+    scores: int  # these, those on dev every --eval-every steps, and test again at the end
 
     @property
     def trained(self) -> int:
@@ -182,27 +188,30 @@ class Tokens:
         return self.epochs * self.batches
 
 
-def tokens_of(script: str, args) -> Tokens:
-    """`script` is the name that it gives its run."""
+def tokens_of(args) -> Tokens:
+    """Those of a run with these flags. A flag that its script does not have is as good as off."""
     step = args.prompts_per_step * args.group_size * args.max_new_tokens
-    refilled = getattr(args, "dynamic_sampling", True)  # DAPO, Guide: until the batch is full
-    rounds = 1 + (getattr(args, "max_refills", 0) if refilled else 0)
     guided = getattr(args, "trigger", "never") != "never"
+    refilled = getattr(args, "dynamic_sampling", True)  # DAPO's switch of the further rounds; Guide has none
+    rounds = 1 + (getattr(args, "max_refills", 0) if refilled else 0)
     if guided:
         rounds *= 2  # a group without a right completion is sampled once more, with a hint
     joined = getattr(args, "group", "replace") == "join"  # and both are trained on
     batch = 2 * step if joined else step
 
     def in_all_steps(a_step: int) -> int:
+        """--token-budget is looked at between steps: the last one may begin when one token of it is left."""
         if args.token_budget is None:
             return a_step * args.steps
         return min(a_step * args.steps, args.token_budget - 1 + a_step)
 
     epochs = getattr(args, "epochs", 1)
-    old = guided or epochs * getattr(args, "minibatches", 1) > 1  # log-probabilities before the first update
-    besides = epochs if guided or script in SCORE_IN_EVERY_UPDATE else 0
-    of_scores = args.eval_samples * args.max_new_tokens
-    dev, test = args.eval_problems * of_scores, args.test_problems * of_scores
+    updates = epochs * getattr(args, "minibatches", 1)
+    old_logprobs = guided or updates > 1  # one pass before the first update
+    # The passes before the updates of an epoch are one over the whole batch together.
+    before_updates = epochs if guided or args.pass_before_update else 0
+    a_sample = args.eval_samples * args.max_new_tokens  # tokens for a problem of a score
+    dev, test = args.eval_problems * a_sample, args.test_problems * a_sample
     times = 1 + -(-args.steps // args.eval_every)  # rounded up: the last step is scored in any case
     if getattr(args, "schedule", None) == "curriculum":
         times += args.max_horizon - 1  # h1: so is the last step of each stage
@@ -211,12 +220,12 @@ def tokens_of(script: str, args) -> Tokens:
         rounds=rounds,
         batch=batch,
         epochs=epochs,
-        passes=old + has_reference(script, args) + besides,
+        passes=old_logprobs + has_reference(args) + before_updates,
         sampled=in_all_steps(step),
         in_rounds=in_all_steps(step * rounds),
         batches=in_all_steps(batch),
         first_scores=dev + test,
-        scores=times * dev + 2 * test,
+        scores=times * dev + 2 * test,  # test before the first step and after the last
     )
 
 
@@ -295,7 +304,7 @@ def longest_prompt(run) -> int:
 
 def say_how_long(run) -> None:
     """What a step, and the scores before the first one, take at most."""
-    seconds, tokens = time_tokens(run), tokens_of(run.script, run.args)
+    seconds, tokens = time_tokens(run), tokens_of(run.args)
     step = seconds_for(seconds, tokens, tokens.step, tokens.batch)
     parts = ", ".join(f"{name} {minutes(value)}" for name, value in step.items() if value)
     scores = tokens.first_scores * seconds.sampling
@@ -311,6 +320,7 @@ def say_how_long(run) -> None:
 
 def check_folder(out_dir: Path) -> None:
     """Refuse the folder that a run would refuse. Makes none."""
+    # The folder, or the nearest one above it that exists: there it would be made.
     there = next(path for path in (out_dir, *out_dir.absolute().parents) if path.exists())
     if not there.is_dir():
         fail(f"--out-dir {out_dir}: {there} is a file; choose a folder")
@@ -321,7 +331,7 @@ def check_folder(out_dir: Path) -> None:
 
 def say_plan(run) -> None:
     """Tokens, memory and hours of a run with these flags, at most."""
-    args, tokens, sizes = run.args, tokens_of(run.script, run.args), sizes_of(run.model)
+    args, tokens, sizes = run.args, tokens_of(run.args), sizes_of(run.model)
     shape = f"{args.prompts_per_step} prompts x {args.group_size} completions x {args.max_new_tokens} tokens"
     with_rounds = f"with all further rounds, {tokens.rounds} times as many tokens a step"
     say(

@@ -41,6 +41,7 @@ from plainrl.flags import (
     check_flags,
     flag_of,
     resolve_defaults,
+    resolve_model,
     size_of,
 )
 from plainrl.folder import (
@@ -86,6 +87,7 @@ from plainrl.tasks import load_task
 from plainrl.trackers import check_tracker, open_tracker
 
 ROOT = Path(__file__).resolve().parents[1]
+FEW_PROBLEMS = 20  # with fewer, each problem weighs more than 0.05 of a score
 MAX_SKIPS_IN_A_ROW = 5  # updates whose loss or gradient is not finite
 MAY_CHANGE_ON_RESUME = {
     "steps", "token_budget", "save_every", "out_dir", "resume", "track", "micro_batch_tokens",
@@ -137,17 +139,19 @@ class Run:
         self.stop, self.saved, self.give_back = StopRequest(), False, None
         self.task = or_fail(load_task, args.task) if task is None else task
         args.task = args.task if task is None else None
+        resolve_model(args, self.task)
         args.out_dir = self.dir = args.out_dir or Path(f"runs/{script}/{self.task.name}-seed{args.seed}")
         with self.before_the_first_record():
             self.claim_folder()
             check_task(self.task, args)
             self.model, self.tokenizer = load_model(args.model, args.activation_checkpointing, args.lora_rank)
             set_thinking(self.tokenizer, args.enable_thinking)
-            resolve_defaults(args, self.model.num_parameters())
+            resolve_defaults(args, self.model.num_parameters(), self.task)
             if args.max_logprob_gap is None:
                 args.max_logprob_gap = 0.05 if torch.cuda.is_available() else 1e-4
             check_flags(args)
             check_task(self.task, args)
+            say_if_few(self.task, args)
             self.own_sampler = sampler is not None
             self.sampler = sampler or make_sampler(args, self.model, eos_ids(self.model, self.tokenizer))
         if self.give_back:
@@ -328,6 +332,7 @@ class Run:
         """Nothing is sampled yet and no update made."""
         self.sampled: Rollout | None = None  # everything that the step sampled
         self.sums, self.grad_norms = Counter(), []  # over the step's updates
+        self.largest: dict[str, tuple] = {}  # the batch's tokens with the largest gap and ratio
         self.times, self.clock = dict.fromkeys(("rollout", "train", "sync", "eval"), 0.0), time.monotonic()
 
     @property
@@ -473,7 +478,8 @@ class Run:
             lengths[bool(grade.correct)].append(len(completion.ids))
         count, tokens, seconds = len(rollout.texts), sums.get("tokens", 0), sum(self.times.values())
         mean = lambda values: sum(values) / len(values) if values else None  # noqa: E731
-        largest = {name: value for name, (value, *_) in samples.largest(batch).items()}
+        self.largest = samples.largest(batch)
+        largest = {name: value for name, (value, *_) in self.largest.items()}
         per_token = lambda name: sums[name] / tokens if tokens else None  # noqa: E731
         per_update = lambda total: total / updates if updates else None  # noqa: E731
         return {
@@ -607,13 +613,13 @@ class Run:
         written, without numbers."""
         step = self.state["step"] + 1
         if self.args.report:
-            line = samples.step_line(self.sampled, rollout, batch, self.token_texts)
+            line = samples.step_line(self.sampled, rollout, self.largest if batch else {}, self.token_texts)
             self.append("groups.jsonl", [{"step": step} | line])
         if not rollout.problems:  # no group had a difference, say: this one tells why
             rollout = self.sampled.select([0])
         rows = samples.first_group(rollout, batch, columns)
         if self.args.report:
-            tokens = samples.token_rows(rollout, batch, columns, self.token_texts)
+            tokens = samples.token_rows(rollout, batch, len(rows), columns, self.token_texts)
             first = (len(rows), self.tokenizer, self.args.system_prompt)
             tokens[0] |= samples.not_trained(rollout, self.sampled, *first)
             rows = [row | more for row, more in zip(rows, tokens)]
@@ -884,6 +890,18 @@ def check_task(task, args) -> None:
         # a default may depend on the model's size, and a script says what is wrong with a task that has none
         if count is not None and hasattr(task, "problem"):
             or_fail(task.problem, split, count - 1, EVAL_SEED)
+
+
+def say_if_few(task, args) -> None:
+    """Say where a task has fewer problems to measure by than were asked for, and so few that chance decides.
+    A task without a size makes as many as are asked for."""
+    asked = {"dev": args.eval_problems, "test": args.test_problems}
+    sizes = {split: task.size(split) for split in asked} if hasattr(task, "size") else {}
+    few = [f"{size} {split}" for split, size in sizes.items() if size < min(asked[split], FEW_PROBLEMS)]
+    if few:
+        weight = f"with fewer than {FEW_PROBLEMS}, each weighs more than {1 / FEW_PROBLEMS:g} of a score"
+        way_out = "more are needed: in a file by more rows, or by a field split that says which they are"
+        say(f"{task.name}: few problems to measure by: {', '.join(few)}; {weight}; {way_out}")
 
 
 def git_commit() -> str | None:

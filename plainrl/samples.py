@@ -90,10 +90,11 @@ ROUNDED = {"logprob": decimals, "entropy": decimals, "gap": partial(digits, coun
 
 
 def token_numbers(batch: Batch, count: int, own: dict[str, torch.Tensor]) -> list[dict]:
-    """The numbers of each token of the first `count` rows, {name: numbers} a row: those of `LAST`, and the
-    algorithm's `own`, [N, T] each.
+    """The numbers of each token of the first `count` rows, {name: numbers} a row: those that the last update
+    has left in the batch (`LAST`), and the algorithm's `own`, [N, T] each.
 
-    A row that no update has seen has none. Each rank has seen others, so they are gathered.
+    A row that no update has seen has none. Each rank has seen other rows, so they are gathered, and all ranks
+    must call it.
     """
     columns = {name.removeprefix("last_"): batch[name] for name in LAST} | own
     table = torch.stack([values[:count].float() for values in columns.values()], dim=-1).tolist()
@@ -110,7 +111,7 @@ def token_numbers(batch: Batch, count: int, own: dict[str, torch.Tensor]) -> lis
 def largest(batch: Batch) -> dict[str, tuple[float, int, int]]:
     """The token with the largest gap and the one with the largest ratio: {name: (number, row, position)}.
 
-    What is no number counts as infinite. Empty where no update has seen a token.
+    What is no number counts as infinite. Empty where no update has seen a token. All ranks must call it.
     """
     seen = batch["completion_mask"] & batch["seen"]  # [N, T]
     mine = []
@@ -125,6 +126,10 @@ def largest(batch: Batch) -> dict[str, tuple[float, int, int]]:
 
 
 # --- lines of the logs --------------------------------------------------------------------------------------
+
+
+def verdict(grade) -> dict:
+    return {"parsed": grade.parsed, "reward": grade.score, "why": grade.why}
 
 
 def first_group(rollout: Rollout, batch: Batch | None, columns: dict) -> list[dict]:
@@ -144,11 +149,13 @@ def first_group(rollout: Rollout, batch: Batch | None, columns: dict) -> list[di
     return rows
 
 
-def token_rows(rollout: Rollout, batch: Batch | None, columns: dict, texts: TokenTexts) -> list[dict]:
-    """What the rows of the first group have besides: their tokens, each with its numbers where an update has
-    seen it. All ranks must call it. `columns` are the algorithm's, of which the tensors [N, T] count."""
+def token_rows(
+    rollout: Rollout, batch: Batch | None, count: int, columns: dict, texts: TokenTexts
+) -> list[dict]:
+    """What the `count` rows of the first group have besides: their tokens, each with its numbers where an
+    update has seen it. All ranks must call it. `columns` are the algorithm's, of which the tensors [N, T]
+    count."""
     own = {name: values for name, values in columns.items() if torch.is_tensor(values)}
-    count = batch.rows_per_group[0] if batch else rollout.group_size
     rows = []
     for i, numbers in enumerate(token_numbers(batch, count, own) if batch else [{}] * count):
         row = {"index": rollout.problems[0].index, "truncated": rollout.truncated[i]}
@@ -162,42 +169,20 @@ def not_trained(rollout: Rollout, sampled: Rollout, count: int, tokenizer, syste
     all that it sampled."""
     G, problem, found = rollout.group_size, rollout.problems[0], {}
     plain = encode_prompt(tokenizer, problem.prompt, system)
-    prompt_of = lambda ids: problem.prompt if ids == plain else tokenizer.decode(ids)  # noqa: E731
     hinted = [row for row in range(count) if rollout.prompt_ids[row] != plain]
     if hinted:  # all rows of a guided group, the second half of a joined one
         row = hinted[0]
-        found = {
-            "sampled_prompt": prompt_of(rollout.prompt_ids[row]),
-            "hint": rollout.problems[row // G].hint,
-        }
+        found["sampled_prompt"] = tokenizer.decode(rollout.prompt_ids[row])
+        found["hint"] = rollout.problems[row // G].hint
+
     trained = set(map(id, rollout.completions))  # the same objects as in `sampled`
-    others = [
-        {"prompt": prompt_of(sampled.prompt_ids[row]), "completion": sampled.texts[row]}
-        | verdict(sampled.grades[row])
-        for row, completion in enumerate(sampled.completions)
-        if sampled.problems[row // G].prompt == problem.prompt and id(completion) not in trained
-    ]
+    others = []
+    for row, completion in enumerate(sampled.completions):
+        if sampled.problems[row // G].prompt == problem.prompt and id(completion) not in trained:
+            ids = sampled.prompt_ids[row]
+            prompt = problem.prompt if ids == plain else tokenizer.decode(ids)
+            others.append({"prompt": prompt, "completion": sampled.texts[row]} | verdict(sampled.grades[row]))
     return found | ({"also_sampled": others} if others else {})
-
-
-def step_line(sampled: Rollout, rollout: Rollout, batch: Batch | None, texts: TokenTexts) -> dict:
-    """A step's line of groups.jsonl: every group that was sampled, and the tokens of `largest`, which are of
-    the groups that were trained on. All ranks must call it."""
-    line = group_counts("train", [problem.index for problem in sampled.problems], sampled)
-    for name, (value, row, position) in largest(batch).items() if batch else ():
-        group, sample = divmod(row, rollout.group_size)
-        line[f"largest_{name}"] = {
-            name: digits(value),
-            "token": texts[rollout.completion_ids[row][position]],
-            "index": rollout.problems[group].index,
-            "sample": sample,
-            "position": position,
-        }
-    return line
-
-
-def verdict(grade) -> dict:
-    return {"parsed": grade.parsed, "reward": grade.score, "why": grade.why}
 
 
 def group_counts(split: str, indices: list[int | None], rollout: Rollout) -> dict:
@@ -211,6 +196,22 @@ def group_counts(split: str, indices: list[int | None], rollout: Rollout) -> dic
         "of": [G] * len(indices),
         "why": dict(Counter(whys)),
     }
+
+
+def step_line(sampled: Rollout, rollout: Rollout, found: dict, texts: TokenTexts) -> dict:
+    """A step's line of groups.jsonl: every group that was sampled, and the tokens that `largest` has `found`
+    in those that were trained on, where a step trains at all."""
+    line = group_counts("train", [problem.index for problem in sampled.problems], sampled)
+    for name, (value, row, position) in found.items():
+        group, sample = divmod(row, rollout.group_size)
+        line[f"largest_{name}"] = {
+            name: digits(value),
+            "token": texts[rollout.completion_ids[row][position]],
+            "index": rollout.problems[group].index,
+            "sample": sample,
+            "position": position,
+        }
+    return line
 
 
 def dev_lines(rollouts: list[Rollout], model, args, texts: TokenTexts) -> dict[str, list[dict]]:

@@ -2,6 +2,7 @@ r"""What a task is: problems and a grader. `load_task` makes the one that a --ta
 
     chain                        the embedded world: word problems, each using the answer before it (default)
     chain?horizon=5&family=mixed its settings, see `plainrl.world.ChainTask`
+    countdown?numbers=4          reach a target from a few numbers, see `plainrl.countdown.CountdownTask`
     jsonl:PATH                   your own file: JSON lines, a JSON array, CSV or Parquet, with the fields
                                  prompt and answer; optional are hint, solution, horizon, split
     jsonl:PATH?prompt=FIELD&answer=FIELD&hint=FIELD&solution=FIELD&split=FIELD
@@ -29,6 +30,7 @@ Where problems have a horizon, h1_curriculum.py asks for the same problems at an
     at_horizon(horizon)         -> task
 
 Answers are asked for in \boxed{}; the last box counts. How they are compared is in plainrl/grading.py.
+countdown is another kind: there the way is the answer.
 """
 
 import ast
@@ -61,6 +63,7 @@ class Problem:
     template: str | None = None  # the prompt with {x} for one of its numbers
     program: str | None = None  # the answer as arithmetic in x, e.g. "x+5"
     parts: tuple[str, ...] = ()  # more arithmetic in x
+    options: tuple[str, ...] = ()  # what an answer is made of or chosen from, where a grader needs it
     index: int | None = field(default=None, compare=False)  # in its split, for logs; None: nobody says
 
 
@@ -76,12 +79,15 @@ class Grade:
 
 def load_task(spec: str):
     """The task that a --task flag names. Raises ValueError with the flag and the way out."""
-    from plainrl import files, gym, sources, world  # here, because they import this module
+    from plainrl import countdown, files, gym, sources, world  # here, because they import this module
 
     name, settings = name_and_settings(spec)
     if name == "chain":
         check_settings(spec, settings, "horizon", "family", "style")
         return world.ChainTask(**settings)
+    if name == "countdown":
+        check_settings(spec, settings, "numbers", "largest")
+        return countdown.CountdownTask(**settings)
     horizon = settings.pop("horizon", None)
     if name.startswith("gym:") and ("," in name or "*" in name):
         task = gym.GymMixture(spec, name[4:], settings)
@@ -97,7 +103,8 @@ def load_task(spec: str):
         if Path(name).suffix or "/" in name:
             raise ValueError(f"--task {spec}: unknown; if it is a file, write --task jsonl:{spec}")
         known = ", ".join(sources.BENCHMARKS)
-        raise ValueError(f"--task {spec}: unknown; use chain, jsonl:PATH, gym:NAME?key=value, gsm8k, {known}")
+        known = f"chain, countdown, jsonl:PATH, gym:NAME?key=value, gsm8k, {known}"
+        raise ValueError(f"--task {spec}: unknown; use {known}")
     return task if horizon is None else sources.ComposedTask(task, horizon)
 
 

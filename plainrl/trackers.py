@@ -11,6 +11,7 @@ One of your own is a class with these two, a line for it in `open_tracker`, and 
 
 import os
 import secrets
+import shlex
 import shutil
 from pathlib import Path
 
@@ -66,28 +67,28 @@ class WandB:
         if not path.exists():
             with or_one_line(out_dir):
                 write_text(path, new_id)
+        ours = {"dir": out_dir, "config": config, "id": path.read_text(), "resume": "allow"}
         defaults = {"project": "plainrl", "name": f"{config['script']} {out_dir.name}"}
-        ours = {key: value for key, value in defaults.items() if f"WANDB_{key.upper()}" not in os.environ}
-        ours |= {"dir": out_dir, "config": config, "id": path.read_text(), "resume": "allow"}
+        # What is given to wandb.init wins over its variables: so nothing is given where one is set.
+        ours |= {key: value for key, value in defaults.items() if f"WANDB_{key.upper()}" not in os.environ}
         quiet = wandb.Settings(quiet=True)  # the screen has shown every step
         try:
             self.run = wandb.init(**ours, allow_val_change=True, settings=quiet)  # --steps may have changed
         except wandb.Error as error:
             fail(f"--track wandb: {str(error).splitlines()[0]}; go on with --resume, and WANDB_MODE=offline")
-        self.next_step = self.run.step  # 0 unless wandb.ai knows the run
+        self.next_step = self.run.step  # of those that wandb takes; 0 unless wandb.ai knows the run
         for record in records_of(out_dir / "metrics.jsonl"):
             self.log(record)
 
     def log(self, record: dict) -> None:
-        if self.run is None:
+        if self.run is None:  # it broke before
             return
         try:
             self.send(record)
         except (self.wandb.Error, OSError) as error:  # its process is gone
             self.run = None
-            say(
-                f"--track wandb: gets nothing more ({error}); all is in {self.out_dir}, and --resume sends it"
-            )
+            rest = f"all is in {self.out_dir}, and --resume sends it"
+            say(f"--track wandb: gets nothing more ({error}); {rest}")
 
     def send(self, record: dict) -> None:
         metrics = {name: value for name, value in record.items() if name != "step" and value is not None}
@@ -98,7 +99,7 @@ class WandB:
 
     def close(self, failed: bool = False) -> None:
         """The report and the curves as media, the last samples as a table, and all of them as files too,
-        unless they are large."""
+        unless they are large. Then how to look at it."""
         if self.run is None:
             return
         media = {}
@@ -118,19 +119,23 @@ class WandB:
                 if path.stat().st_size > MOST_ATTACHED:
                     large.append(f"{path.name} ({path.stat().st_size / 1e6:.0f} MB)")
                     continue
-                copy = shutil.copy(path, self.run.dir)
+                copy = shutil.copy(path, self.run.dir)  # wandb sends what lies in a folder of its own
                 self.run.save(copy, base_path=self.run.dir, policy="now")
             if large:
                 said = f"{', '.join(large)} not attached, above {MOST_ATTACHED / 1e6:.0f} MB"
                 say(f"--track wandb: {said}; all is in {self.out_dir}")
             self.run.finish(exit_code=int(failed))
+            if self.run.offline:
+                say(f"send it to wandb: wandb sync {shlex.quote(self.run.sync_dir)}")
+            elif self.run.url:
+                say(f"look at its metrics in wandb: {self.run.url}")
         except (self.wandb.Error, OSError) as error:  # no attachment is worth a run
             say(f"--track wandb: not everything was attached ({str(error).splitlines()[0]})")
 
 
 class TensorBoard:
-    """Event files in the run's folder: tensorboard --logdir runs. Steps that a resumed run makes again take
-    the places of the earlier ones."""
+    """Event files in the run's folder. Steps that a resumed run makes again take the places of the earlier
+    ones. `tensorboard --logdir runs` shows all runs beside each other."""
 
     def __init__(self, out_dir: Path, first_step: int):
         from torch.utils.tensorboard import SummaryWriter
@@ -146,7 +151,8 @@ class TensorBoard:
         self.writer.flush()  # a run that is killed leaves all its steps
 
     def close(self, failed: bool = False) -> None:
-        """The curves as a picture, the last samples and the path of the report as text."""
+        """The curves as a picture, the last samples and the path of the report as text. Then how to look at
+        it."""
         if (self.out_dir / "curves.png").exists():
             from matplotlib.image import imread
 
@@ -158,6 +164,7 @@ class TensorBoard:
         if (self.out_dir / "report.html").exists():
             self.writer.add_text("report", as_code(str(self.out_dir / "report.html")), self.step)
         self.writer.close()
+        say(f"look at its metrics: tensorboard --logdir {shlex.quote(str(self.out_dir))}")
 
 
 def as_code(text: str) -> str:

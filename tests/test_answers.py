@@ -173,6 +173,36 @@ def test_formulas_are_compared_relatively():
 
 
 @mutant(
+    "residues that do not wrap",
+    "plainrl/equality.py",
+    "exact(node[1]) % modulus, modulus",
+    "exact(node[1]), modulus",
+)
+@mutant(
+    "any modulus",
+    "plainrl/equality.py",
+    "return gold[2] == answer[2] and _formula(gold[1]",
+    "return _formula(gold[1]",
+)
+def test_congruences():
+    """Catches residues that differ by the modulus and count as different ones, also fractions and powers, a
+    residue with letters under another modulus, and a modulus of 0 that ends the comparison."""
+    for gold, answer, expected in (
+        ("7\\pmod5", "x\\equiv2\\pmod5", True),
+        ("2^3\\pmod5", "-2\\pmod5", True),
+        ("\\frac12\\pmod3", "\\frac72\\pmod3", True),
+        ("\\frac12\\pmod3", "\\frac52\\pmod3", False),
+        ("n\\text{ is odd}", "n\\equiv2+1\\pmod2", True),
+        ("a+1\\pmod5", "1+a\\pmod5", True),
+        ("a+1\\pmod5", "1+a\\pmod4", False),
+        ("a+1\\pmod5", "a\\pmod5", False),
+        ("3\\pmod0", "4\\pmod0", False),
+        ("\\frac10\\pmod3", "\\frac10\\pmod{3.0}", False),
+    ):
+        assert same(gold, answer, sympy_algebra) == expected, (gold, answer)
+
+
+@mutant(
     "huge numbers for a worker", "plainrl/equality.py", "if is_huge(first) or is_huge(second):", "if False:"
 )
 def test_huge_numbers_need_no_worker():

@@ -10,7 +10,9 @@ from types import SimpleNamespace
 import pytest
 from mutants import mutant
 from test_grading import box, message
+from toys import quick_flags
 
+import grpo
 from plainrl import files, grading, workers
 from plainrl.sources import ListTask, gsm8k_problem
 from plainrl.tasks import BOXED_INSTRUCTION, Problem, load_task
@@ -647,6 +649,39 @@ def test_too_few_problems(tmp_path):
     held_out = load(tmp_path, [row | {"split": "validation"} for row in sums(12)])
     said = message(held_out.problem, "train", 0, 0)
     assert "leave nothing for train; name it in the field split, or add ?split= to the path" in said
+
+
+@mutant("few problems without a word", "plainrl/run.py", "            say_if_few(self.task, args)\n", "")
+@mutant(
+    "word on few problems that nobody asks for",
+    "plainrl/run.py",
+    "min(asked[split], FEW_PROBLEMS)",
+    "FEW_PROBLEMS",
+)
+@mutant("few problems are many", "plainrl/run.py", "FEW_PROBLEMS = 20", "FEW_PROBLEMS = 5")
+def test_few_problems_to_measure_by_are_said(tmp_path, toy_model, capsys):
+    """Catches a run that is measured on one problem without a word, and a word where no more were asked for,
+    where there are enough, or where nothing is trained."""
+
+    def said(count, **asked):
+        load(tmp_path, sums(count))
+        assert "to measure by" not in capsys.readouterr().out  # eval.py loads it too
+        flags = {"eval_problems": 64, "test_problems": 128} | asked
+        flags = quick_flags(toy_model, tmp_path / "run", task=f"jsonl:{tmp_path / 'mine.jsonl'}", **flags)
+        with pytest.raises(SystemExit):
+            grpo.main(grpo.Args(**flags, max_logprob_gap=1.0, plan=True))
+        return [line for line in capsys.readouterr().out.splitlines() if "to measure by" in line]
+
+    (line,) = said(12)
+    assert line.startswith(
+        "mine: few problems to measure by: 1 dev, 1 test; with fewer than 20, each weighs more"
+    )
+    assert line.endswith(
+        "more are needed: in a file by more rows, or by a field split that says which they are"
+    )
+    assert said(12, eval_problems=1)[0].startswith("mine: few problems to measure by: 1 test; ")
+    assert said(12, eval_problems=1, test_problems=1) == [] == said(200)
+    assert "19 dev, 19 test" in said(190)[0]
 
 
 @mutant("copies are measured", "plainrl/files.py", "return measured_once(splits)", "return splits")

@@ -750,7 +750,7 @@ def test_ctrl_c_before_the_first_step_and_twice(toy_model, tmp_path, capsys):
 def test_ctrl_c_while_a_tiny_model_is_made(tmp_path, monkeypatch):
     """Catches a traceback, and half a model."""
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
-    monkeypatch.setattr(make_tiny, "corpus", lambda *args: iter([]))
+    monkeypatch.setitem(make_tiny.CORPORA, "chain", lambda *args: iter([]))
     monkeypatch.setattr(make_tiny, "build_tokenizer", lambda texts: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(SystemExit) as stop:
         make_tiny.main(make_tiny.Args(out_dir=tmp_path / "tiny"))

@@ -416,6 +416,23 @@ def test_gym_mixture_has_its_shares(gym):
 
 
 @mutant(
+    "mixtures of other weights in one folder",
+    "plainrl/gym.py",
+    'f"-x{weight}" * (weight > 1)',
+    '"" * (weight > 1)',
+)
+@mutant("long mixtures in one folder", "plainrl/gym.py", "crc32(name.encode())", "len(name)")
+def test_gym_mixtures_have_names_of_their_own(gym):
+    """Catches a mixture of other weights, or one whose long name is cut, that gets the default folder and the
+    metric keys of another."""
+    assert load_task("gym:leg_counting*2,chain_sum").name == "gym-leg_counting-x2-chain_sum"
+    assert load_task("gym:leg_counting,chain_sum").name == "gym-leg_counting-chain_sum"
+    twenty = {f"task_number_{i}": 2 for i in range(20)}
+    names = [gym_module.name_of_mixture(weights) for weights in (twenty, twenty | {"task_number_9": 3})]
+    assert len(set(names)) == 2 and {len(name) for name in names} == {60} and names[0][:51] == names[1][:51]
+
+
+@mutant(
     "a mixture asks its members for the same problems again",
     "plainrl/gym.py",
     "turn * self.weights[which] + order[:place].count(which)",

@@ -6,7 +6,7 @@ import json
 import random
 import re
 from collections import Counter
-from dataclasses import fields
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -15,32 +15,31 @@ from transformers import AutoTokenizer
 
 from tools import make_tiny
 
-TINY = Path(__file__).resolve().parent.parent / "models" / "tiny"
+MODELS = Path(__file__).resolve().parent.parent / "models"
 
 
-def test_starts_to_reproduce_and_never_overwrites(tmp_path, monkeypatch):
-    """Catches another corpus, initialisation, tokenizer or optimizer than those of models/tiny: the first
-    five of its steps, with the default flags, give the losses that were recorded. Catches a warm-up that
+@pytest.mark.parametrize("world, committed", [("chain", "tiny"), ("countdown", "countdown")])
+def test_starts_to_reproduce_and_never_overwrites(world, committed, tmp_path, monkeypatch):
+    """Catches another corpus, initialisation, tokenizer or optimizer than those of the committed model: the
+    first five of its steps, with the default flags, give the losses that were recorded. Catches a warm-up that
     overwrites."""
-    batches = make_tiny.batches
+    batches, new, old = make_tiny.batches, tmp_path / "new", MODELS / committed
     monkeypatch.setattr(
         make_tiny, "batches", lambda *args: itertools.islice(batches(*args), 5)
     )  # so the command ends here
-    make_tiny.main(make_tiny.Args(out_dir=tmp_path / "tiny"))
-    settings, made_with = (
-        json.loads((folder / "sft.json").read_text()) for folder in (tmp_path / "tiny", TINY)
-    )
+    make_tiny.main(make_tiny.Args(world=world, out_dir=new))
+    settings, made_with = (json.loads((folder / "sft.json").read_text()) for folder in (new, old))
     assert (
         settings["first_losses"] == pytest.approx(made_with["first_losses"], rel=1e-4)
         and len(settings["first_losses"]) == 5
     )
     assert settings["last_loss"] == settings["first_losses"][-1] < settings["first_losses"][0]
-    assert (TINY / "tokenizer.json").read_bytes() == (tmp_path / "tiny" / "tokenizer.json").read_bytes()
-    assert all(
-        made_with[field.name] == field.default for field in fields(make_tiny.Args) if field.name != "out_dir"
-    )
-    with pytest.raises(SystemExit, match="--out-dir .*tiny exists"):
-        make_tiny.main(make_tiny.Args(out_dir=tmp_path / "tiny"))
+    assert (old / "tokenizer.json").read_bytes() == (new / "tokenizer.json").read_bytes()
+    defaults = asdict(make_tiny.Args(world=world))
+    flags = made_with.keys() & defaults.keys() - {"out_dir"}  # models/tiny is older than some
+    assert {name: made_with[name] for name in flags} == {name: defaults[name] for name in flags}
+    with pytest.raises(SystemExit, match="--out-dir .*new exists"):
+        make_tiny.main(make_tiny.Args(world=world, out_dir=new))
 
 
 @mutant(
@@ -66,7 +65,9 @@ def test_corpus_is_of_its_own_split(monkeypatch):
     steps."""
     original, calls = make_tiny.ChainTask.chain, []
     monkeypatch.setattr(make_tiny.ChainTask, "chain", lambda *args: calls.append(args) or original(*args))
-    pairs = list(itertools.islice(make_tiny.corpus(0, make_tiny.Args(steps=10, prompts_per_step=30)), 300))
+    pairs = list(
+        itertools.islice(make_tiny.chain_corpus(0, make_tiny.Args(steps=10, prompts_per_step=30)), 300)
+    )
     assert {split for _, split, *_ in calls} == {"sft"} and len({index for _, _, index, _ in calls}) == 300
     horizons = [int(task.horizon) for task, *_ in calls]
     assert (
@@ -112,10 +113,61 @@ def test_student_follows_the_hint_and_turns_sloppy():
 def test_hints_come_before_their_solutions():
     """Catches a corpus whose solutions do not follow the hint in the prompt, in the wording of a task."""
     seen = 0
-    for prompt, solutions in itertools.islice(make_tiny.corpus(3, make_tiny.Args(steps=1)), 200):
+    for prompt, solutions in itertools.islice(make_tiny.chain_corpus(3, make_tiny.Args(steps=1)), 200):
         _, marker, hint = prompt.partition("\nHint: ")
         lines = re.findall(r"[A-J]=[^,]*?=\d+(?=,)", hint)
         seen += bool(lines)
         assert not marker or hint.endswith(".")
         assert all(solution.split("\n")[: len(lines)] == lines for solution in solutions)
     assert seen > 20
+
+
+@mutant(
+    "nobody looks at the target",
+    "tools/make_tiny.py",
+    "reaching if rng.random() < args.attentive else possible",
+    "possible",
+)
+@mutant(
+    "everybody does",
+    "tools/make_tiny.py",
+    "reaching if rng.random() < args.attentive else possible",
+    "reaching",
+)
+@mutant(
+    "hints are not followed", "tools/make_tiny.py", 'if way[0].split("\\n")[:-1] == begin', "if len(way) == 2"
+)
+@mutant(
+    "its own split",
+    "tools/make_tiny.py",
+    'task.problem("sft", index, seed)',
+    'task.problem("train", index, seed)',
+)
+def test_countdown_corpus(monkeypatch):
+    """Catches solutions with errors, all of which reach the target or none more than by chance, problems of
+    another split, a hint that the solution does not follow, problems of one size only."""
+    original, seen = make_tiny.CountdownTask.problem, []
+
+    def problem(self, split, index, seed):
+        seen.append((split, original(self, split, index, seed)))
+        return seen[-1][1]
+
+    monkeypatch.setattr(make_tiny.CountdownTask, "problem", problem)
+    args, task = make_tiny.Args(world="countdown"), make_tiny.CountdownTask()
+    right, hinted, solutions_seen = 0, 0, 0
+    for prompt, solutions in itertools.islice(make_tiny.countdown_corpus(0, args), 600):
+        current = seen[-1][1]
+        grades = [task.grade(solution, current) for solution in solutions]
+        assert all(grade.parsed for grade in grades) and len(solutions) == args.solutions_per_prompt
+        if "Hint:" in prompt:
+            hinted += 1
+            begin = prompt.split("it can begin with ")[1].rstrip(".").split(", ")
+            assert all(solution.split("\n")[:-1] == begin for solution in solutions)
+        else:
+            right, solutions_seen = (
+                right + sum(grade.correct for grade in grades),
+                solutions_seen + len(grades),
+            )
+    assert {split for split, _ in seen} == {"sft"} and 30 < hinted < 90
+    assert 0.4 < right / solutions_seen < 0.5  # by chance one in ten of the others reaches it too
+    assert 120 < sum(len(current.options) == 4 for _, current in seen) < 240

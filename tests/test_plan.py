@@ -1,6 +1,7 @@
 """--plan and what it says: memory by formula, tokens by counting, time by a clock that is wound by hand."""
 
 import dataclasses
+import importlib.util
 import re
 import signal
 from pathlib import Path
@@ -171,8 +172,8 @@ def test_sizes_of_a_model(toy_model):
 @mutant(
     "plan of one completion",
     "plainrl/plan.py",
-    "* args.group_size * args.max_new_tokens\n    refilled",
-    "* args.max_new_tokens\n    refilled",
+    "step = args.prompts_per_step * args.group_size * args.max_new_tokens",
+    "step = args.prompts_per_step * args.max_new_tokens",
 )
 @pytest.mark.parametrize("steps", [4, 5])
 def test_tokens_are_those_of_a_run_that_never_ends_early(toy_model, tmp_path, steps):
@@ -181,7 +182,7 @@ def test_tokens_are_those_of_a_run_that_never_ends_early(toy_model, tmp_path, st
     endless = FakeSampler(lambda prompt, sample, seed: ([7] * 8, "length"))
     args = grpo.Args(**quick_flags(toy_model, tmp_path / "run", steps=steps, eval_problems=3, eval_every=2))
     args.max_logprob_gap = float("inf")
-    planned = tokens_of("grpo", args)
+    planned = tokens_of(args)
     grpo.main(args, task=HashTask(), sampler=endless)
     assert 8 * sum(map(len, endless.calls)) == planned.sampled + planned.scores
     assert planned.sampled == steps * planned.step == steps * 2 * 4 * 8
@@ -199,7 +200,7 @@ def test_a_budget_ends_after_the_step_in_which_it_is_used_up(toy_model, tmp_path
     endless = FakeSampler(lambda prompt, sample, seed: ([7] * 8, "length"))
     args = grpo.Args(**quick_flags(toy_model, tmp_path / "run", token_budget=65))
     args.max_logprob_gap = float("inf")
-    planned = tokens_of("grpo", args)
+    planned = tokens_of(args)
     grpo.main(args, task=HashTask(), sampler=endless)
     assert column(tmp_path / "run", "rollout/tokens_total") == [64, 128]
     assert planned.sampled == 128
@@ -229,56 +230,89 @@ def test_a_budget_ends_after_the_step_in_which_it_is_used_up(toy_model, tmp_path
 @mutant("scores of stages", "plainrl/plan.py", "times += args.max_horizon - 1", "times += 0")
 def test_tokens_of_passes_rounds_and_budgets():
     """Catches a flag that makes a run longer or shorter, and its plan not."""
-    plain = tokens_of("grpo", grpo.Args(**FLAGS))
+    plain = tokens_of(grpo.Args(**FLAGS))
     assert plain.sampled == plain.in_rounds == plain.trained == 5 * 64 and plain.scores == 2 * 8 + 2 * 8
-    assert tokens_of("grpo", grpo.Args(**FLAGS, epochs=3)).trained == 3 * 5 * 64
-    long = tokens_of("grpo", grpo.Args(**FLAGS, token_budget=1000))
+    assert tokens_of(grpo.Args(**FLAGS, epochs=3)).trained == 3 * 5 * 64
+    long = tokens_of(grpo.Args(**FLAGS, token_budget=1000))
     assert long == plain  # --steps come first
 
-    refilled = tokens_of("dapo", dapo.Args(**FLAGS, max_refills=2, epochs=2, token_budget=100))
+    refilled = tokens_of(dapo.Args(**FLAGS, max_refills=2, epochs=2, token_budget=100))
     assert (refilled.rounds, refilled.sampled, refilled.in_rounds) == (3, 99 + 64, 99 + 3 * 64)
     assert refilled.trained == 2 * refilled.sampled
-    assert tokens_of("dapo", dapo.Args(**FLAGS, dynamic_sampling=False)) == plain
-    guided = tokens_of("guide", guide.Args(**FLAGS, max_refills=2))
+    assert tokens_of(dapo.Args(**FLAGS, dynamic_sampling=False)) == plain
+    guided = tokens_of(guide.Args(**FLAGS, max_refills=2))
     assert (guided.rounds, guided.in_rounds, guided.trained) == (6, 6 * 5 * 64, 5 * 64)
-    assert tokens_of("guide", guide.Args(**FLAGS, max_refills=2, trigger="never")).rounds == 3
-    joined = tokens_of("guide_ablations", guide_ablations.Args(**FLAGS, group="join"))
+    assert tokens_of(guide.Args(**FLAGS, max_refills=2, trigger="never")).rounds == 3
+    joined = tokens_of(guide_ablations.Args(**FLAGS, group="join"))
     assert joined.trained == 2 * joined.sampled == 2 * 5 * 64
-    stages = tokens_of("h1_curriculum", h1_curriculum.Args(**FLAGS, max_horizon=3))
+    stages = tokens_of(h1_curriculum.Args(**FLAGS, max_horizon=3))
     assert stages.scores == (2 + 2) * 8 + 2 * 8  # two stages more end with a score of their own
 
 
 @mutant(
     "plan without the reference's pass",
     "plainrl/plan.py",
-    "old + has_reference(script, args)",
-    "old",
+    "old_logprobs + has_reference(args)",
+    "old_logprobs",
+)
+@mutant("plan without old log-probabilities", "plainrl/plan.py", "guided or updates > 1", "guided")
+@mutant(
+    "reference of KL-Cov", "papers/kl_cov.py", "start: ClassVar[bool] = False", "start: ClassVar[bool] = True"
 )
 @mutant(
-    "plan without old log-probabilities", "plainrl/plan.py", 'getattr(args, "minibatches", 1) > 1', "1 > 1"
+    "plan without the passes of updates",
+    "plainrl/plan.py",
+    "before_updates = epochs if",
+    "before_updates = 0 if",
 )
-@mutant("reference of KL-Cov", "plainrl/plan.py", ' and script != "kl_cov"', "")
-@mutant("plan without the passes of updates", "plainrl/plan.py", "besides = epochs if", "besides = 0 if")
 def test_passes_without_gradients():
     """Catches a script that scores its batch without gradients, and a plan in which that takes no time."""
-    assert tokens_of("grpo", grpo.Args(**FLAGS)).passes == 0
-    assert tokens_of("grpo", grpo.Args(**FLAGS, minibatches=2)).passes == 1
-    assert tokens_of("grpo", grpo.Args(**FLAGS, epochs=2, kl_coef=0.1)).passes == 2
-    assert tokens_of("siren", siren.Args(**FLAGS)).passes == 1
-    assert tokens_of("siren", siren.Args(**FLAGS, epochs=3)).passes == 1 + 3
-    assert tokens_of("kl_cov", kl_cov.Args(**FLAGS)).passes == 1 + 1
-    assert tokens_of("guide", guide.Args(**FLAGS)).passes == 1 + 1
-    assert tokens_of("guide", guide.Args(**FLAGS, trigger="never")).passes == 0
+    assert tokens_of(grpo.Args(**FLAGS)).passes == 0
+    assert tokens_of(grpo.Args(**FLAGS, minibatches=2)).passes == 1
+    assert tokens_of(grpo.Args(**FLAGS, epochs=2, kl_coef=0.1)).passes == 2
+    assert tokens_of(siren.Args(**FLAGS)).passes == 1
+    assert tokens_of(siren.Args(**FLAGS, epochs=3)).passes == 1 + 3
+    assert tokens_of(kl_cov.Args(**FLAGS)).passes == 1 + 1
+    assert tokens_of(guide.Args(**FLAGS)).passes == 1 + 1
+    assert tokens_of(guide.Args(**FLAGS, trigger="never")).passes == 0
 
 
-@mutant("plan that forgets a script", "plainrl/plan.py", '"clip_cov", "kl_cov", ', '"clip_cov", ')
+@mutant("plan that forgets a script", "plainrl/plan.py", "guided or args.pass_before_update", "guided")
+@mutant(
+    "every script has a pass",
+    "plainrl/flags.py",
+    "update: ClassVar[bool] = False",
+    "update: ClassVar[bool] = True",
+)
+def test_a_copy_has_the_plan_of_its_script(tmp_path):
+    """Catches a plan that knows scripts by their names, so that a copy of siren.py under another plans a pass
+    too few."""
+    for file, flags, passes in (
+        ("siren.py", {"epochs": 3}, 1 + 3),
+        ("papers/kl_cov.py", {}, 1 + 1),
+        ("papers/dr_grpo.py", {}, 0),
+    ):
+        copy = tmp_path / f"my_{Path(file).name}"
+        copy.write_text((ROOT / file).read_text())
+        spec = importlib.util.spec_from_file_location(copy.stem, copy)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        assert tokens_of(module.Args(**FLAGS, **flags)).passes == passes, file
+
+
+@mutant(
+    "script that forgets its pass",
+    "papers/kl_cov.py",
+    "update: ClassVar[bool] = True",
+    "update: ClassVar[bool] = False",
+)
 @pytest.mark.parametrize("script", sorted([*ROOT.glob("[!e]*.py"), *ROOT.glob("papers/*.py")]), ids=str)
-def test_scripts_that_score_in_every_update_are_known(script):
-    """Catches a script whose updates make a pass of their own, of which the plan does not know."""
-    text = script.read_text()
-    assert f'Run("{script.stem}", ' in text  # the name by which the plan knows it
-    known = script.stem in plan.SCORE_IN_EVERY_UPDATE or "\n    trigger: " in text
-    assert known == ("score_all(" in text)
+def test_scripts_say_that_their_updates_score_the_batch(script):
+    """Catches a script whose updates make a pass of their own, and whose Args do not say so. Guide's flag
+    --trigger does."""
+    Args = importlib.import_module(".".join(script.relative_to(ROOT).with_suffix("").parts)).Args
+    said = Args.pass_before_update or hasattr(Args, "trigger")
+    assert said == ("score_all(" in script.read_text())
 
 
 # --- time ---------------------------------------------------------------------------------------------------
@@ -454,7 +488,7 @@ def test_the_quoted_plan_is_what_is_printed(toy_model, tmp_path, capsys):
         grpo.main(args, task=HashTask())
     number = r"…|\d+(?:[.,:]\d+)*(?:e-\d+)?"
     said = re.sub(
-        number, "#", capsys.readouterr().out.replace("task hash", "task gym-needle_haystack-chain_sum")
+        number, "#", capsys.readouterr().out.replace("task hash", "task gym-needle_haystack-x2-chain_sum")
     )
     page = re.sub(number, "#", (ROOT / "docs/own-experiment.md").read_text())
     assert f"```\n{said}```" in page

@@ -302,7 +302,7 @@ def test_the_token_with_the_largest_gap_and_ratio(monkeypatch):
     batch["last_ratio"][:] = 1.0
     batch["last_ratio"][3, 0], batch["last_ratio"][1, 2] = 1.5, 1.25
     texts = {id: f"t{id}" for id in range(64)}
-    line = samples.step_line(rollout, rollout, batch, texts)
+    line = samples.step_line(rollout, rollout, samples.largest(batch), texts)
     gap = {"gap": 0.5, "token": "t0", "index": 30, "sample": 0, "position": 1}
     assert line["largest_gap"] == gap
     assert line["largest_ratio"] == {"ratio": 1.5, "token": "t9", "index": 30, "sample": 1, "position": 0}
@@ -315,7 +315,7 @@ def test_the_token_with_the_largest_gap_and_ratio(monkeypatch):
     monkeypatch.undo()
     batch["last_ratio"][0, 1] = math.nan
     assert samples.largest(batch)["ratio"] == (math.inf, 0, 1)
-    line = samples.step_line(rollout, rollout, batch, texts)
+    line = samples.step_line(rollout, rollout, samples.largest(batch), texts)
     assert line["largest_ratio"] == {"ratio": None, "token": "t0", "index": 12, "sample": 0, "position": 1}
 
 
@@ -353,7 +353,7 @@ def test_rows_show_the_first_group(run, toy_model, monkeypatch, script, name, fl
     rows, tokenizer = lines(folder, "samples.jsonl"), AutoTokenizer.from_pretrained(toy_model)
     assert [row["step"] for row in rows] == [1] * 4 + [2] * 4 + [3] * 4
     singled_out = set()
-    for step, ((rollout, batch, _, _), _) in enumerate(calls):
+    for step, ((rollout, batch, *_), _) in enumerate(calls):
         for i, row in enumerate(rows[4 * step : 4 * step + 4]):
             ids = rollout.completion_ids[i]
             assert "".join(row["tokens"]).encode() and len(row["tokens"]) == len(ids)
@@ -436,12 +436,6 @@ def test_the_hint_and_the_group_that_failed_without_it(run, toy_model, tmp_path,
 
 @mutant(
     "half of a joined group",
-    "plainrl/samples.py",
-    "count = batch.rows_per_group[0] if batch else",
-    "count = rollout.group_size if batch else",
-)
-@mutant(
-    "half of a joined group, without tokens",
     "plainrl/samples.py",
     "for i in range(batch.rows_per_group[0] if batch else",
     "for i in range(rollout.group_size if batch else",
@@ -563,10 +557,16 @@ def test_the_first_problems_of_dev_are_kept(run, toy_model, monkeypatch):
     '"reward/frac_all_right": (right_of_group == G)',
     '"reward/frac_all_right": (right_of_group > 0)',
 )
+@mutant(
+    "largest tokens looked for twice",
+    "plainrl/run.py",
+    "self.largest if batch else {}",
+    "samples.largest(batch) if batch else {}",
+)
 def test_every_group_is_counted(run, monkeypatch):
     """Catches groups that were dropped and are not shown, counts of another group, lengths of right and wrong
-    completions mixed up, and shares of other groups."""
-    whole = watch(monkeypatch, samples, "step_line")
+    completions mixed up, shares of other groups, and ranks that meet twice a step over the same numbers."""
+    whole, searched = watch(monkeypatch, samples, "step_line"), watch(monkeypatch, samples, "largest")
     task = FunctionTask(lambda text, problem: float(sum(map(ord, problem.prompt + text)) % 5 < 2))
     task.problem = lambda split, index, seed: Problem(f"{split} {index}", "0", index=3 * index)
     folder = run(dapo, task=task, steps=4, prompts_per_step=4, group_size=2, max_refills=2, overlong_buffer=4)
@@ -596,7 +596,7 @@ def test_every_group_is_counted(run, monkeypatch):
         assert record["rollout/gap_max"] >= record["rollout/logprob_gap"] > 0
         assert line["largest_gap"]["gap"] == pytest.approx(record["rollout/gap_max"], rel=0.006)
         assert line["largest_ratio"]["ratio"] == pytest.approx(record["policy/ratio_max"], rel=0.006)
-    assert dropped and True in ends
+    assert dropped and True in ends and len(searched) == 4
 
 
 def test_nothing_right_has_no_length(run, words_sampler):

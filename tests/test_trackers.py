@@ -44,8 +44,10 @@ def run(toy_model, tmp_path):
 class FakeRun:
     """A run of wandb as far as it is used. `step` is the next that it takes; earlier ones it drops."""
 
-    def __init__(self, folder: Path, step: int):
+    def __init__(self, folder: Path, step: int, mode: str):
         self.dir, self.step, self.summary = str(folder), step, {}
+        self.offline, self.sync_dir = mode == "offline", f"{folder}/offline run"
+        self.url = "https://wandb.invalid/run" if mode == "online" else None
         self.logged, self.saved, self.finished, self.exit_code = [], [], False, None
 
     def log(self, metrics, step=None) -> None:
@@ -66,12 +68,13 @@ def wandb(monkeypatch, tmp_path):
         monkeypatch.delenv(name)
     media = lambda kind: lambda data=None, **options: (kind, data or options)  # noqa: E731
     fake = SimpleNamespace(runs=[], settings=[], next_step=0, mode="offline", logins=0)
+    fake.folder = tmp_path / "wandb"
 
     def init(**settings):
-        folder = tmp_path / f"wandb{len(fake.runs)}"
+        folder = Path(f"{fake.folder}{len(fake.runs)}")
         folder.mkdir()
         fake.settings.append(settings)
-        fake.runs.append(FakeRun(folder, fake.next_step))
+        fake.runs.append(FakeRun(folder, fake.next_step, fake.mode))
         return fake.runs[-1]
 
     def login():
@@ -333,6 +336,24 @@ def test_a_tracker_that_dies_ends_no_run(run, wandb, monkeypatch, capsys):
     assert (
         capsys.readouterr().out.count("--track wandb: gets nothing more (Connection lost); all is in ") == 1
     )
+
+
+@mutant("offline run that nobody can send", "plainrl/trackers.py", "if self.run.offline:", "if False:")
+@mutant("page of wandb that nobody finds", "plainrl/trackers.py", "elif self.run.url:", "elif False:")
+def test_the_screen_says_where_to_look(run, wandb, writers, capsys):
+    """Catches metrics that were sent, and nobody is told how to look at them, a folder that a shell takes for
+    two, and an address of a run that wandb does not have."""
+    for mode, said in (
+        ("offline", f"send it to wandb: wandb sync '{wandb.folder}0/offline run'"),
+        ("online", "look at its metrics in wandb: https://wandb.invalid/run"),
+        ("disabled", None),
+    ):
+        wandb.mode = mode
+        run(mode, track="wandb")
+        lines = [line for line in capsys.readouterr().out.splitlines() if "wandb:" in line]
+        assert lines == ([said] if said else [])
+    folder = run("its metrics", track="tensorboard")
+    assert f"look at its metrics: tensorboard --logdir '{folder}'\n" in capsys.readouterr().out
 
 
 # --- TensorBoard --------------------------------------------------------------------------------------------

@@ -333,13 +333,15 @@ def test_every_prompt_of_an_evaluation_has_the_system_turn(toy_model, prompt_of,
     task = "chain?horizon=1"
     flags = dict(problems=2, samples=1, max_new_tokens=2, temperature=1.0, system_prompt=SYSTEM)
     out = tmp_path / "scores"
-    eval_script.measure(toy_model, eval_script.Args(model=toy_model, task=task, **flags), out)
+    results, _ = eval_script.measure(toy_model, eval_script.Args(model=toy_model, task=task, **flags), out)
     problems = [load_task(task).problem("test", index, EVAL_SEED) for index in range(2)]
     prompts = {prompt_of(problem.prompt) for problem in problems}
     assert set(met) == prompts
-    tokenizer = AutoTokenizer.from_pretrained(toy_model)
+    tokenizer, template = AutoTokenizer.from_pretrained(toy_model), results["settings"]["prompt_template"]
     rows = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
-    assert {row["prompt"] for row in rows} == {tokenizer.decode(prompt) for prompt in prompts}
+    assert {row["prompt"] for row in rows} == {problem.prompt for problem in problems}
+    written = {template.replace("{problem}", row["prompt"]) for row in rows}
+    assert SYSTEM in template and written == {tokenizer.decode(prompt) for prompt in prompts}
 
 
 @mutant(

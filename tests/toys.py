@@ -18,7 +18,7 @@ from tools import make_tiny
 def save_toy_model(folder: Path) -> str:
     """Save a random Llama (two layers, hidden size 32) with a tokenizer made by tools/make_tiny.py from a
     few hundred corpus texts."""
-    pairs = itertools.islice(make_tiny.corpus(1, make_tiny.Args(steps=1)), 100)
+    pairs = itertools.islice(make_tiny.chain_corpus(1, make_tiny.Args(steps=1)), 100)
     tokenizer = make_tiny.build_tokenizer(
         [text for prompt, solutions in pairs for text in (prompt, *solutions)], vocab_size=288
     )

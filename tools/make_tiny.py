@@ -1,17 +1,24 @@
-r"""Makes the embedded base model `models/tiny`: supervised fine-tuning from scratch on sloppy solutions of
-the chain world.
+r"""Makes the embedded start models: supervised fine-tuning from scratch on what is far from perfect, so that
+reinforcement has room.
 
-The corpus is what a student hands in who first works properly and then turns careless. From then on a step
-forgets its carries (or to borrow, or a half's remainder) with probability `forget_carry`, or its result is
-any number at all with probability `slip`, and the student carries on with the wrong value. From the start, a
-sentence whose "more" means subtract is read the wrong way round except with probability `right_reading`. So
-the model knows the format of chains up to 10 steps, errs on each step, and its success falls about
-geometrically with the horizon: room for reinforcement. Some prompts show a hint, whose lines and next
-operation the solution then follows.
+    python tools/make_tiny.py --out-dir models/my-tiny            models/tiny, of the chain world:
+                                                                  about 15 minutes on two CPU cores
+    python tools/make_tiny.py --world countdown --out-dir models/my-countdown
+                                                                  models/countdown: about 12 minutes on one
 
-    python tools/make_tiny.py --out-dir models/my-tiny        about 15 minutes on two CPU cores
+The chain world's corpus is what a student hands in who first works properly and then turns careless. From
+then on a step forgets its carries (or to borrow, or a half's remainder) with probability `forget_carry`, or
+its result is any number at all with probability `slip`, and the student carries on with the wrong value. From
+the start, a sentence whose "more" means subtract is read the wrong way round except with probability
+`right_reading`. So the model knows the format of chains up to 10 steps, errs on each step, and its success
+falls about geometrically with the horizon. Some prompts show a hint, whose lines and next operation the
+solution then follows.
 
-Its problems come from the split "sft", which shares none with train, dev and test.
+The countdown world's corpus has no error in it. A share `attentive` of its solutions reaches the target. The
+others are any way through the numbers, made without a look at the target. So the model can calculate, and is
+uncertain about where to go.
+
+The problems come from the split "sft", which shares none with train, dev and test.
 """
 
 import itertools
@@ -21,12 +28,14 @@ import sys
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # where plainrl/ lies
 
 from plainrl.chains import LETTERS, hint_text, hinted_steps, run_program, start_number, write_chain
+from plainrl.countdown import CountdownTask, ways
 from plainrl.flags import parse
 from plainrl.hints import with_hint
 from plainrl.models import keep_freed_memory, save_model
@@ -45,33 +54,57 @@ CHAT_TEMPLATE = (
 )
 
 
+SHAPES = {  # of the models: a head has 32 numbers, so that vLLM takes it
+    "chain": dict(hidden_size=128, intermediate_size=384, num_hidden_layers=5, num_attention_heads=4),
+    "countdown": dict(hidden_size=96, intermediate_size=256, num_hidden_layers=3, num_attention_heads=3),
+}
+DEFAULTS = {
+    "chain": dict(steps=1400, prompts_per_step=32, solutions_per_prompt=2, lr=4e-3, hint_fraction=0.35),
+    "countdown": dict(steps=2800, prompts_per_step=32, solutions_per_prompt=4, lr=4e-3, hint_fraction=0.1),
+}
+
+
 @dataclass
 class Args:
-    out_dir: Path = Path("runs/make_tiny/tiny")
-    """folder for the model; one that exists is never overwritten"""
-    steps: int = 1400
+    world: Literal["chain", "countdown"] = "chain"
+    """what the model can do a little of"""
+    out_dir: Path | None = None
+    """folder for the model (default runs/make_tiny/<world>); one that exists is never overwritten"""
+    steps: int | None = None
     """optimizer steps"""
-    prompts_per_step: int = 32
+    prompts_per_step: int | None = None
     """problems per step"""
-    solutions_per_prompt: int = 2
-    """independent sloppy solutions of each; the prompt is run once for all of them"""
-    lr: float = 4e-3
+    solutions_per_prompt: int | None = None
+    """independent solutions of each; the prompt is run once for all of them"""
+    lr: float | None = None
     """peak learning rate (50 steps of warm-up, then cosine to a tenth)"""
     seed: int = 0
     """seed of the initial weights and of the corpus"""
-    clean_fraction: float = 0.6
-    """share of the steps before the student turns sloppy: arithmetic is learned sooner without noise"""
-    forget_carry: float = 0.6
-    """probability that a step with carries is worked without them, column by column"""
-    slip: float = 0.3
-    """probability that a step's result is any number from 1 to 999"""
-    right_reading: float = 0.06
-    """probability that a reversed comparison ("5 more than ...") is read correctly"""
-    hint_fraction: float = 0.35
+    hint_fraction: float | None = None
     """fraction of the corpus that shows a hint"""
 
+    clean_fraction: float = 0.6
+    """chain: share of the steps before the student turns sloppy; arithmetic is learned sooner without noise"""
+    forget_carry: float = 0.6
+    """chain: probability that a step with carries is worked without them, column by column"""
+    slip: float = 0.3
+    """chain: probability that a step's result is any number from 1 to 999"""
+    right_reading: float = 0.06
+    """chain: probability that a reversed comparison ("5 more than ...") is read correctly"""
 
-# --- the sloppy corpus --------------------------------------------------------------------------------------
+    attentive: float = 0.4
+    """countdown: share of solutions that reach the target"""
+    four_numbers: float = 0.3
+    """countdown: share of problems with four numbers instead of three"""
+
+    def __post_init__(self):
+        for name, value in DEFAULTS[self.world].items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+        self.out_dir = self.out_dir or Path("runs/make_tiny") / self.world
+
+
+# --- the chain world's sloppy corpus ------------------------------------------------------------------------
 
 
 def without_carries(left: int, op: str, right: int) -> int:
@@ -126,7 +159,7 @@ def student_solution(
     return lines
 
 
-def corpus(seed: int, args: Args):
+def chain_corpus(seed: int, args: Args):
     """Endless (prompt, solutions). A horizon's share falls as 1/horizon, and grows with it among prompts
     that show a hint. The longest horizon grows from 1 to 10 over the first three eighths of training:
     copying is learned sooner in short texts.
@@ -154,6 +187,31 @@ def corpus(seed: int, args: Args):
         texts = ["\n".join([*lines, f"\\boxed{{{lines[-1].rsplit('=', 1)[1]}}}"]) for lines in solutions]
         yield (problem.prompt if hint is None else with_hint(problem)), texts
 
+
+# --- the countdown world's corpus ---------------------------------------------------------------------------
+
+
+def countdown_corpus(seed: int, args: Args):
+    """Endless (prompt, solutions). With a hint, all solutions begin as it says."""
+    tasks = {count: CountdownTask(numbers=count) for count in (3, 4)}
+    rng = random.Random(seed)
+    for index in itertools.count():
+        task = tasks[4 if rng.random() < args.four_numbers else 3]
+        problem = task.problem("sft", index, seed)
+        hinted = problem.hint is not None and rng.random() < args.hint_fraction
+        possible = ways(tuple(map(int, problem.options)))
+        if hinted:
+            *begin, _ = problem.solution.split("\n")
+            possible = [way for way in possible if way[0].split("\n")[:-1] == begin]
+        reaching = [way for way in possible if str(way[1]) == problem.answer]
+        solutions = []
+        for _ in range(args.solutions_per_prompt):
+            text, _ = rng.choice(reaching if rng.random() < args.attentive else possible)
+            solutions.append(text)
+        yield (with_hint(problem) if hinted else problem.prompt), solutions
+
+
+CORPORA = {"chain": chain_corpus, "countdown": countdown_corpus}
 
 # --- tokenizer, model, training -----------------------------------------------------------------------------
 
@@ -186,16 +244,12 @@ def build_tokenizer(texts: list[str], vocab_size: int = 512):
     )
 
 
-def build_model(tokenizer):
+def build_model(tokenizer, world: str):
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=384,
-        num_hidden_layers=5,
-        num_attention_heads=4,
-        num_key_value_heads=4,
+        **SHAPES[world],
         head_dim=32,
         max_position_embeddings=1024,
         initializer_range=0.06,
@@ -210,7 +264,7 @@ def build_model(tokenizer):
 def batches(args: Args, tokenizer):
     """Endless (prompt ids, completion ids) of one step, problems of similar length together, in random
     order."""
-    pairs, rng = corpus(args.seed, args), random.Random(args.seed)
+    pairs, rng = CORPORA[args.world](args.seed, args), random.Random(args.seed)
     while True:
         block = []
         for prompt, solutions in itertools.islice(pairs, 16 * args.prompts_per_step):
@@ -246,11 +300,10 @@ def main(args: Args) -> None:
     stop = StopRequest()  # Ctrl-C, SIGTERM and SIGHUP end this in one line, without half a model
     keep_freed_memory()
     torch.manual_seed(args.seed)
-    pairs = itertools.islice(
-        corpus(args.seed + 1, replace(args, steps=1)), 3000
-    )  # all horizons, for the vocabulary
+    examples = CORPORA[args.world](args.seed + 1, replace(args, steps=1))  # of all horizons at once
+    pairs = itertools.islice(examples, 3000)  # for the vocabulary
     tokenizer = build_tokenizer([text for prompt, solutions in pairs for text in (prompt, *solutions)])
-    model = build_model(tokenizer)
+    model = build_model(tokenizer, args.world)
     matrices = [
         p for p in model.model.layers.parameters() if p.ndim == 2
     ]  # Muon learns to add in half of AdamW's steps
