@@ -7,7 +7,7 @@ r"""Measures a model on held-out problems, alone or against another: avg@k, pass
 `--task chain` measures the horizons 1 to 5 (100 problems x 16 samples each: a minute on a laptop). Every
 sample is a line of samples.jsonl, every number is in results.json. The same command goes on where it was
 interrupted, and a finished evaluation is shown again without sampling. What the numbers are is in
-plainrl/metrics.py.
+plainrl/metrics.py, how two models are compared in plainrl/results.py.
 
 Letters in shapes: P problems, n samples of each.
 """
@@ -25,7 +25,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Literal
 
-import numpy as np
 import torch
 import tyro
 
@@ -42,20 +41,25 @@ from plainrl.flags import (
     check_flags,
     parse,
     resolve_defaults,
+    resolve_model,
 )
 from plainrl.folder import lock, write_text
 from plainrl.hints import with_hint
 from plainrl.metrics import (
-    ENOUGH,
     count,
-    decompose,
     judged,
-    ladder,
     pass_at_k,  # noqa: F401  (others import it from here)
-    problem_values,
-    summarise,
 )
 from plainrl.models import check_model_name, device_name, eos_ids, keep_freed_memory, load_model, model_hash
+from plainrl.results import (
+    as_text,
+    cell,  # noqa: F401  (benchmarks import it from here)
+    compare,
+    comparison_tables,
+    described,
+    result_rows,
+    score_tables,
+)
 from plainrl.rollout import (
     check_prompt,
     check_template,
@@ -82,8 +86,9 @@ DEFAULTS = {"temperature": 1.0, "samples": 16}  # greedy samples are all equal: 
 
 @dataclass
 class Args:
-    model: str = "models/tiny"
-    """Hugging Face folder, hub name or .gguf file"""
+    model: str | None = None
+    """Hugging Face folder, hub name or .gguf file (default: models/tiny, or models/countdown with --task
+    countdown)"""
     task: str = "chain"
     """what to measure it on (see plainrl/tasks.py); a range of horizons (`chain` is `chain?horizon=1-5`) is
     measured at each of them"""
@@ -214,7 +219,7 @@ def sample_batch(sampler, tokenizer, batch: list[Job], args: Args, settings: dic
                     "horizon": job.problem.horizon,
                     "source": job.problem.source,
                     "sample": sample,
-                    "prompt": tokenizer.decode(job.prompt_ids),
+                    **prompt_fields(job, tokenizer),
                     "completion": rollout.texts[row],
                     "gold": job.problem.answer,
                     **verdict,
@@ -224,6 +229,15 @@ def sample_batch(sampler, tokenizer, batch: list[Job], args: Args, settings: dic
                 }
             )
     return rows
+
+
+def prompt_fields(job: Job, tokenizer) -> dict:
+    """The prompt of a row as in the logs of training: the problem alone. With a hint, that and what the model
+    read; else what it read is the prompt in `prompt_template` of config.json."""
+    plain = {"prompt": job.problem.prompt}
+    if job.prompt == job.problem.prompt:
+        return plain
+    return plain | {"sampled_prompt": tokenizer.decode(job.prompt_ids), "hint": job.problem.hint}
 
 
 def finished_samples(path: Path, batches: list[list[Job]], n: int) -> list[dict]:
@@ -314,47 +328,7 @@ def tally(rows: list[dict], n: int) -> list[dict]:
     return sorted(problems, key=lambda problem: (problem["horizon"], problem["index"]))
 
 
-def by_metric(problems: list[dict]) -> dict[str, np.ndarray]:
-    """{metric: its value for each problem, [P]}"""
-    values = [problem_values(row) for row in problems]
-    return {name: np.array([value[name] for value in values]) for name in values[0]}
-
-
-def result_rows(problems: list[dict], settings: dict) -> list[dict]:
-    """One row for each horizon, and one for all: the settings, and every metric with its interval.
-
-    `runs` are the accuracies of the first, second, ... sample of every problem: their least, their greatest,
-    and the spread between them. `independent_errors` is what accuracy would be if a chain of h steps failed
-    only as its single steps do: p^h, with p the accuracy at horizon 1 (h1, arXiv 2510.07312).
-    """
-    values = by_metric(problems)
-    horizons = sorted({row["horizon"] for row in problems})
-    single = [row["correct"] / row["n"] for row in problems if row["horizon"] == 1]
-    rows = []
-    for horizon in [*horizons, "all"] if len(horizons) > 1 else horizons:
-        chosen = [i for i, row in enumerate(problems) if horizon in ("all", row["horizon"])]
-        columns = {name: column[chosen] for name, column in values.items()}
-        strata = np.array([problems[i]["horizon"] for i in chosen])
-        runs = np.mean([problems[i]["right"] for i in chosen], axis=0)  # [n]
-        rows.append(
-            {
-                **settings,
-                "horizon": horizon,
-                "problems": len(chosen),
-                "metrics": summarise(columns, strata),
-                "runs": {
-                    "count": len(runs),
-                    "min": runs.min(),
-                    "max": runs.max(),
-                    "spread": runs.max() - runs.min(),
-                },
-                "independent_errors": np.mean(single) ** horizon if single and horizon != "all" else None,
-            }
-        )
-    return rows
-
-
-# --- the comparison -----------------------------------------------------------------------------------------
+# --- what is shown ------------------------------------------------------------------------------------------
 
 MUST_BE_EQUAL = ("problems_hash", "split", "samples", "hint", "temperature", "top_p", "max_new_tokens")
 MUST_BE_EQUAL += ("grader", "sampler")
@@ -370,187 +344,16 @@ def check_comparable(before: dict, after: dict) -> None:
             )
 
 
-def compare(before: dict, after: dict) -> dict:
-    """Paired differences after - before, by horizon and for all problems, and where the gain comes from.
-
-    `forgetting_by_chance` is the forgetting of a model against itself, right in one sample and wrong in the
-    next; as much gain comes with it. Only what is beyond it says something about training.
-    """
-    check_comparable(before["settings"], after["settings"])
-    old, new = before["problems"], after["problems"]
-    n = after["settings"]["samples"]
-    k = min(16, n)  # Guide's
-
-    # Every number of every problem, in the problems' order: {metric: [P]}, [P, 3] and [P].
-    old_values, new_values = by_metric(old), by_metric(new)
-    parts = decompose(old, new, k)
-    by_chance = np.array([forgetting_by_chance(row["correct"], n) for row in old])
-    strata = np.array([row["horizon"] for row in new])
-
-    rows = []
-    for horizon in [row["horizon"] for row in after["rows"]]:
-        chosen = [i for i, row in enumerate(new) if horizon in ("all", row["horizon"])]
-        rows.append(
-            {
-                "horizon": horizon,
-                "problems": len(chosen),
-                "metrics": paired_differences(old_values, new_values, strata, chosen),
-                "gain": summarise({name: parts[chosen, i] for i, name in enumerate(GAIN)}, strata[chosen]),
-                "gain_k": k,
-                "forgetting_by_chance": float(by_chance[chosen].mean()) if n > 1 else None,
-            }
-        )
-    return {"settings": {"baseline": before["settings"], "model": after["settings"]}, "rows": rows}
-
-
-GAIN = ("self-distillation", "capability gain", "forgetting")  # the columns of `decompose`
-
-
-def forgetting_by_chance(correct: int, n: int) -> float:
-    """Probability that of two different samples of a problem the first is right and the second wrong. This is
-    an unbiased estimate of the forgetting (see `decompose`) of a model against itself.
-
-    Three of four samples are right. Of the 12 ordered pairs 3 * 1 go from right to wrong:
-
-    >>> forgetting_by_chance(3, 4)
-    0.25
-    """
-    return correct * (n - correct) / (n * max(1, n - 1))
-
-
-def paired_differences(
-    old: dict[str, np.ndarray], new: dict[str, np.ndarray], strata: np.ndarray, chosen: list[int]
-) -> dict:
-    """{metric: {value, low, high, too_narrow, before, after, excludes_zero}} of the chosen problems.
-
-    The interval is that of the differences problem by problem: hard problems are hard for both models, so
-    these spread less than the two scores do.
-    """
-    differences = {name: new[name][chosen] - old[name][chosen] for name in new}
-    summary = summarise(differences, strata[chosen], difference=True)
-    for name, entry in summary.items():
-        entry["before"] = float(np.mean(old[name][chosen]))
-        entry["after"] = float(np.mean(new[name][chosen]))
-        entry["excludes_zero"] = entry["low"] is not None and not entry["low"] <= 0 <= entry["high"]
-    return summary
-
-
-# --- what is shown ------------------------------------------------------------------------------------------
-
-STAR = (
-    f"* fewer than {ENOUGH} problems right, wrong or different: the interval may be too narrow "
-    "(benchmarks/coverage.md)"
-)
-
-
-def cell(entry: dict, signed: bool = False) -> str:
-    """A value with its interval; a star where the interval is narrower than it should be."""
-    form = "+.3f" if signed else ".3f"
-    ends = "-, -" if entry["low"] is None else f"{entry['low']:{form}}, {entry['high']:{form}}"
-    return f"{entry['value']:{form}} [{ends}]" + "*" * (entry["too_narrow"] or entry["low"] is None)
-
-
-def aligned(rows: list[list[str]]) -> str:
-    """Columns of equal width."""
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return "\n".join(
-        "  ".join(f"{text:<{width}}" for text, width in zip(row, widths)).rstrip() for row in rows
-    )
-
-
-def shown_metrics(n: int) -> list[str]:
-    return [f"avg@{n}", *(f"pass@{k}" for k in ladder(n) if k > 1), *(f"maj@{k}" for k in ladder(n) if k > 2)]
-
-
-def score_if_graded(row: dict, n: int) -> list[str]:
-    """["score"] where the grader's scores are not only 0 and 1, so that their mean is not avg@n; else []."""
-    score, right = row["metrics"].get("score"), row["metrics"][f"avg@{n}"]
-    parts = {"value", "before", "after"} & right.keys()
-    graded = score is not None and any(abs(score[part] - right[part]) > 1e-9 for part in parts)
-    return ["score"] * graded  # an older file has none
-
-
-def horizon_table(rows: list[dict], n: int) -> str:
-    """One line for each horizon, and one for all."""
-    score = score_if_graded(rows[-1], n)
-    lines = [
-        ["horizon", *score, f"avg@{n}", "p^h", f"pass@{n}", f"maj@{n}", "unparsed", "truncated", "tokens"]
-    ]
-    for row in rows:
-        metrics, expected = row["metrics"], row["independent_errors"]
-        lines.append(
-            [
-                str(row["horizon"]),
-                *(cell(metrics[name]) for name in score),
-                cell(metrics[f"avg@{n}"]),
-                "" if expected is None else f"{expected:.3f}",
-                cell(metrics[f"pass@{n}"]),
-                cell(metrics[f"maj@{n}"]),
-                f"{metrics['frac_unparsed']['value']:.3f}",
-                f"{metrics['frac_truncated']['value']:.3f}",
-                f"{metrics['len_mean']['value']:.1f}",
-            ]
-        )
-    return aligned(lines)
-
-
-def metric_table(row: dict, n: int) -> str:
-    """One line for each metric."""
-    metrics = row["metrics"]
-    lines = [[name, cell(metrics[name])] for name in score_if_graded(row, n) + shown_metrics(n)]
-    if n > 1:
-        lines += [[f"{name} of {n} runs", f"{row['runs'][name]:.3f}"] for name in ("min", "max", "spread")]
-    rates = ("frac_unparsed", "frac_truncated", "frac_timeout", "frac_errors", "len_mean")
-    return aligned(lines + [[name, f"{metrics[name]['value']:.3f}"] for name in rates])
-
-
 def show(results: dict) -> None:
     """A table by horizon, if there are several, and every metric of all problems."""
-    settings, rows = results["settings"], results["rows"]
-    n, several = settings["samples"], len(rows) > 1
-    say(
-        f"\n{settings['model']} on {settings['task']}, {settings['split']}: {settings['problems']} problems "
-        f"x {n} samples, temperature {settings['temperature']:g}, top-p {settings['top_p']:g}, "
-        f"at most {settings['max_new_tokens']} tokens\n"
-    )
-    table = metric_table(rows[-1], n)
-    if several:
-        table = f"{horizon_table(rows, n)}\n\nall horizons\n{table}"
-    say(table)
-    known = several and rows[0]["independent_errors"] is not None
-    say("[95% interval, bootstrap over problems]" + "  p^h: avg at horizon 1 to the power h" * known)
-    if "*" in table:
-        say(STAR)
+    settings = results["settings"]
+    say(f"\n{described(settings)}\n")
+    say(as_text(score_tables(results["rows"], settings["samples"])))
 
 
 def show_comparison(comparison: dict) -> None:
     """Which differences exclude zero, and where the gain comes from."""
-    settings, whole = comparison["settings"], comparison["rows"][-1]
-    n, k = settings["model"]["samples"], whole["gain_k"]
-    say(f"\n{settings['model']['model']} against {settings['baseline']['model']}, the same problems:\n")
-    lines = [["", "baseline", "model", "difference", "excludes 0"]]
-    names = score_if_graded(whole, n) + shown_metrics(n) + ["frac_unparsed", "frac_truncated", "len_mean"]
-    shown = [(name, name, whole) for name in names]
-    for name in (f"avg@{n}", f"pass@{n}"):
-        shown += [(f"{name}, horizon {row['horizon']}", name, row) for row in comparison["rows"][:-1]]
-    for title, name, row in shown:
-        entry = row["metrics"][name]
-        verdict = "yes" if entry["excludes_zero"] else "no"
-        scores = [f"{entry['before']:.3f}", f"{entry['after']:.3f}"]
-        lines.append([title, *scores, cell(entry, signed=True), verdict])
-    gain = [[sign + name, cell(whole["gain"][name])] for sign, name in zip("++-", whole["gain"])]
-    heading = f"where the gain in avg@{n} comes from (Guide; solvable before: pass@{k})"
-    table = f"{aligned(lines)}\n\n{heading}\n{aligned(gain)}"
-    say(table)
-    if whole["forgetting_by_chance"] is not None:
-        chance = whole["forgetting_by_chance"]
-        say(f"the baseline against itself, sample against sample: forgetting {chance:.3f}, and as much gain")
-    say(
-        "[95% intervals, paired bootstrap over problems; "
-        "of 20 comparisons between equal models about one excludes 0]"
-    )
-    if "*" in table:
-        say(STAR)
+    say(f"\n{as_text(comparison_tables(comparison))}")
 
 
 # --- folders ------------------------------------------------------------------------------------------------
@@ -629,6 +432,7 @@ def check_args(args: Args) -> None:
     for name, value in (DEFAULTS | PRESETS.get(args.preset, {}) | greedy).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
+    resolve_model(args, tasks_of(args)[0])
     check_flags(args)
     if args.temperature == 0 and args.samples > 1:
         fail(f"--temperature 0 --samples {args.samples}: greedy samples are all equal; give -n 1")

@@ -37,7 +37,11 @@ class Panel(NamedTuple):
 PANELS = [
     Panel("reward of the sampled batch", "mean reward", ["reward/mean"]),
     Panel("held-out accuracy by horizon", "share right", ["eval/*-h[0-9]*/avg@*"]),
-    Panel("held-out score", "score on dev", ["eval/*/avg@*", "eval/*/pass@*", "eval/*/maj@*"]),
+    Panel(
+        "held-out score",
+        "score on dev",
+        ["eval/*/score", "eval/*/avg@*", "eval/*/pass@*", "eval/*/maj@*"],
+    ),
     Panel("entropy", "nats per token", ["*/entropy", "siren/anchor", "siren/nucleus_entropy"]),
     Panel("completion length", "tokens", ["rollout/len_mean"]),
     Panel("shares", "share", ["rollout/frac_unparsed", "rollout/frac_truncated", "reward/frac_zero_std"]),
@@ -67,20 +71,40 @@ NOT_A_METHOD = {"reward", "rollout", "policy", "loss", "optim", "time", "perf", 
 
 
 def read_metrics(run: Path) -> dict[str, dict[int, float]]:
-    """metrics.jsonl of a run -> {metric: {step: value}}. A last line that a kill cut short is left out."""
-    curves: dict[str, dict[int, float]] = {}
-    lines = (run / "metrics.jsonl").read_text().splitlines()
+    """metrics.jsonl of a run -> {metric: {step: value}}. A last line that a kill cut short is left out.
+
+    Raises ValueError for any other line that is no record.
+    """
+    records, lines = [], (run / "metrics.jsonl").read_text().splitlines()
     for number, line in enumerate(lines, start=1):
         try:
-            record = json.loads(line)
+            records.append(json.loads(line))
         except json.JSONDecodeError:
             if number == len(lines):
                 break
             raise ValueError(f"{run / 'metrics.jsonl'}: line {number} is no JSON record") from None
+    return curves_of(records)
+
+
+def curves_of(records: list[dict]) -> dict[str, dict[int, float]]:
+    """Records of metrics.jsonl -> {metric: {step: value}}, of the values that are numbers."""
+    curves: dict[str, dict[int, float]] = {}
+    for record in records:
         for name, value in record.items():
-            if name != "step" and value is not None:
+            if name != "step" and is_number(value) and is_number(record.get("step")):
                 curves.setdefault(name, {})[record["step"]] = value
     return curves
+
+
+def is_number(value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def worth_drawing(curves: dict[str, dict[int, float]]) -> list[str]:
+    """The metrics of a run, less the scores on dev that are avg@k all along, as they are where an answer is
+    right or wrong and nothing between."""
+    right = [curves[name] for name in curves if fnmatchcase(name, "eval/*/avg@*")]
+    return [name for name in curves if not (fnmatchcase(name, "eval/*/score") and curves[name] in right)]
 
 
 def panels_of(metrics: list[str]) -> list[Panel]:
@@ -99,7 +123,7 @@ def panels_of(metrics: list[str]) -> list[Panel]:
 def plot_run(run: Path) -> Path:
     """Draw a run's curves into curves.png of its folder, and return the picture's path."""
     curves = read_metrics(run)
-    panels = panels_of(list(curves))
+    panels = panels_of(worth_drawing(curves))
     columns = 3 if len(panels) <= 9 else 4
     figure, axes = new_figure(max(1, math.ceil(len(panels) / columns)), columns, heading=str(run))
     for axis, panel in zip(axes, panels):

@@ -36,28 +36,13 @@ function table(head, rows) {
 // --- the head ----------------------------------------------------------------------------------------------
 
 function drawHead() {
-  const { facts, config, label } = run();
-  const last = facts.script === "eval" ? "" : `: step ${facts.steps} of ${facts.of_steps ?? "?"}`;
-  const model = facts.model ? `, model ${facts.model}` : "";
+  const { tiles, config, summary } = run();
   byId("title").textContent = data.title;
-  byId("summary").textContent = `${label}${model}.${facts.finished ? "" : ` It has not finished${last}.`}`;
+  byId("summary").textContent = summary;
   byId("missing").textContent = whatIsMissing();
   byId("notes").hidden = !data.notes.length;
   fill("notes", ...data.notes.map(note => make("li", { dir: "auto" }, note)));
-
-  const tiles = (facts.test || []).map(score =>
-    [`test ${score.name}`, `${digits(score.before)} → ${digits(score.after)}`, "before → after"]);
-  if (facts.best_step !== undefined) {
-    let about = `${facts.dev} ${digits(facts.first)} → ${digits(facts.best)}, the best on dev`;
-    if (facts.best_step === 0) about = `the starting model: no step scored as well on dev (${facts.dev})`;
-    if (facts.best <= 0) about = `${facts.dev} was 0 at every score: nothing was learned`;
-    tiles.push([facts.finished ? "final model" : "best so far", `step ${facts.best_step}`, about]);
-  }
-  const sampled = facts.tokens ? `${facts.tokens.toLocaleString("en")} tokens sampled` : "";
-  if (facts.steps) tiles.push(["steps", String(facts.steps), sampled]);
-  for (const [name, score] of headScores())
-    tiles.push([name, digits(score.value), `${digits(score.low)} to ${digits(score.high)}`]);
-  fill("terms", ...termsIn(tiles.flat().join(" ")).map(term => make("div", {}, term)));
+  fill("terms", ...termsIn(tiles.flat().join(" ")));
   fill("tiles", ...tiles.map(([name, value, beside]) => make("div", { class: "tile" },
     make("div", { class: "name" }, name), make("div", { class: "value" }, value),
     make("div", { class: "beside" }, beside))));
@@ -80,41 +65,43 @@ function whatIsMissing() {
 }
 
 const TERMS = [
-  ["avg@", "the share of n samples of a problem that are right, mean over the problems"],
-  ["pass@", "the share of problems that at least one of n samples solves"],
-  ["maj@", "the share of problems whose most frequent answer among n samples is right"],
+  ["avg@", "avg@n: the share of n samples of a problem that are right, mean over the problems."],
+  ["pass@", "pass@n: the share of problems that at least one of n samples solves."],
+  ["maj@", "maj@n: the share of problems whose most frequent answer among n samples is right."],
+  ["frac_unparsed", "frac_unparsed: the share of samples in which no answer could be read."],
+  ["frac_truncated", "frac_truncated: the share of samples that were cut off at the limit of tokens."],
+  ["frac_timeout", "frac_timeout: the share of samples whose grading took too long."],
+  ["frac_errors", "frac_errors: the share of samples on which the grader failed."],
+  ["horizon", "horizon: the number of steps of a problem that build on one another."],
+  ["len_mean", "len_mean: tokens of a sample, end of text included."],
 ];
 
-// A sentence for each kind of score that a text names.
+// A sentence for each kind of number that a text names.
 function termsIn(text) {
-  return TERMS.filter(([name]) => text.includes(name)).map(([name, meaning]) => `${name}n: ${meaning}.`);
+  return TERMS.filter(([name]) => text.includes(name)).map(([, meaning]) => make("div", {}, meaning));
 }
 
-// avg@n, pass@n and maj@n of an evaluation, n the number of samples.
-function headScores() {
-  const scores = Object.entries((run().evaluation || []).at(-1)?.metrics || {});
-  const last = start => scores.filter(([name]) => name.startsWith(start)).slice(-1);
-  return ["avg@", "pass@", "maj@"].flatMap(last);
+// A table that was made in Python (see Table in plainrl/results.py), its title, and the lines about it.
+function drawTable({ title, head, lines, about }) {
+  if (!lines.length) return [];
+  return [...title ? [make("h3", {}, title)] : [], make("div", { class: "scroll" }, table(head, lines)),
+    ...about.map(line => make("p", { class: "about" }, line))];
 }
 
+// The tables of all evaluations, and of the one that is shown. What is to be said of several tables, and what
+// the names in them mean, stands once below all.
 function drawEvaluation() {
-  const rows = run().evaluation || [];
-  byId("evaluation").hidden = !rows.length;
-  if (!rows.length) return;
-  const worth = name => !/^(pass|maj)@/.test(name) || (/@(1|2|4|8|16|32|64)$/.test(name) && name !== "maj@1");
-  const cell = score => score ? `${digits(score.value)} [${digits(score.low)}, ${digits(score.high)}]` : "–";
-  const horizons = rows.map(row => rows.length > 1 ? `horizon ${row.horizon}` : "value");
-  const names = Object.keys(rows[0].metrics).filter(worth);
-  const line = name => [name, ...rows.map(row => cell(row.metrics[name]))];
-  const scores = table(["", ...horizons], names.map(line));
-  const comparisons = run().comparisons.flatMap(({ baseline, rows: differences }) => {
-    const known = differences.filter(([name]) => worth(name));
-    const lines = known.map(([name, before, after, value, low, high, sure]) =>
-      [name, digits(before), digits(after), cell({ value, low, high }), sure ? "yes" : "no"]);
-    return [make("h3", {}, `Against ${baseline}, on the same problems`),
-      table(["", "baseline", "model", "difference", "excludes 0"], lines)];
-  });
-  fill("evaluation-table", scores, ...comparisons);
+  const own = run().evaluation || [], tables = [...data.beside, ...own], seen = new Map();
+  byId("evaluation").hidden = !tables.length;
+  for (const line of tables.flatMap(each => each.about)) seen.set(line, (seen.get(line) || 0) + 1);
+  const draw = each => drawTable({ ...each, about: each.about.filter(line => seen.get(line) === 1) });
+  const shared = [...seen.keys()].filter(line => seen.get(line) > 1);
+  const named = tables.flatMap(({ head, lines }) => [...head, ...lines.map(([name]) => name)]);
+  const names = named.filter(name => !name.includes("@")); // the others are explained at the head of the page
+  fill("evaluation-tables", ...data.beside.flatMap(draw),
+    data.beside.length > 0 && own.length > 0 && make("h3", {}, `${run().label} alone`), ...own.flatMap(draw),
+    ...shared.map(line => make("p", { class: "about" }, line)),
+    make("div", { class: "about" }, ...termsIn(names.join(" "))));
 }
 
 // --- one problem, at several scores on dev -----------------------------------------------------------------
@@ -199,7 +186,8 @@ function drawCurves() {
   const seeds = !data.arms.some(arm => arm.runs.length > 1) ? "" : "Runs that differ in the seed alone are " +
     "one line: their mean, between the lowest and the highest. Thin lines are single seeds. ";
   const zoom = data.bokeh ? `For charts that zoom: pip install ${data.bokeh}, and make the page again. ` : "";
-  byId("curves-about").textContent = `${seeds}${zoom}docs/metrics.md of PlainRL says what each metric is.`;
+  const page = data.runs.every(each => each.evaluation) ? "docs/measuring.md" : "docs/metrics.md";
+  byId("curves-about").textContent = `${seeds}${zoom}${page} of PlainRL says what each metric is.`;
   fill("curves-charts");
   for (const chart of data.charts) drawChart(chart, byId("curves-charts"));
 }
@@ -212,7 +200,7 @@ function drawGroups() {
   if (!groups.length) return;
   byId("groups-title").textContent = evaluation ? "The samples of a problem" : "The group of a step";
   byId("groups-about").textContent = evaluation ?
-    "All samples of one problem at a time. The prompt is what the model read, its template included." :
+    "All samples of one problem at a time. ← and → move through the problems." :
     "Every step samples several completions of each problem; here is the first problem's. An advantage " +
     "above 0 makes a completion likelier, one below 0 rarer. ← and → move through the steps.";
   byId("slider").max = groups.length - 1;
@@ -455,12 +443,8 @@ function drawSeveral() {
   if (data.runs.length < 2) return;
   const names = data.runs.map(each => each.label), lines = data.differences.map(line => line.map(inWords));
   const equal = "Their configurations are equal.";
-  const testOf = (facts, name) => (facts.test || []).find(score => score.name === name);
-  const inBoth = score => score ? `${digits(score.before)} → ${digits(score.after)}` : "–";
-  const tests = (data.runs[0].facts.test || []).map(({ name }) =>
-    [`test ${name}, before → after`, ...data.runs.map(each => inBoth(testOf(each.facts, name)))]);
-  fill("differences", tests.length ? table(["scores", ...names], tests) : "",
-    lines.length ? table(["what differs", ...names], lines) : equal);
+  fill("tests", ...drawTable(data.tests));
+  fill("differences", lines.length ? table(["what differs", ...names], lines) : equal);
 
   // The same problem at the last score of two of them.
   const sides = names.map((name, i) => [i, name]).filter(([i]) => data.runs[i].dev?.length);
@@ -533,7 +517,12 @@ function begin() {
   byId("run-label").hidden = data.runs.length < 2;
   fill("run", ...data.runs.map((each, i) => option(i, each.label)));
 
-  byId("run").addEventListener("change", event => { state.run = Number(event.target.value); drawRun(); });
+  byId("run").addEventListener("change", event => { // the same step, or problem, stays in view
+    const labelOf = group => group?.label, before = labelOf(run().groups?.[state.group]);
+    state.run = Number(event.target.value);
+    drawRun();
+    if (run().groups?.length) goTo(run().groups.map(labelOf).indexOf(before));
+  });
   byId("colour").addEventListener("change", event => { state.colour = event.target.value; drawTokens(); });
   byId("theme").addEventListener("click", () => {
     document.documentElement.dataset.theme = isDark() ? "light" : "dark";

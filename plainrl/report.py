@@ -21,8 +21,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from plainrl.folder import write_text
-from plainrl.report_charts import arms_of, chart, charts_of, differences, flags_of
-from plainrl.report_data import MOST_READ, evenly, read_run
+from plainrl.report_charts import arms_of, chart, charts_of, differences, flags_of, scores_on_test
+from plainrl.report_data import MOST_READ, OTHER_SHAPE, evenly, read_run
+from plainrl.results import side_by_side
 from plainrl.screen import shown
 
 LARGEST = 16_000_000  # bytes of the page, Bokeh's 1.4 MB included; a default run has 1.6 MB
@@ -56,12 +57,13 @@ def make_page(folders: list[Path]) -> dict:
     labels = labels_of([Path(folder) for folder in folders])
     runs = [read_run(Path(folder), notes, MOST_READ // len(folders)) for folder in folders]
     charts = charts_of(runs)
-    passes = [run.pop("passes") for run in runs if "passes" in run]
-    if any(passes):
-        charts.append(chart("pass@k, 95% intervals", "pass@k", [line for line in passes if line], xlabel="k"))
     several, arms = len(runs) > 1, arms_of(runs)
+    passes = [(label, run.pop("passes", None)) for label, run in zip(labels, runs)]
+    lines = [line | ({"label": label} if several else {}) for label, line in passes if line]
+    if lines:
+        charts.append(chart("pass@k, 95% intervals", "pass@k", lines, xlabel="k"))
     for arm in arms:
-        seeds = [flags_of(runs[number]).get("seed") for number in arm["runs"]]
+        seeds = [flags_of(runs[number]).get("seed") for number in arm["runs"] if runs[number].get("curves")]
         if len(set(map(str, seeds))) < len(seeds):
             notes.append(
                 f"{arm['label']}: some of these runs have the same seed, so the band is no band of seeds"
@@ -72,11 +74,15 @@ def make_page(folders: list[Path]) -> dict:
         "charts": charts,
         "arms": arms,
         "differences": [list(map(short_value, row)) for row in differences(runs)] if several else [],
+        "tests": scores_on_test(labels, runs)._asdict(),
+        "beside": beside(labels, runs, notes),
         "runs": [],
     }
     for run, label in zip(runs, labels):
-        run.pop("curves", None)  # they are in the charts
-        page["runs"].append(run | {"label": label, "config": flat(run["config"])})
+        for name in ("curves", "results"):  # they are in the charts and tables
+            run.pop(name, None)
+        run |= {"label": label, "summary": summary_of(run, label), "config": flat(run["config"])}
+        page["runs"].append(run)
     names = [arm["label"] + f" ({len(arm['runs'])} runs)" * (len(arm["runs"]) > 1) for arm in arms]
     page["title"] = ", ".join(names) if several else title_of(page["runs"][0])
     without = [run | {"groups": [], "dev": []} for run in page["runs"]]
@@ -96,6 +102,29 @@ def labels_of(folders: list[Path]) -> list[str]:
     while len({part[-count:] for part in parts}) < len(parts):
         count += 1
     return [shown("/".join(part[-count:]), one_line=True) for part in parts]
+
+
+def beside(labels: list[str], runs: list[dict], notes: list[str]) -> list[dict]:
+    """The tables of several evaluations side by side; none for one alone."""
+    found = [(label, run["results"]) for label, run in zip(labels, runs) if run.get("results")]
+    if len(found) < 2:
+        return []
+    names, evaluations = zip(*found)
+    try:
+        return [table._asdict() for table in side_by_side(names, evaluations)]
+    except OTHER_SHAPE as error:
+        what = f"{type(error).__name__}: {error}"
+        notes.append(shown(f"these evaluations cannot be put side by side ({what})", one_line=True))
+        return []
+
+
+def summary_of(run: dict, label: str) -> str:
+    """What a run is, in one line."""
+    facts = run["facts"]
+    model = f", model {facts['model']}" if facts.get("model") else ""
+    what = facts.get("described") or f"{label}{model}"
+    steps = "" if "evaluation" in run else f": step {facts['steps']} of {facts['of_steps'] or '?'}"
+    return f"{what}." + ("" if facts["finished"] else f" It has not finished{steps}.")
 
 
 def title_of(run: dict) -> str:

@@ -8,15 +8,12 @@ dashes, where that is not its place among the lines. report_curves.js draws them
 import json
 import math
 
-from plainrl.curves import MOST_LINES, panels_of
+from plainrl.curves import MOST_LINES, is_number, panels_of, worth_drawing
+from plainrl.results import Table
 
 # Flags that say nothing about the method. Runs that differ in these alone are repetitions of one another.
 NEUTRAL = {"seed", "out_dir", "resume", "track", "report", "save_every", "git_commit", "device"}
 MOST_POINTS = 500  # of a line; of a longer one every second, third, ... point is drawn
-
-
-def is_number(value) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def chart(title: str, ylabel: str, lines: list[dict], xlabel: str = "step") -> dict:
@@ -76,7 +73,7 @@ def charts_of(runs: list[dict]) -> list[dict]:
     """The panels of plainrl/curves.py. One run: up to five metrics a panel. Several runs: a panel for each
     metric, with a line for each arm: the mean of its seeds between the lowest and the highest of them."""
     training = [run for run in runs if run.get("curves")]
-    panels = panels_of(list(dict.fromkeys(name for run in training for name in run["curves"])))
+    panels = panels_of(list(dict.fromkeys(name for run in training for name in worth_drawing(run["curves"]))))
     if len(training) == 1:
         curves = training[0]["curves"]
         line = lambda name: line_of(name, list(curves[name]), list(curves[name].values()))  # noqa: E731
@@ -137,3 +134,12 @@ def differences(runs: list[dict]) -> list[list]:
     names = dict.fromkeys(name for each in flags for name in each if name not in ("out_dir", "resume"))
     rows = [[name, *(each.get(name) for each in flags)] for name in names]
     return [row for row in rows if any(value != row[1] for value in row[2:])]
+
+
+def scores_on_test(names: list[str], runs: list[dict]) -> Table:
+    """The scores on test of several training runs: a line for each score, a column for each run."""
+    scores = [{score["name"]: score for score in run["facts"].get("test", [])} for run in runs]
+    change = lambda score: f"{score['before']:.3f} → {score['after']:.3f}" if score else "–"  # noqa: E731
+    known = dict.fromkeys(name for each in scores for name in each)
+    lines = [[name, *(change(each.get(name)) for each in scores)] for name in known]
+    return Table("", ["test, before → after", *names], lines, [])

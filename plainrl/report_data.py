@@ -13,7 +13,9 @@ from itertools import groupby
 from operator import eq
 from pathlib import Path
 
-from plainrl.report_charts import group_charts, is_number, line_of
+from plainrl.curves import curves_of, is_number
+from plainrl.report_charts import group_charts, line_of
+from plainrl.results import comparison_tables, described, main_metrics, score_tables
 from plainrl.screen import shown
 
 MOST_READ = 100_000_000  # bytes; of larger files evenly spread steps are read, for the memory's sake
@@ -68,10 +70,12 @@ def read_run(folder: Path, notes: list[str], most: int = MOST_READ) -> dict:
     samples, unread_groups = read_steps(folder / "samples.jsonl", notes, most)
     dev_samples, unread_dev = read_steps(folder / "dev_samples.jsonl", notes, most)
     dev = read_dev(dev_samples)
+    facts = facts_of_run(config, curves)
     return {
         "config": config,
         "curves": curves,
-        "facts": facts_of_run(config, curves),
+        "facts": facts,
+        "tiles": tiles_of(facts),
         "groups": read_groups(samples),
         "dev": dev,
         "unread": {"groups": unread_groups, "dev": unread_dev},
@@ -273,16 +277,6 @@ def lines_of(text: str) -> list[str]:
 # --- a run as a whole ---------------------------------------------------------------------------------------
 
 
-def curves_of(records: list[dict]) -> dict[str, dict[int, float]]:
-    """Records of metrics.jsonl -> {metric: {step: value}}."""
-    curves: dict[str, dict[int, float]] = {}
-    for record in records:
-        for name, value in record.items():
-            if name != "step" and is_number(value) and is_number(record.get("step")):
-                curves.setdefault(name, {})[record["step"]] = value
-    return curves
-
-
 def facts_of_run(config: dict, curves: dict[str, dict[int, float]]) -> dict:
     """What stands at the top of the page: scores on test before and after, the best score on dev, the end."""
     flags = config.get("flags") or {}
@@ -310,7 +304,31 @@ def facts_of_run(config: dict, curves: dict[str, dict[int, float]]) -> dict:
         best = max(points, key=lambda step: (points[step], step))  # of equal ones the latest
         first = next(iter(points.values()))
         facts |= {"dev": dev[0], "best_step": best, "best": points[best], "first": first}
+        facts["scores"] = list(points.values())
     return facts
+
+
+def tiles_of(facts: dict) -> list[list[str]]:
+    """What stands in large letters at the head of a run: (name, value, what stands beside it)."""
+    tiles = []
+    for score in facts["test"]:
+        values = f"{score['before']:.3f} → {score['after']:.3f}"
+        tiles.append([f"test {score['name']}", values, "before → after"])
+    if "dev" in facts:
+        dev = facts["dev"]
+        beside = f"{dev} {facts['first']:.3f} → {facts['best']:.3f}, the best on dev"
+        if facts["best_step"] == 0:
+            beside = f"the starting model: no step scored as well on dev ({dev})"
+        if not any(facts["scores"]):
+            beside = f"{dev} was 0 at every score: nothing was learned"
+        if len(facts["scores"]) == 1:
+            beside = f"{dev} {facts['best']:.3f}, the only score so far"
+        name = "final model" if facts["finished"] else "best so far"
+        tiles.append([name, f"step {facts['best_step']}", beside])
+    if facts["steps"]:
+        sampled = f"{facts['tokens']:,} tokens sampled" if facts["tokens"] else ""
+        tiles.append(["steps", str(facts["steps"]), sampled])
+    return tiles
 
 
 def map_of(lines: list[dict], notes: list[str]) -> dict | None:
@@ -354,33 +372,71 @@ def extremes_of(lines: list[dict], kind: str, count: int = 10) -> list[dict]:
 
 # --- evaluations --------------------------------------------------------------------------------------------
 
+OTHER_SHAPE = (LookupError, TypeError, AttributeError, ValueError)  # what a field that is missing ends in
+
 
 def read_evaluation(folder: Path, config: dict, notes: list[str], most: int) -> dict:
-    """A folder of eval.py: its table, pass@k, and its samples as groups, one a problem."""
-    results = read_object(folder / "results.json", notes)
-    rows = [row for row in rows_in(results.get("rows")) if row.get("metrics")]
+    """A folder of eval.py: its tables, pass@k, and its samples as groups, one a problem. "results" is what
+    results.json holds, empty where there is none that can be read."""
+    results, tables = read_object(folder / "results.json", notes), []
     settings = ("model", "task", "split", "problems", "samples", "temperature")
+    facts = {"script": "eval", "finished": bool(results)} | {name: config.get(name) for name in settings}
+    shown_run: dict = {"tiles": [], "passes": None}
+    try:
+        if results:
+            n, whole = config["samples"], results["rows"][-1]
+            tables = score_tables(results["rows"], n)
+            shown_run = {"tiles": score_tiles(whole, n), "passes": passes_of(config, whole["metrics"])}
+            facts["described"] = described(config)
+    except OTHER_SHAPE as error:
+        notes.append(not_as_written(folder / "results.json", error))
+        results = {}
+    for path in sorted(folder.glob("against-*.json")):
+        comparison = read_object(path, notes)
+        try:
+            tables += comparison_tables(comparison) if comparison else []
+        except OTHER_SHAPE as error:
+            notes.append(not_as_written(path, error))
     samples, unread = read_steps(folder / "samples.jsonl", notes, most)
-    return {
-        "facts": {"script": "eval", "finished": bool(rows)} | {name: config.get(name) for name in settings},
-        "evaluation": [{name: row.get(name) for name in ("horizon", "problems", "metrics")} for row in rows],
-        "passes": passes_of(config, rows[-1]["metrics"]) if rows else None,
-        "comparisons": [read_comparison(path, notes) for path in sorted(folder.glob("against-*.json"))],
-        "groups": evaluation_groups(samples),
+    return shown_run | {
+        "facts": facts,
+        "results": results,
+        "evaluation": [table._asdict() for table in tables],
+        "groups": evaluation_groups(samples, str(config.get("prompt_template", ""))),
         "unread": {"groups": unread},
     }
 
 
+def not_as_written(path: Path, error: Exception) -> str:
+    what = f"{type(error).__name__}: {error}"
+    return shown(f"{path}: is not as eval.py writes it ({what}); what it says is left out", one_line=True)
+
+
+def score_tiles(whole: dict, n: int) -> list[list[str]]:
+    """The most telling metrics as (name, value, what stands beside it)."""
+    tiles = []
+    for name in main_metrics(whole, n):
+        entry = whole["metrics"][name]
+        beside = "one problem has no interval"
+        if entry["low"] is not None:
+            star = "*" * entry["too_narrow"]  # as in the tables, which say what it means
+            beside = f"{entry['low']:.3f} to {entry['high']:.3f}, 95% interval{star}"
+        tiles.append([name, f"{entry['value']:.3f}", beside])
+    return tiles
+
+
 def passes_of(config: dict, metrics: dict) -> dict:
     """pass@k over k with its interval, as a line of a chart."""
-    ks = [k for k in range(1, (config.get("samples") or 1) + 1) if f"pass@{k}" in metrics]
+    ks = [k for k in range(1, config["samples"] + 1) if f"pass@{k}" in metrics]
     value, low, high = ([metrics[f"pass@{k}"].get(part) for k in ks] for part in ("value", "low", "high"))
     return line_of(f"{config.get('model')} on {config.get('task')}", ks, value, low, high)
 
 
-def evaluation_groups(samples: list[dict]) -> list[dict]:
-    """samples.jsonl of eval.py -> one entry a problem, by horizon and index."""
-    groups = []
+def evaluation_groups(samples: list[dict], template: str) -> list[dict]:
+    """samples.jsonl of eval.py -> one entry a problem, by horizon and index. `template` is what a model reads
+    round a problem: older files have it in every prompt."""
+    several, groups = len({row.get("horizon") for row in samples}) > 1, []
+    before, _, after = template.partition("{problem}")
     for (horizon, index), rows in groupby(samples, key=lambda row: (row.get("horizon"), row.get("index"))):
         rows = list(rows)
         shown_rows = [
@@ -388,19 +444,9 @@ def evaluation_groups(samples: list[dict]) -> list[dict]:
             | {"reward": row.get("score"), "truncated": row.get("finish_reason") == "length"}
             for row in rows
         ]
-        group = {"label": f"problem {index}, horizon {horizon}", "place": [horizon or 0, index or 0]}
-        group |= {"prompt": text_of(rows[0], "prompt"), "gold": str(rows[0].get("gold"))}
+        label = f"problem {index}" + f", horizon {horizon}" * several
+        group = {"label": label, "place": [horizon or 0, index or 0], "gold": str(rows[0].get("gold"))}
+        group["prompt"] = text_of(rows[0], "prompt").removeprefix(before).removesuffix(after)
+        group |= {name: rows[0][name] for name in ("sampled_prompt", "hint") if rows[0].get(name)}
         groups.append(group | {"rows": [as_sample(row, set()) for row in shown_rows]})
     return sorted(groups, key=lambda group: group["place"])
-
-
-def read_comparison(path: Path, notes: list[str]) -> dict:
-    """against-*.json of eval.py -> {"baseline": name, "rows": [[metric, before, after, difference, ...]]}"""
-    content = read_object(path, notes)
-    settings, rows = content.get("settings") or {}, content.get("rows") or []
-    metrics = rows[-1].get("metrics") or {} if rows else {}
-    parts = ("before", "after", "value", "low", "high", "excludes_zero")
-    return {
-        "baseline": (settings.get("baseline") or {}).get("model"),
-        "rows": [[name, *(entry.get(part) for part in parts)] for name, entry in metrics.items()],
-    }

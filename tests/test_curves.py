@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from mutants import mutant
 
 from benchmarks import figures
 from plainrl import curves
@@ -71,9 +72,39 @@ def test_a_run_is_drawn(tmp_path, drawn):
     assert drawn["shares"].keys() == shares and len(drawn) == 6
 
 
+@mutant(
+    "partial scores that are not drawn",
+    "plainrl/curves.py",
+    'fnmatchcase(name, "eval/*/score") and curves[name] in right',
+    'fnmatchcase(name, "eval/*/score")',
+)
+@mutant(
+    "scores drawn twice",
+    "plainrl/curves.py",
+    'not (fnmatchcase(name, "eval/*/score") and curves[name] in right)',
+    "True",
+)
+def test_a_score_is_drawn_where_it_is_not_the_accuracy(tmp_path, drawn):
+    """Catches the mean score left out of a run with partial rewards, of which avg@k says next to nothing, and
+    one line drawn over another where both are the same."""
+    scores = lambda step, score: {  # noqa: E731
+        "step": step,
+        "eval/mine/score": score,
+        "eval/mine/avg@4": 0.25 * step,
+        "eval/mine/pass@4": 0.5,
+    }
+    write_log(tmp_path / "partial", scores(0, 0.0), scores(1, 0.625))
+    curves.plot_run(tmp_path / "partial")
+    assert drawn["held-out score"]["eval/mine/score"] == ([0, 1], [0.0, 0.625])
+    assert list(drawn["held-out score"]) == ["eval/mine/score", "eval/mine/avg@4", "eval/mine/pass@4"]
+    write_log(tmp_path / "whole", scores(0, 0.0), scores(1, 0.25))
+    curves.plot_run(tmp_path / "whole")
+    assert list(drawn["held-out score"]) == ["eval/mine/avg@4", "eval/mine/pass@4"]
+
+
 def logged(script: str) -> list[str]:
-    """Every metric of a committed run."""
-    return list(curves.read_metrics(ROOT / "runs/reference" / script))
+    """Every metric of a committed run that is drawn."""
+    return curves.worth_drawing(curves.read_metrics(ROOT / "runs/reference" / script))
 
 
 @pytest.mark.parametrize(

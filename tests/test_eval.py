@@ -105,13 +105,13 @@ def two_models(seed=0):
 
 @mutant(
     "difference turned round",
-    "eval.py",
+    "plainrl/results.py",
     "new[name][chosen] - old[name][chosen]",
     "old[name][chosen] - new[name][chosen]",
 )
 @mutant(
     "losses never exclude zero",
-    "eval.py",
+    "plainrl/results.py",
     'entry["low"] is not None and not entry["low"] <= 0 <= entry["high"]',
     'entry["low"] is not None and entry["low"] > 0',
 )
@@ -142,7 +142,7 @@ def test_paired_differences_and_parts_add_up():
     assert not evaluation.compare(old, old)["rows"][-1]["metrics"]["avg@8"]["excludes_zero"]
 
 
-@mutant("gain split at n", "eval.py", "k = min(16, n)", "k = n")
+@mutant("gain split at n", "plainrl/results.py", "k = min(16, n)", "k = n")
 def test_gain_is_split_at_guides_k():
     """Catches a solvability of other than 16 samples: with 20, of which the old model had 2 right, pass@16 is
     not 1."""
@@ -168,7 +168,7 @@ def test_comparison_of_different_measurements_is_refused(name):
     old, new = two_models()
     other = {**old, "settings": old["settings"] | {name: "another"}}
     with pytest.raises(SystemExit, match=f"error: --baseline: was measured with {name} another"):
-        evaluation.compare(other, new)
+        evaluation.check_comparable(other["settings"], new["settings"])
 
 
 def test_shown_comparison(capsys):
@@ -195,7 +195,12 @@ def test_a_range_of_horizons_is_measured_at_each(tmp_path):
         assert getattr(found[0], "family", "mixed") == "mixed"
 
 
-@mutant("independent errors multiplied", "eval.py", "np.mean(single) ** horizon", "np.mean(single) * horizon")
+@mutant(
+    "independent errors multiplied",
+    "plainrl/results.py",
+    "np.mean(single) ** horizon",
+    "np.mean(single) * horizon",
+)
 def test_rows_by_horizon_and_run():
     """Catches horizons mixed up, p^h of the wrong p, runs taken along the wrong axis."""
     problems = [
@@ -235,7 +240,7 @@ def test_every_row_says_how_it_was_measured(toy_model, tmp_path):
     samples = [json.loads(line) for line in (tmp_path / "out/samples.jsonl").read_text().splitlines()]
     assert len(samples) == 12 and len({row["seed"] for row in samples}) == 12
     for row in samples:
-        assert "Be brief." in row["prompt"] and row["temperature"] == 0.7 and row["model"] == toy_model
+        assert row["system_prompt"] == "Be brief." and row["temperature"] == 0.7 and row["model"] == toy_model
         assert row["correct"] == (row["parsed"] is not None and row["parsed"] == row["gold"])
 
 
@@ -426,7 +431,7 @@ def test_baseline_in_one_command_and_from_a_folder(toy_model, tmp_path, capsys, 
     flags = QUICK | {"model": "other"}
     results = evaluation.main(evaluation.Args(**flags, baseline=toy_model, out_dir=Path("a")))
     assert (
-        "where the gain in avg@4 comes from" in capsys.readouterr().out
+        "Where the gain over the baseline in avg@4 comes from" in capsys.readouterr().out
         and (tmp_path / "a-baseline/results.json").exists()
     )
     (written,) = (tmp_path / "a").glob("against-*.json")
@@ -524,12 +529,11 @@ def test_enable_thinking_is_in_the_prompt(toy_model, tmp_path):
     template = "{{ messages[0]['content'] }}{% if enable_thinking is false %} no{% endif %}"
     (model / "chat_template.jinja").write_text(template)
     flags = dict(model=str(model), problems=1, samples=1, max_new_tokens=2)
-    for choice, end in ((None, "."), ("no", " no")):
+    for choice, end in ((None, "{problem}"), ("no", "{problem} no")):
         out = tmp_path / str(choice)
         results = evaluation.main(evaluation.Args(**flags, enable_thinking=choice, out_dir=out))
         assert results["settings"].get("enable_thinking") == choice
-        row = json.loads((out / "samples.jsonl").read_text().splitlines()[0])
-        assert row["prompt"].endswith(end)
+        assert results["settings"]["prompt_template"].endswith(end)
 
 
 def test_presets_fill_what_is_left_open(toy_model, tmp_path):
@@ -656,10 +660,23 @@ def test_ctrl_c_is_one_line(toy_model, tmp_path, monkeypatch):
         evaluation.main(evaluation.Args(**QUICK | {"model": toy_model}, out_dir=tmp_path / "out"))
 
 
-def test_hint_is_shown_and_needed(toy_model, tmp_path):
-    """Catches a hint that is not in the prompt."""
+@mutant(
+    "prompts with their template",
+    "eval.py",
+    'plain = {"prompt": job.problem.prompt}',
+    'plain = {"prompt": tokenizer.decode(job.prompt_ids)}',
+)
+@mutant("hints that are not logged", "eval.py", "if job.prompt == job.problem.prompt:", "if True:")
+def test_the_prompt_is_logged_as_in_training(toy_model, tmp_path):
+    """Catches a hint that is not in the prompt, a log in which a problem stands among the marks of a chat
+    template, and one that does not say what the model read instead of the problem alone."""
     evaluation.main(evaluation.Args(**QUICK | {"model": toy_model}, hint=True, out_dir=tmp_path / "out"))
     rows = [json.loads(line) for line in (tmp_path / "out/samples.jsonl").read_text().splitlines()]
     problem = load_task("chain?horizon=2").problem("test", 0, EVAL_SEED)
     row = next(row for row in rows if (row["horizon"], row["index"]) == (2, 0))
-    assert f"Hint: {problem.hint}" in row["prompt"]
+    assert (row["prompt"], row["hint"]) == (problem.prompt, problem.hint)
+    assert f"Hint: {problem.hint}" in row["sampled_prompt"] and problem.prompt in row["sampled_prompt"]
+    evaluation.main(evaluation.Args(**QUICK | {"model": toy_model}, out_dir=tmp_path / "plain"))
+    rows = [json.loads(line) for line in (tmp_path / "plain/samples.jsonl").read_text().splitlines()]
+    row = next(row for row in rows if (row["horizon"], row["index"]) == (2, 0))
+    assert row["prompt"] == problem.prompt and not {"hint", "sampled_prompt"} & row.keys()

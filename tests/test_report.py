@@ -16,9 +16,12 @@ import sys
 import pytest
 from mutants import ROOT, mutant
 
-from benchmarks.checks.browser import HOSTILE, made_up_run
-from plainrl import report, report_charts, report_data
+import eval as evaluation
+from benchmarks.checks.browser import HOSTILE, made_up_evaluation, made_up_run
+from plainrl import report, report_charts, report_data, results
 from tools import report as command
+
+EVALUATIONS = ROOT / "runs/reference/eval"
 
 
 @pytest.fixture(autouse=True)
@@ -240,6 +243,65 @@ def test_the_head_says_what_came_of_a_run(tmp_path):
     curves |= {"test/chain/score": {0: 0.1, 20: 0.7}, "test/chain/avg@4": {0: 0.1, 20: 0.7}}
     facts = report_data.facts_of_run({}, curves)
     assert facts["finished"] and facts["test"] == [{"name": "chain/avg@4", "before": 0.1, "after": 0.7}]
+
+
+@mutant(
+    "the first of several scores",
+    "plainrl/report_data.py",
+    'len(facts["scores"]) == 1',
+    'len(facts["scores"]) >= 1',
+)
+@mutant(
+    "a run that learned nothing",
+    "plainrl/report_data.py",
+    'not any(facts["scores"])',
+    'facts["scores"][0] == 0',
+)
+@mutant("the start that won", "plainrl/report_data.py", 'facts["best_step"] == 0', 'facts["best_step"] < 0')
+@pytest.mark.parametrize(
+    "scores, step, said",
+    [
+        ({0: 0.1, 5: 0.6, 10: 0.4}, "step 5", "eval/chain/score 0.100 → 0.600, the best on dev"),
+        ({0: 0.0, 5: 0.2}, "step 5", "eval/chain/score 0.000 → 0.200, the best on dev"),
+        ({0: 0.5, 5: 0.4, 10: 0.3}, "step 0", "the starting model: no step scored as well on dev"),
+        ({0: 0.0, 5: 0.0}, "step 5", "eval/chain/score was 0 at every score: nothing was learned"),
+        ({0: -0.5, 5: -0.25}, "step 5", "eval/chain/score -0.500 → -0.250, the best on dev"),
+        ({0: 0.0}, "step 0", "eval/chain/score 0.000, the only score so far"),
+    ],
+)
+def test_what_a_run_came_to_in_words(scores, step, said):
+    """Catches a run that learned nothing, or whose starting model stayed the best, called a success; and one
+    that has only begun called a failure."""
+    curves = {"eval/chain/score": scores, "rollout/tokens_total": {5: 12345}}
+    best, steps = report_data.tiles_of(report_data.facts_of_run({}, curves))
+    assert best[:2] == ["best so far", step] and best[2].startswith(said)
+    assert steps == ["steps", str(max(max(scores), 5)), "12,345 tokens sampled"]
+    curves["test/chain/avg@4"] = {0: 0.25, 10: 0.5}
+    test, best, _ = report_data.tiles_of(report_data.facts_of_run({}, curves))
+    assert test == ["test chain/avg@4", "0.250 → 0.500", "before → after"] and best[0] == "final model"
+
+
+@mutant(
+    "scores of the first run alone",
+    "plainrl/report_charts.py",
+    "known = dict.fromkeys(name for each in scores for name in each)",
+    "known = dict.fromkeys(scores[0])",
+)
+def test_the_test_scores_of_several_runs(tmp_path):
+    """Catches a table that gives a run the scores of another, or that leaves out a score which the first run
+    does not have."""
+    folders = [made_up_run(tmp_path / "grpo"), made_up_run(tmp_path / "siren", script="siren")]
+    write_lines(
+        folders[0] / "metrics.jsonl", {"step": 0, "test/a/avg@4": 0.1}, {"step": 9, "test/a/avg@4": 0.2}
+    )
+    later = [{"step": step, "test/a/avg@4": step / 10, "test/a/pass@4": step / 5} for step in (0, 3)]
+    write_lines(folders[1] / "metrics.jsonl", *later)
+    page = page_of(report.write_report(folders))
+    assert page["tests"]["head"][1:] == [run["label"] for run in page["runs"]]
+    assert page["tests"]["lines"] == [
+        ["a/avg@4", "0.100 → 0.200", "0.000 → 0.300"],
+        ["a/pass@4", "–", "0.000 → 0.600"],
+    ]
 
 
 def test_groups_that_teach_nothing():
@@ -484,45 +546,194 @@ def test_of_a_file_too_large_for_the_memory_steps_are_read(tmp_path):
 # --- evaluations --------------------------------------------------------------------------------------------
 
 
-def test_an_evaluation(tmp_path):
-    """Catches an evaluation without its curve, its votes or its verdicts, and problems out of order."""
-    metrics = {f"pass@{k}": {"value": k / 4, "low": 0.1, "high": 0.9} for k in (1, 2)}
-    fixed = {
-        "horizon": 1,
-        "prompt": "p",
-        "completion": "c",
-        "gold": "7",
-        "parsed": "7",
-        "vote": "7",
-        "why": "",
+@mutant(
+    "older prompts in their template",
+    "plainrl/report_data.py",
+    ".removeprefix(before).removesuffix(after)",
+    "",
+)
+@mutant(
+    "problems as they were sampled", "plainrl/report_data.py", 'key=lambda group: group["place"]', "key=id"
+)
+def test_the_samples_of_an_evaluation(tmp_path):
+    """Catches an evaluation without its votes or its verdicts, problems out of order, and a problem among the
+    marks of a chat template, as files of older evaluations have it."""
+    folder = made_up_evaluation(tmp_path / "e", [[3, 0], [1, 4]])
+    lines = (folder / "samples.jsonl").read_text().splitlines(keepends=True)
+    hinted = json.loads(lines[-1]) | {
+        "horizon": 3,
+        "hint": "A=1",
+        "sampled_prompt": "with a hint",
+        "vote": None,
     }
-    fixed |= {"finish_reason": "length", "tokens": 3}
+    hinted |= {"finish_reason": "length", "prompt": "plain"}
+    write_lines(folder / "samples.jsonl", hinted, *lines[8:], *lines[4:8], *lines[:4])
+    page = page_of(report.write_report([folder]))
+    groups = page["runs"][0]["groups"]
+    assert [group["label"] for group in groups] == [
+        "problem 0, horizon 1",
+        "problem 1, horizon 1",
+        "problem 0, horizon 2",
+        "problem 1, horizon 2",
+        "problem 1, horizon 3",
+    ]
+    assert groups[0]["prompt"] == "problem 0 of 1 steps" and groups[4]["prompt"] == "plain"
+    assert (groups[4]["hint"], groups[4]["sampled_prompt"]) == ("A=1", "with a hint")
+    assert groups[4]["rows"][0]["truncated"] and "vote" not in groups[4]["rows"][0]
+    assert [row["right"] for row in groups[0]["rows"]] == [True, True, True, False]
+    assert [row["vote"] for row in groups[0]["rows"]] == ["10", "10", "10", "93"]
+    assert page["title"] == "models/tiny on chain" and page["charts"][0]["lines"][0]["x"] == [1, 2, 3, 4]
+    write_lines(folder / "samples.jsonl", *lines[:8])
+    assert page_of(report.write_report([folder]))["runs"][0]["groups"][0]["label"] == "problem 0"
 
-    def sample(index, n):
-        return fixed | {"index": index, "sample": n, "correct": n == 0, "score": float(n == 0)}
 
-    write_lines(
-        tmp_path / "e" / "config.json", {"problems_hash": "0", "model": "m", "task": "t", "samples": 2}
+def test_the_page_says_what_the_screen_says(tmp_path, capsys):
+    """Catches a number, a warning or a table that eval.py prints and its page does not have, or the other way
+    round, and a result whose comparison has been lost."""
+    before = made_up_evaluation(tmp_path / "before", [[0, 1, 2, 3], [0, 0, 1, 1]])
+    after = made_up_evaluation(tmp_path / "after", [[2, 3, 4, 4], [1, 2, 2, 2]], model="trained")
+    contents = [json.loads((folder / "results.json").read_text()) for folder in (before, after)]
+    comparison = results.compare(*contents)
+    write_lines(after / "against-1.json", comparison)
+    evaluation.show(contents[1])
+    printed = capsys.readouterr().out
+    evaluation.show_comparison(comparison)
+    (shown_run,) = page_of(report.write_report([after]))["runs"]
+    tables = [results.Table(**table) for table in shown_run["evaluation"]]
+    assert results.as_text(tables[:2]) in printed and results.as_text(tables[2:]) in capsys.readouterr().out
+    assert shown_run["summary"] == (
+        "trained on chain, test: 8 problems x 4 samples, temperature 1, top-p 1, at most 160 tokens."
     )
-    write_lines(
-        tmp_path / "e" / "results.json", {"rows": [{"horizon": 1, "problems": 2, "metrics": metrics}]}
-    )
-    write_lines(tmp_path / "e" / "samples.jsonl", *(sample(i, n) for i in (5, 2) for n in (0, 1)))
-    difference = {"before": 0.1, "after": 0.3, "value": 0.2, "low": 0.0, "high": 0.4, "excludes_zero": False}
-    against = {"settings": {"baseline": {"model": "b"}}, "rows": [{"metrics": {"avg@2": difference}}]}
-    write_lines(tmp_path / "e" / "against-1.json", against)
-    page = page_of(report.write_report([tmp_path / "e"]))
+    assert shown_run["summary"].rstrip(".") in printed
+    assert shown_run["tiles"][0] == ["avg@4", "0.625", "0.399 to 0.794, 95% interval*"]
+    assert "results" not in shown_run and page_of(after / "report.html")["beside"] == []
+
+
+@mutant("a table that warns of nothing", "plainrl/results.py", "[STAR] * has_stars", "[]")
+@mutant(
+    "repeated lines",
+    "plainrl/results.py",
+    'maj@{k}" for k in ladder(n) if k > 2',
+    'maj@{k}" for k in ladder(n) if k > 1',
+)
+@mutant(
+    "columns that repeat avg@1",
+    "plainrl/results.py",
+    "[name for name in last if name in shown_metrics(n)]",
+    "last",
+)
+def test_no_line_repeats_another_and_warnings_are_there(tmp_path):
+    """Catches lines and columns that say the same (with one sample pass@1 and maj@1 are avg@1, and maj@2
+    always is), an interval of a number that is shown without, and tables that do not warn of few problems."""
+    folder = made_up_evaluation(tmp_path / "e", [[0, 1, 2, 3, 4], [2, 0, 1, 4, 4]])
+    content = json.loads((folder / "results.json").read_text())
+    by_horizon, whole = results.score_tables(content["rows"], 4)
+    values = dict(whole.lines)
+    assert [name for name in values if "@" in name] == ["avg@4", "pass@2", "pass@4", "maj@4"]
+    assert values["frac_unparsed"] == "0.000" and results.STAR in whole.about
+    assert by_horizon.head[:5] == ["horizon", "problems", "avg@4", "pass@4", "maj@4"]
+    assert [line[:2] for line in by_horizon.lines] == [["1", "5"], ["2", "5"], ["all", "10"]]
+    one = [
+        row | {"n": 1, "right": row["right"][:1], "votes": row["votes"][:1]} for row in content["problems"]
+    ]
+    one = [row | {"correct": int(row["right"][0]), "score": float(row["right"][0])} for row in one]
+    rows = results.result_rows(one, content["settings"] | {"samples": 1})
+    by_horizon, whole = results.score_tables(rows, 1)
+    assert by_horizon.head[2:4] == ["avg@1", "p^h"] and [line[0] for line in whole.lines][:2] == [
+        "avg@1",
+        "frac_unparsed",
+    ]
+    many = made_up_evaluation(tmp_path / "many", [[0, 1, 2, 3, 4] * 10])
+    rows = json.loads((many / "results.json").read_text())["rows"]
+    (table,) = results.score_tables(rows, 4)
+    assert not table.lines[0][1].endswith("*") and results.BRACKETS in table.about
+
+
+@mutant(
+    "partial scores left out",
+    "plainrl/results.py",
+    "return score_if_graded(row, n) + [name for name in last",
+    "return [name for name in last",
+)
+@mutant("a tile without its warning", "plainrl/report_data.py", '"*" * entry["too_narrow"]', '""')
+def test_partial_scores_stand_first(tmp_path):
+    """Catches an evaluation with partial credit that shows its right answers alone, and a number in large
+    letters whose interval is too narrow and does not say so."""
+    folder = made_up_evaluation(tmp_path / "e", [[0, 1, 2, 3]] * 2)
+    content = json.loads((folder / "results.json").read_text())
+    for row in content["problems"]:
+        row["score"] = row["correct"] + 0.5 * (4 - row["correct"])
+    content["rows"] = results.result_rows(content["problems"], content["settings"])
+    write_lines(folder / "results.json", content)
+    page = page_of(report.write_report([folder]))
     (shown_run,) = page["runs"]
-    assert [group["label"] for group in shown_run["groups"]] == [
-        "problem 2, horizon 1",
-        "problem 5, horizon 1",
-    ]
-    first, second = shown_run["groups"][0]["rows"]
-    assert (first["right"], second["right"], first["vote"], first["truncated"]) == (True, False, "7", True)
-    assert page["charts"][0]["lines"][0]["y"] == [0.25, 0.5] and page["title"] == "m on t"
-    assert shown_run["comparisons"] == [
-        {"baseline": "b", "rows": [["avg@2", 0.1, 0.3, 0.2, 0.0, 0.4, False]]}
-    ]
+    by_horizon, whole = shown_run["evaluation"]
+    assert [tile[:2] for tile in shown_run["tiles"][:2]] == [["score", "0.688"], ["avg@4", "0.375"]]
+    assert all(tile[2].endswith(", 95% interval*") for tile in shown_run["tiles"])
+    assert by_horizon["head"][2] == whole["lines"][0][0] == "score"
+
+
+@mutant("sides exchanged", "plainrl/results.py", "compare(first, each)", "compare(each, first)")
+@mutant(
+    "differences of other problems",
+    "plainrl/results.py",
+    'if before["problems_hash"] != after["problems_hash"]:',
+    "if False:",
+)
+@mutant(
+    "a wrong number of samples",
+    "plainrl/results.py",
+    'return "" if before["samples"] == after["samples"] else',
+    'return "" if True else',
+)
+def test_evaluations_side_by_side(tmp_path):
+    """Catches two evaluations without a table of both, a difference turned round or of other problems, and
+    one that is left out without a reason."""
+    before = made_up_evaluation(tmp_path / "before", [[0, 1, 2, 3], [0, 0, 1, 1]])
+    after = made_up_evaluation(tmp_path / "after", [[2, 3, 4, 4], [1, 2, 2, 2]], model="trained")
+    others = made_up_evaluation(tmp_path / "others", [[4, 4, 4, 4, 4]], problems_hash="f")
+    page = page_of(report.write_report([before, after, others], tmp_path / "page.html"))
+    scores, gain = page["beside"]
+    labels = [run["label"] for run in page["runs"]]
+    difference = f"{labels[1]} less {labels[0]}"
+    assert scores["head"] == ["metric", *labels, difference, "excludes 0"]
+    lines = {name: cells for name, *cells in scores["lines"]}
+    assert lines["problems"] == ["8", "8", "5", "", ""] and lines["samples of each"][:3] == ["4", "4", "4"]
+    assert lines["avg@4"][0].startswith("0.250 [") and lines["avg@4"][1].startswith("0.625 [")
+    assert lines["avg@4"][3].startswith("+0.375 [") and lines["avg@4"][4] == "yes"
+    assert lines["avg@4, horizon 2"][2] == "" and lines["frac_unparsed"][:3] == ["0.000"] * 3
+    assert any(
+        "others has no difference" in line and "problems are not the same" in line for line in scores["about"]
+    )
+    assert results.CHANCE in scores["about"] and f"of {labels[1]} over {labels[0]} in avg@4" in gain["title"]
+    parts = [float(line[1].split()[0]) for line in gain["lines"]]
+    assert parts[0] + parts[1] - parts[2] == pytest.approx(0.375, abs=0.002)
+    assert [line["label"] for line in page["charts"][0]["lines"]] == labels
+    assert results.why_not_paired({"problems_hash": 1, "samples": 4}, {"problems_hash": 1, "samples": 8})
+
+
+def test_evaluations_of_other_ages_open(tmp_path):
+    """Catches results of an older version that the page refuses, and a file of another shape that ends in a
+    traceback or is left out without a word."""
+    plain, examples = (
+        EVALUATIONS / name for name in ("smollm2-gsm_symbolic", "smollm2-gsm_symbolic-examples")
+    )
+    page = page_of(report.write_report([plain, examples], tmp_path / "page.html"))
+    lines = {name: cells for name, *cells in page["beside"][0]["lines"]}
+    assert lines["frac_unparsed"][:2] == ["0.983", "0.209"] and lines["frac_unparsed"][3] == "yes"
+    assert not page["notes"] and page["runs"][0]["groups"] == []
+    folder = made_up_evaluation(tmp_path / "e", [[1, 2]])
+    write_lines(folder / "against-1.json", {"rows": [{}]})
+    other = made_up_evaluation(tmp_path / "other", [[1, 2]])
+    content = json.loads((other / "results.json").read_text())
+    write_lines(other / "results.json", content | {"problems": [{}, 3]})
+    page = page_of(report.write_report([folder, other], tmp_path / "page.html"))
+    assert len(page["notes"]) == 2 and "against-1.json: is not as eval.py writes it" in page["notes"][0]
+    assert "cannot be put side by side" in page["notes"][1] and page["beside"] == []
+    write_lines(other / "results.json", {"rows": [{"metrics": 3}]})
+    page = page_of(report.write_report([other]))
+    assert "results.json: is not as eval.py writes it" in page["notes"][0]
+    assert page["runs"][0]["evaluation"] == [] and len(page["runs"][0]["groups"]) == 2
 
 
 def test_a_fork_has_the_page(tmp_path):

@@ -5,12 +5,12 @@
     python benchmarks/checks/browser.py --pictures runs/grpo/chain-seed0 --out docs/img
     python benchmarks/checks/browser.py --problem runs/grpo/chain-seed0 --out docs/img
 
-The first is the check and takes a quarter of a minute. The second takes the pictures of docs/report.md, the
+The first is the check and takes half a minute. The second takes the pictures of docs/report.md, the
 third that of the README.
 
-The check makes up a small run whose completions try everything that a stranger's text can try, and asserts
-that the page shows them as text, loads nothing, and that its slider, filters, colours, search and themes
-work with the mouse, the keyboard and on a phone. Screenshots of it are kept in --out.
+The check makes up small runs and evaluations whose completions try everything that a stranger's text can try.
+It asserts that the page shows them as text, loads nothing, and that its slider, filters, colours, search,
+tables and themes work with the mouse, the keyboard and on a phone. Screenshots of it are kept in --out.
 """
 
 import json
@@ -26,7 +26,9 @@ sys.path.append(str(Path(__file__).resolve().parents[2]))  # where plainrl/ lies
 
 from plainrl import report
 from plainrl.flags import parse
+from plainrl.metrics import count
 from plainrl.report import write_report
+from plainrl.results import result_rows
 from plainrl.screen import fail, say
 
 SWITCHES = ["no-sandbox", "disable-gpu", "disable-background-networking", "disable-component-update"]
@@ -160,6 +162,58 @@ def dev_line(rng, step: int, index: int, right: list[bool], bad: str) -> dict:
     return problem | {"gold": "6", "solution": "A=1+2=3\nB=3*2=6\n\\boxed{6}", "samples": samples}
 
 
+def made_up_evaluation(
+    folder: Path, right: list[list[int]], model: str = "models/tiny", bad: str = "", **settings
+) -> Path:
+    """A folder like that of eval.py: a list of problems for each horizon, how many of the 4 samples of each
+    are right. `bad` stands in every text, `settings` are of its config.json."""
+    rows, problems = [], []
+    for horizon, counts in enumerate(right, start=1):
+        for index, count_right in enumerate(counts):
+            samples = [sample_line(horizon, index, i, i < count_right, bad) for i in range(4)]
+            problems.append(count(samples, index, horizon, "chain"))
+            rows += samples
+    settings = {
+        "model": model + bad,
+        "model_hash": f"{len(model):016x}",
+        "task": "chain",
+        "split": "test",
+        "problems": len(problems),
+        "problems_hash": "0123456789abcdef",
+        "samples": 4,
+        "prompt_template": "<|user|>{problem}<|assistant|>",
+        "temperature": 1.0,
+        "top_p": 1.0,
+        "max_new_tokens": 160,
+    } | settings
+    results = {"settings": settings, "rows": result_rows(problems, settings), "problems": problems}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(settings))
+    (folder / "results.json").write_text(json.dumps(results))
+    (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def sample_line(horizon: int, index: int, sample: int, right: bool, bad: str) -> dict:
+    """A line of an evaluation's samples.jsonl."""
+    answer = str(10 * horizon + index) if right else str(90 + sample)
+    return {
+        "index": index,
+        "horizon": horizon,
+        "sample": sample,
+        "prompt": f"<|user|>problem {index} of {horizon} steps{bad}<|assistant|>",  # as older files have it
+        "completion": f"A={answer}{bad}\n\\boxed{{{answer}}}",
+        "gold": str(10 * horizon + index),
+        "parsed": answer,
+        "vote": answer,
+        "correct": right,
+        "score": float(right),
+        "why": "correct" if right else "wrong",
+        "tokens": 12,
+        "finish_reason": "stop",
+    }
+
+
 # --- a browser ----------------------------------------------------------------------------------------------
 
 
@@ -263,13 +317,8 @@ def check_use(page) -> None:
         f"the legend has numbers: {page.inner_text('#legend').split()}",
     )
 
-    page.fill("[type=search]", "<|end|>")
-    check(page.locator("#hits button").count() > 1, "the search finds special tokens")
-    page.fill("[type=search]", "boxed")
-    check(page.locator("#hits button").count() > 1, f"the search finds: {page.inner_text('#hits p')}")
-    page.locator("#hits button").nth(1).click()
-    check(page.locator(".found").count() == 1, "and leads there")
-    page.fill("[type=search]", "")
+    check_matches(page)
+    check_search(page)
 
     page.locator("#extremes button").first.click()
     check("token 2 of" in page.inner_text("#readout"), "the largest gap leads to its token")
@@ -278,6 +327,75 @@ def check_use(page) -> None:
     light = colour()
     page.click("#theme")
     check(colour() != light, f"the switch makes it dark: {light} -> {colour()}")
+
+
+def check_matches(page) -> None:
+    """The buttons that lead to the next step with a completion that the filters show."""
+    page.locator("#slider").press("Home")
+    check(not page.locator("#matches").is_visible(), "without a filter no button leads to a match")
+    page.select_option("[name=show]", "right")
+    page.select_option("[name=truncated]", "yes")
+    matching = page.evaluate("run().groups.flatMap((group, at) => group.rows.some(passes) ? [at] : [])")
+    far = [(at, after) for at, after in zip(matching, matching[1:]) if after > at + 1]  # a step lies between
+    check(bool(far), f"some steps have no match: only {matching} have")
+    start, wanted = far[0]
+    page.evaluate(f"goTo({start})")
+    named = page.inner_text("#match-after")
+    page.click("#match-after")
+    there, label = page.evaluate("state.group"), page.inner_text("#slider-label")
+    check(there == wanted and label.startswith(named[:-2]), f"a button leads to the next one: {named}")
+    check(page.locator("#cards .card.right").count() > 0, "and it is there")
+    page.locator("#slider").press("End")
+    check(page.locator("#match-after").is_disabled(), "behind the last step is none")
+    page.click("#match-before")
+    check(page.evaluate("state.group") < page.evaluate("run().groups.length - 1"), "another leads back")
+    page.select_option("[name=show]", "")
+    page.select_option("[name=truncated]", "")
+
+
+def check_search(page) -> None:
+    """What is found is marked: in the list of what was found, and in its place."""
+    page.fill("[type=search]", "<|end|>")
+    check(page.locator("#hits button").count() > 1, "the search finds special tokens")
+    page.fill("[type=search]", "boxed")
+    hits = page.locator("#hits button")
+    check(hits.count() > 1, f"the search finds: {page.inner_text('#hits p')}")
+    marks = page.locator("#hits mark").all_inner_texts()
+    check(marks == ["boxed"] * hits.count(), "each line of the list marks what it has found")
+    hits.nth(1).click()
+    check(page.locator(".found").count() == 1, "a click leads there")
+    found = page.locator("#cards .token.match").all_inner_texts()
+    check(found == ["\\boxed{"], f"where its token is marked: {found}")
+    page.fill("[type=search]", "times 2")
+    page.locator("#hits button").first.click()
+    check(page.inner_text("#group-prompt mark") == "times 2", "what is found in a prompt is marked there")
+    page.fill("[type=search]", "")
+    check(page.locator("#hits button").count() == 0, "an empty search finds nothing")
+
+
+def check_evaluations(page, shown: str) -> None:
+    """Two evaluations side by side; `shown` is the name of the second one."""
+    table = page.locator("#evaluation-tables table").first
+    lines = [line.split("\t") for line in table.inner_text().split("\n")]
+    cells = {line[0]: line[1:] for line in lines}
+    check(len(lines[0]) == 5 and shown in lines[0][2], f"one table has both evaluations: {lines[0]}")
+    check(cells["problems"][:2] == ["8", "8"] and cells["samples of each"][:2] == ["4", "4"], "their sizes")
+    check(cells["avg@4"][2].startswith("+0.375 ["), f"and the difference: {cells['avg@4']}")
+    text = page.inner_text("#evaluation")
+    check("Where the gain of" in text and "self-distillation" in text, "it says where the gain is from")
+    check("fewer than 10 problems" in text and "of 20 comparisons" in text, "and warns")
+    check(page.locator("#curves .keys li").count() >= 2, "pass@k has a line for each")
+    before = page.inner_text("#evaluation-tables")
+    page.click("#after")
+    problem = page.inner_text("#slider-label").split(":")[0]
+    page.select_option("#run", "1")
+    after = page.inner_text("#evaluation-tables")
+    own = "all\t8\t0.625 [" in after and "all\t8\t0.250 [" in before
+    check(own and f"{shown} alone" in after, "the tables of the one that is chosen are shown")
+    check(page.inner_text("#slider-label").startswith(problem), f"and its samples of the same {problem}")
+    check("votes:" in page.inner_text("#group-more"), "a problem has its votes")
+    check("<|user|>" not in page.inner_text("#groups"), "and its prompt is the problem alone")
+    check(page.evaluate("window.hacked") is None, "what a model wrote stays text there too")
 
 
 def check_hostile(page) -> None:
@@ -304,6 +422,15 @@ def check_phone(page) -> None:
         )
     width = page.evaluate("document.documentElement.scrollWidth")
     check(width <= PHONE["width"], f"a phone need not scroll sideways: {width} pixels")
+    check(not page.locator("#sections").is_visible(), "a list takes the place of the links")
+    places = page.locator("#section option").evaluate_all("options => options.map(option => option.value)")
+    for place in filter(None, places):
+        page.select_option("#section", place)
+        page.wait_for_timeout(50)
+        top = page.locator(f"#{place}").bounding_box()["y"]
+        bar = page.locator("#bar").bounding_box()["height"]
+        at_end = page.evaluate("innerHeight + scrollY >= document.documentElement.scrollHeight - 2")
+        check(bar <= top < bar + 30 or at_end, f"it leads to {place}, below the bar: {top:.0f}, {bar:.0f}")
     box = page.locator("#cards .completion").nth(1)
     folded = box.inner_text().count("x")
     box.get_by_role("button").click()
@@ -332,6 +459,16 @@ def main(args: Args) -> None:
         check(
             page.evaluate("window.hacked") is None and not trouble, f"no error and no request {trouble or ''}"
         )
+        page.close()
+        evaluations = [
+            made_up_evaluation(Path(folder) / "before", [[0, 1, 2, 3], [0, 0, 1, 1]], bad=HOSTILE),
+            made_up_evaluation(Path(folder) / "after", [[2, 3, 4, 4], [1, 2, 2, 2]], model="trained"),
+        ]
+        path = write_report(evaluations, Path(folder) / "evaluations.html")
+        page, trouble = open_page(browser, path)
+        save_picture(page, args.out / "evaluations.png")
+        check_evaluations(page, "after")
+        check(not trouble, f"no error and no request {trouble or ''}")
         page.close()
         for scheme in ("light", "dark"):
             if scheme == "dark":
