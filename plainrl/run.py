@@ -444,6 +444,7 @@ class Run:
             start = f"{before[name]:8.3f}" if name in before else " " * 8  # an older run did not log it
             say(f"{name.split('/', 1)[1]:32} {start} {value:8.3f}")
         say(f"\n{self.what_is_final()}")
+        say(gains(before, after, f"test/{self.task.name}", self.args.eval_samples))
         took = minutes(time.monotonic() - self.started)
         say(f"took {took}; curves: {self.dir / 'curves.png'}; model: {final}")
         evaluation = ROOT / "eval.py"  # a fork may have none, or another
@@ -890,6 +891,23 @@ def check_task(task, args) -> None:
         # a default may depend on the model's size, and a script says what is wrong with a task that has none
         if count is not None and hasattr(task, "problem"):
             or_fail(task.problem, split, count - 1, EVAL_SEED)
+
+
+def gains(before: dict, after: dict, name: str, k: int) -> str:
+    """What a run gained and what it paid: how often one answer is right, and how often the best of k.
+
+    >>> scores = {"t/avg@16": 0.13, "t/pass@16": 0.8}, {"t/avg@16": 0.2, "t/pass@16": 0.6}
+    >>> gains(*scores, "t", 16)
+    'one answer is right 0.070 more often (avg@16); the best of 16 is right 0.200 less often (pass@16)'
+    """
+    sentences = []
+    metrics = {f"avg@{k}": "one answer"} | ({f"pass@{k}": f"the best of {k}"} if k > 1 else {})
+    for metric, who in metrics.items():
+        if (key := f"{name}/{metric}") in before and key in after:  # an older run did not log it
+            change = after[key] - before[key]
+            more = "more" if change >= 0 else "less"
+            sentences.append(f"{who} is right {abs(change):.3f} {more} often ({metric})")
+    return "; ".join(sentences)
 
 
 def say_if_few(task, args) -> None:

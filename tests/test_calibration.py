@@ -1,4 +1,4 @@
-"""The embedded base model leaves each paper's phenomenon room to show itself.
+"""The embedded start models leave each paper's phenomenon room to show itself.
 
 Here are the committed measurement, and a live sample of it.
 """
@@ -90,3 +90,44 @@ def test_the_committed_table_is_what_the_model_does(embedded, horizon, family, h
     assert (
         len(committed) == 32 and abs(sum(committed) / 512 - ROWS[horizon, family, hint, 1.0]["avg@16"]) < 0.1
     )
+
+
+# --- countdown ----------------------------------------------------------------------------------------------
+
+COUNTDOWN = json.loads((ROOT / "benchmarks/calibration_countdown.json").read_text())
+CASES = {(row["numbers"], row["hint"], row["temperature"]): row for row in COUNTDOWN["rows"]}
+
+
+@pytest.fixture(scope="module")
+def embedded_countdown():
+    return load_model(str(ROOT / "models/countdown"))
+
+
+def test_size_of_the_countdown_model(embedded_countdown):
+    """Catches a table of an older model, one that vLLM would not take or that does not belong in a
+    repository, and numbers that are not written digit by digit."""
+    model, tokenizer = embedded_countdown
+    assert COUNTDOWN["model_hash"] == model_hash(model) and COUNTDOWN["problems"] >= 200
+    assert model.num_parameters() <= 5e5 and model.config.model_type == "llama"
+    assert model.config.head_dim in (32, 64)
+    assert sum(path.stat().st_size for path in (ROOT / "models/countdown").iterdir()) <= 3e6
+    assert (
+        len(tokenizer.encode("12+3=15")) == 7
+        and tokenizer.decode(tokenizer.encode("na\u00efve")) == "na\u00efve"
+    )
+
+
+def test_countdown_has_room_in_both_directions():
+    """Catches a start that is always right, one that is never, one whose reach is nothing to lose, and gains
+    that would be format."""
+    row = CASES[3, False, 1.0]
+    assert 0.1 <= row["avg@64"] <= 0.25 and row["pass@64"] >= 0.95 and row["frac_unparsed"] <= 0.05
+    assert CASES[4, False, 1.0]["avg@64"] < row["avg@64"] < CASES[3, True, 1.0]["avg@64"]
+    assert CASES[3, False, 0.0]["avg@1"] <= 0.4  # greedy decoding does not save it
+
+
+def test_the_committed_countdown_table_is_what_the_model_does(embedded_countdown):
+    """Catches a table that was edited by hand, another sampler, hint or world."""
+    live = calibration.measure_countdown(*embedded_countdown, 32, 64, 3, False, 1.0)["first"]
+    committed = CASES[3, False, 1.0]["first"]
+    assert len(live) == 32 and sum(abs(a - b) for a, b in zip(live, committed)) <= 0.01 * 64 * 32

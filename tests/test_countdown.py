@@ -15,7 +15,6 @@ from plainrl.hints import reveals
 from plainrl.tasks import load_task
 
 ROOT = Path(__file__).resolve().parent.parent
-FILE = "plainrl/countdown.py"
 
 
 def draws(count: int) -> list[tuple[int, ...]]:
@@ -28,12 +27,17 @@ def draws(count: int) -> list[tuple[int, ...]]:
 
 @mutant(
     "results from 0",
-    FILE,
+    "plainrl/countdown.py",
     "if 1 <= result <= LARGEST_RESULT and line",
     "if 0 <= result <= LARGEST_RESULT and line",
 )
-@mutant("results to 100", FILE, "result <= LARGEST_RESULT and line", "result <= LARGEST_RESULT + 1 and line")
-@mutant("used numbers stay", FILE, "if k not in (i, j))", "if k != i)")
+@mutant(
+    "results to 100",
+    "plainrl/countdown.py",
+    "result <= LARGEST_RESULT and line",
+    "result <= LARGEST_RESULT + 1 and line",
+)
+@mutant("used numbers stay", "plainrl/countdown.py", "if k not in (i, j))", "if k != i)")
 def test_next_lines_are_all_that_is_possible():
     """Catches a line that is not allowed, one that is missing, one that comes twice, numbers that are used up
     and stay."""
@@ -52,9 +56,17 @@ def test_next_lines_are_all_that_is_possible():
 
 
 @mutant(
-    "sets without one sign", FILE, "values |= {a + b, a - b, b - a, a * b}", "values |= {a + b, a - b, a * b}"
+    "sets without one sign",
+    "plainrl/countdown.py",
+    "values |= {a + b, a - b, b - a, a * b}",
+    "values |= {a + b, a - b, a * b}",
 )
-@mutant("parts of one number", FILE, "range(1, len(numbers) // 2 + 1)", "range(1, len(numbers) // 2)")
+@mutant(
+    "parts of one number",
+    "plainrl/countdown.py",
+    "range(1, len(numbers) // 2 + 1)",
+    "range(1, len(numbers) // 2)",
+)
 def test_what_is_reachable_is_what_the_ways_end_in():
     """Catches targets that no way reaches, and ways to a value that is no target."""
     for numbers in [*draws(2), *draws(3), *draws(4)[:5]]:
@@ -77,7 +89,7 @@ def test_every_way_is_possible_and_comes_once():
 
 @mutant(
     "splits of the order",
-    FILE,
+    "plainrl/countdown.py",
     "numbers, target = problems[",
     "numbers, target = all_problems(3, 15)['train'][",
 )
@@ -93,8 +105,15 @@ def test_no_problem_is_in_two_splits():
     assert task.size("test") >= 1000 and task.size("dev") >= 500 and task.size("train") >= 3200
 
 
-@mutant("the same order in every pass", FILE, 'f"{seed}/{split}/{times}"', 'f"{seed}/{split}"')
-@mutant("numbers in order", FILE, "numbers = rng.sample(numbers, len(numbers))", "numbers = list(numbers)")
+@mutant(
+    "the same order in every pass", "plainrl/countdown.py", 'f"{seed}/{split}/{times}"', 'f"{seed}/{split}"'
+)
+@mutant(
+    "numbers in order",
+    "plainrl/countdown.py",
+    "numbers = rng.sample(numbers, len(numbers))",
+    "numbers = list(numbers)",
+)
 def test_a_split_comes_once_before_it_comes_again():
     """Catches test problems that come twice, a second pass in the same order, numbers that always stand in
     order, and a problem that is not a function of its arguments."""
@@ -108,10 +127,15 @@ def test_a_split_comes_once_before_it_comes_again():
     assert passes[0][3].index == 3
 
 
-@mutant("a hint with the last line", FILE, "*first_lines, _ = solution", "first_lines = solution")
+@mutant(
+    "a hint with the last line",
+    "plainrl/countdown.py",
+    "*first_lines, _ = solution",
+    "first_lines = solution",
+)
 @mutant(
     "a hint that gives the target",
-    FILE,
+    "plainrl/countdown.py",
     "None if gives_target or not first_lines else",
     "None if not first_lines else",
 )
@@ -172,17 +196,22 @@ def fourteen():
     return countdown.Problem(prompt="Make 14 from 8, 5 and 1.", answer="14", options=numbers)
 
 
-@mutant("a number used twice", FILE, "                left.remove(number)\n", "")
-@mutant("any result", FILE, "!= result:\n", "!= result and result < 0:\n")
+@mutant("a number used twice", "plainrl/countdown.py", "                left.remove(number)\n", "")
+@mutant("any result", "plainrl/countdown.py", "!= result:\n", "!= result and result < 0:\n")
 @mutant(
     "no result is kept",
-    FILE,
+    "plainrl/countdown.py",
     "            left.append(result)\n",
     "            left.append(int(problem.answer))\n",
 )
-@mutant("leftovers", FILE, "if len(left) > 1:", "if len(left) > 2:")
-@mutant("part of a line", FILE, "LINE.fullmatch(line.strip())", "LINE.match(line.strip())")
-@mutant("out of range", FILE, "if not 1 <= result <= LARGEST_RESULT:", "if not 0 <= result <= 10**4:")
+@mutant("leftovers", "plainrl/countdown.py", "if len(left) > 1:", "if len(left) > 2:")
+@mutant("part of a line", "plainrl/countdown.py", "LINE.fullmatch(line.strip())", "LINE.match(line.strip())")
+@mutant(
+    "out of range",
+    "plainrl/countdown.py",
+    "if not 1 <= result <= LARGEST_RESULT:",
+    "if not 0 <= result <= 10**4:",
+)
 @pytest.mark.parametrize(
     "completion, parsed, why",
     [

@@ -21,8 +21,8 @@ MODELS = Path(__file__).resolve().parent.parent / "models"
 @pytest.mark.parametrize("world, committed", [("chain", "tiny"), ("countdown", "countdown")])
 def test_starts_to_reproduce_and_never_overwrites(world, committed, tmp_path, monkeypatch):
     """Catches another corpus, initialisation, tokenizer or optimizer than those of the committed model: the
-    first five of its steps, with the default flags, give the losses that were recorded. Catches a warm-up that
-    overwrites."""
+    first five of its steps, with the default flags, give the losses that were recorded. Catches a warm-up
+    that overwrites."""
     batches, new, old = make_tiny.batches, tmp_path / "new", MODELS / committed
     monkeypatch.setattr(
         make_tiny, "batches", lambda *args: itertools.islice(batches(*args), 5)

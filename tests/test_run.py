@@ -282,3 +282,28 @@ def test_a_run_checks_its_prompts_and_tells_the_template(quick, toy_model, tmp_p
         grpo.main(grpo.Args(**flags | changes), HashTask(), sampler)
     half = len(ends) // 2
     assert len(set(ends[:half])) == len(set(ends[half:])) == 1 and ends[0] != ends[-1]
+
+
+@mutant(
+    "the other way round",
+    "plainrl/run.py",
+    "change = after[key] - before[key]",
+    "change = before[key] - after[key]",
+)
+@mutant("less is more", "plainrl/run.py", 'more = "more" if change >= 0 else "less"', 'more = "more"')
+def test_a_run_ends_with_what_it_gained_and_paid(toy_model, tmp_path, capsys):
+    """Catches a run that sharpened and lost reach, and says only the one; a sentence about one sample as if
+    there were several; an older run without one of the scores, which would break the last line."""
+    before, after = (
+        {"test/t/avg@16": 0.13, "test/t/pass@16": 0.8},
+        {"test/t/avg@16": 0.2, "test/t/pass@16": 0.6},
+    )
+    gained = "one answer is right 0.070 more often (avg@16)"
+    paid = "the best of 16 is right 0.200 less often (pass@16)"
+    assert run_module.gains(before, after, "test/t", 16) == f"{gained}; {paid}"
+    assert run_module.gains({"test/t/avg@1": 0.5}, {"test/t/avg@1": 0.5}, "test/t", 1) == (
+        "one answer is right 0.000 more often (avg@1)"
+    )
+    assert run_module.gains({}, after, "test/t", 16) == ""
+    grpo.main(grpo.Args(**quick_flags(toy_model, tmp_path / "run", steps=1)), HashTask())
+    assert "one answer is right " in capsys.readouterr().out.split("final = ")[1]

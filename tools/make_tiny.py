@@ -84,7 +84,7 @@ class Args:
     """fraction of the corpus that shows a hint"""
 
     clean_fraction: float = 0.6
-    """chain: share of the steps before the student turns sloppy; arithmetic is learned sooner without noise"""
+    """chain: share of the steps before the student turns sloppy (arithmetic is learned sooner so)"""
     forget_carry: float = 0.6
     """chain: probability that a step with carries is worked without them, column by column"""
     slip: float = 0.3
