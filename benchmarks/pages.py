@@ -225,6 +225,9 @@ def tables() -> dict[str, Callable[[], str]]:
         "memory": memory.table,
         "memory.cards": memory.cards_table,
         "calibration": lambda: calibration.page_table(read(ROOT / "benchmarks/calibration.json")["rows"]),
+        "calibration_countdown": lambda: calibration.countdown_table(
+            read(ROOT / "benchmarks/calibration_countdown.json")["rows"]
+        ),
         "real_model": lambda: real_model.page_table(read(LOGS / "grpo/smollm2/seed1/summary.json")),
         "siren_smollm2": partial(siren_smollm2.page_table, LOGS / "siren_smollm2"),
         "guide_smollm2": partial(guide_smollm2.page_table, LOGS / "guide_smollm2"),
