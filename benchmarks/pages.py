@@ -44,6 +44,7 @@ from benchmarks import (  # noqa: E402
     real_model,
     reference,
     siren_smollm2,
+    where_entropy_is,
 )
 from benchmarks.arms import cell  # noqa: E402
 from benchmarks.figures import SCHEDULES, VARIANTS, reference_row, reference_runs  # noqa: E402
@@ -228,6 +229,7 @@ def tables() -> dict[str, Callable[[], str]]:
         "calibration_countdown": lambda: calibration.countdown_table(
             read(ROOT / "benchmarks/calibration_countdown.json")["rows"]
         ),
+        "where_entropy_is": partial(where_entropy_is.page_table, LOGS / "where_entropy"),
         "real_model": lambda: real_model.page_table(read(LOGS / "grpo/smollm2/seed1/summary.json")),
         "siren_smollm2": partial(siren_smollm2.page_table, LOGS / "siren_smollm2"),
         "guide_smollm2": partial(guide_smollm2.page_table, LOGS / "guide_smollm2"),

@@ -229,6 +229,15 @@ def table(measured: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
+def page_table(folder: Path) -> str:
+    """What docs/world.md shows of the committed measurements: those of every world beside each other."""
+    measured = {}
+    for file in sorted(folder.glob("*.json")):
+        for name, result in json.loads(file.read_text()).items():
+            measured[f"`{name}` on `{result['task']}`"] = result
+    return table(measured)
+
+
 def main(args: Args) -> None:
     keep_freed_memory()
     task = load_task(args.task)
