@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+import mpmath
 import numpy as np
 import tyro
 
@@ -81,6 +82,31 @@ def mean_and_half_width(values: list[float]) -> tuple[float, float]:
         return float(values[0]), math.nan
     half = T_975[len(values)] * np.std(values, ddof=1) / np.sqrt(len(values))
     return float(np.mean(values)), float(half)
+
+
+def p_value(values: list[float]) -> float:
+    """Two-sided p of Student's t test that the mean of paired differences is 0."""
+    n, spread = len(values), np.std(values, ddof=1)
+    if spread == 0:
+        return 1.0 if np.mean(values) == 0 else 0.0
+    t, freedom = np.mean(values) / spread * math.sqrt(n), n - 1
+    tail = mpmath.betainc(freedom / 2, 0.5, 0, freedom / (freedom + t**2), regularized=True)
+    return float(tail)
+
+
+def holm(p_values: dict[str, float]) -> dict[str, float]:
+    """Holm's correction: p values that may each be compared with 0.05, and share one error of 5%.
+
+    The smallest is multiplied by their number, the next by one less, and so on; none is below one before it.
+
+    >>> {name: round(p, 3) for name, p in holm({"a": 0.04, "b": 0.01, "c": 0.03}).items()}
+    {'a': 0.06, 'b': 0.03, 'c': 0.06}
+    """
+    corrected, least = {}, 0.0
+    for rank, name in enumerate(sorted(p_values, key=p_values.get)):
+        least = max(least, min(1.0, p_values[name] * (len(p_values) - rank)))
+        corrected[name] = least
+    return {name: corrected[name] for name in p_values}
 
 
 def geometric_mean(values: list[float]) -> float:

@@ -26,6 +26,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks import arms  # noqa: E402
 from benchmarks.arms import cell, run_arms, score  # noqa: E402
 from benchmarks.figures import HARD_ARMS, NEAR_ARMS, scores  # noqa: E402
+from plainrl.curves import read_metrics  # noqa: E402
 from plainrl.folder import write_text  # noqa: E402
 from plainrl.metrics import decompose, evaluate  # noqa: E402
 from plainrl.models import eos_ids, load_model  # noqa: E402
@@ -179,10 +180,54 @@ def scores_table(out: Path, shown: list[str], task: str) -> str:
     return "\n".join(lines)
 
 
+def at_step(curve: dict[int, float], step: int) -> float:
+    """A curve between its scores, on straight lines."""
+    steps = sorted(curve)
+    return float(np.interp(step, steps, [curve[each] for each in steps]))
+
+
+def at_equal_steps(pairs: list[tuple[dict, dict]], name: str) -> np.ndarray:
+    """A metric of pairs of runs after the steps of the shorter one of each pair: [pairs, 2]."""
+    length = lambda curves: max(curves["policy/entropy"])  # noqa: E731
+    return np.array([[at_step(run[name], min(map(length, pair))) for run in pair] for pair in pairs])
+
+
+def equal_steps_table(out: Path) -> str:
+    """The paper's own count: dev scores after equally many steps, and the tokens sampled until then."""
+    lines = [
+        "| at equal steps | seeds | steps | thousands of tokens | and of Guide | dev avg@16 | pass@16 "
+        "| Guide minus it: avg@16 | pass@16 |",
+        "|---" * 9 + "|",
+    ]
+    guide = seeds_of(out, "guide")
+    for arm, label in HARD_ARMS.items():
+        pairs = [(guide[seed], curves) for seed, curves in seeds_of(out, arm).items() if seed in guide]
+        if not pairs:
+            continue
+        steps = np.mean([min(max(run["policy/entropy"]) for run in pair) for pair in pairs])
+        of_guide, own = at_equal_steps(pairs, "rollout/tokens_total").mean(axis=0) / 1e3
+        values = [at_equal_steps(pairs, DEV + name) for name in ("avg@16", "pass@16")]
+        cells = [label, str(len(pairs)), f"{steps:.0f}", f"{own:.0f}", f"{of_guide:.0f}"]
+        cells += [cell(list(both[:, 1])) for both in values]
+        for both in values:
+            cells.append("" if arm == "guide" else cell(list(both[:, 0] - both[:, 1]), signed=True))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def seeds_of(out: Path, arm: str) -> dict[str, dict]:
+    """{seed: curves} of an arm."""
+    return {
+        file.parent.name: read_metrics(file.parent)
+        for file in sorted((out / arm).glob("seed*/metrics.jsonl"))
+    }
+
+
 def report(out: Path) -> dict[str, str]:
     """Every table of the reported runs."""
     finished = lambda arm: any((out / arm).glob("seed*/test.json"))  # noqa: E731
-    return {task: scores_table(out, list(filter(finished, SHOWN[task])), task) for task in TASKS}
+    tables = {task: scores_table(out, list(filter(finished, SHOWN[task])), task) for task in TASKS}
+    return tables | ({"steps": equal_steps_table(out)} if seeds_of(out, "guide") else {})
 
 
 def main(args: Args) -> None:

@@ -31,7 +31,9 @@ from benchmarks.figures import (  # noqa: E402
     SCHEDULES,
     Learned,
     geometric_mean,
+    holm,
     mean_and_half_width,
+    p_value,
     scores,
     tokens_to_learn,
 )
@@ -241,6 +243,33 @@ def difference_table(out: Path, shown: list[str]) -> str:
     return "\n".join(lines)
 
 
+def unseen_gains(out: Path, schedule: str) -> list[float]:
+    """What the curriculum has more on the unseen horizons together, for each seed that both have."""
+    own, compared = counts(out, schedule), counts(out, COMPARED)
+    return [
+        float(np.mean([accuracy(compared[seed], h) - accuracy(own[seed], h) for h in UNSEEN]))
+        for seed in sorted(own.keys() & compared.keys())
+    ]
+
+
+def corrected_table(out: Path, shown: list[str]) -> str:
+    """The same comparisons on the unseen horizons together, corrected for their number."""
+    gains = {schedule: unseen_gains(out, schedule) for schedule in shown if schedule != COMPARED}
+    plain = {schedule: p_value(values) for schedule, values in gains.items() if len(values) > 1}
+    corrected = holm(plain)
+    unseen = f"{UNSEEN[0]} to {UNSEEN[-1]}"
+    lines = [
+        f"| curriculum minus, h = {unseen} together | seeds | difference | p | p, corrected for {len(plain)} "
+        "comparisons | holds |",
+        "|---" * 6 + "|",
+    ]
+    for schedule, p in plain.items():
+        cells = [str(len(gains[schedule])), cell(gains[schedule], signed=True)]
+        cells += [f"{p:.4f}", f"{corrected[schedule]:.4f}", "yes" if corrected[schedule] < 0.05 else "no"]
+        lines.append(f"| {SCHEDULES[schedule]} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def pass_table(out: Path, shown: list[str]) -> str:
     """pass@k on the unseen horizons together, mean over seeds +- 95% interval."""
     unseen = list(UNSEEN)
@@ -266,6 +295,7 @@ def report(out: Path) -> dict[str, str]:
     return {
         "accuracy": accuracy_table(out, found),
         "difference": difference_table(out, found),
+        "corrected": corrected_table(out, found),
         "pass": pass_table(out, found),
         "reach": reach_table(out),
     }

@@ -99,17 +99,17 @@ def test_counts():
     ones."""
     model, tokenizer = load_model(str(countdown.START))
     sampler, task = HFSampler(model, eos_ids(model, tokenizer)), CountdownTask()
-    rows, rollouts = countdown.sampled(sampler, tokenizer, "dev", 5, 16)
+    rows, rollouts = countdown.sampled(sampler, tokenizer, "dev", 20, 16)
     result = countdown.counts(rows, rollouts)
     texts = [text for rollout in rollouts for text in rollout.texts]
-    for index in range(5):
+    for index in range(20):
         problem, own = task.problem("dev", index, EVAL_SEED), texts[16 * index : 16 * index + 16]
         grades = [task.grade(text, problem) for text in own]
         assert result["correct"][index] == sum(grade.correct for grade in grades)
         assert result["parsed"][index] == sum(grade.parsed is not None for grade in grades)
         right = [text for text, grade in zip(own, grades) if grade.correct]
         assert result["different"][index] == len(set(right))
-    assert sum(result["why"].values()) == 80 and result["maj"].keys() == {16}
+    assert sum(result["why"].values()) == 320 and result["maj"].keys() == {16}
     assert sum(result["different"]) < sum(result["correct"])  # so a count of all is seen
 
 

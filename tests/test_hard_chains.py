@@ -4,8 +4,10 @@ say."""
 import json
 import shlex
 
+import numpy as np
 import pytest
 from committed_runs import check_reported_runs, flags_of
+from mutants import mutant
 
 import grpo
 import guide
@@ -99,6 +101,38 @@ def test_trials_are_scored_to_their_end(tmp_path):
         trials["grpo"]["--lr 1e-4"]["pass@16"] == [0.0, 0.12, 0.24]
         and trials["grpo"]["--lr 1e-4"]["steps"] == 25
     )
+
+
+@mutant("the longer run", "benchmarks/hard_chains.py", "min(map(length, pair))", "max(map(length, pair))")
+@mutant(
+    "guide minus guide", "benchmarks/hard_chains.py", "both[:, 0] - both[:, 1]", "both[:, 0] - both[:, 0]"
+)
+def test_equal_steps_by_hand(tmp_path):
+    """Catches a comparison at the end of the longer run, or at its next score, and differences of the wrong
+    sign or of other seeds."""
+    runs = {  # {step: dev score}, tokens a step
+        "guide/seed1": ({0: 0.0, 3: 0.3, 6: 0.6}, 100_000),
+        "guide/seed2": ({0: 0.0, 3: 0.1, 5: 0.2}, 100_000),
+        "grpo/seed1": ({0: 0.0, 12: 0.4}, 10_000),
+        "grpo/seed2": ({0: 0.0, 12: 0.24}, 10_000),
+        "grpo/seed3": ({0: 0.0, 12: 1.0}, 10_000),  # no run of Guide has this seed
+    }
+    for name, (dev, tokens) in runs.items():
+        rows = []
+        for step in range(max(dev) + 1):
+            row = {"step": step} | ({"policy/entropy": 1.0} if step else {})
+            row["rollout/tokens_total"] = step * tokens
+            if step in dev:
+                row |= {"eval/chain/avg@16": dev[step], "eval/chain/pass@16": 2 * dev[step]}
+            rows.append(json.dumps(row) + "\n")
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "metrics.jsonl").write_text("".join(rows))
+    table = hard_chains.equal_steps_table(tmp_path).splitlines()
+    # GRPO after 6 and after 5 of its 12 steps: .2 and .1
+    spread = 12.706 * np.std([0.4, 0.1], ddof=1) / np.sqrt(2)
+    assert table[2].startswith("| GRPO | 2 | 6 | 55 | 550 | 0.150 ± ")
+    assert f"| +0.250 ± {spread:.3f} | +0.500 ± {2 * spread:.3f} |" in table[2]
+    assert table[3].startswith("| Guide | 2 | 6 | 550 | 550 | 0.400 ± ") and table[3].endswith("|  |  |")
 
 
 def test_an_arm_without_a_finished_run_is_left_out(logs):

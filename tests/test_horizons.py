@@ -7,10 +7,11 @@ import shlex
 import pytest
 import tyro
 from committed_runs import check_reported_runs
+from mutants import mutant
 
 import h1_curriculum
 from benchmarks import arms, horizons
-from benchmarks.figures import SCHEDULES, tokens_to_learn
+from benchmarks.figures import SCHEDULES, holm, p_value, tokens_to_learn
 from papers import adarft, e2h
 
 SCRIPTS = {"h1_curriculum.py": h1_curriculum, "papers/adarft.py": adarft, "papers/e2h.py": e2h}
@@ -96,6 +97,23 @@ def test_difference_table_by_hand(logs):
         table[3].startswith("| only long, both less their $p^h$ | +0.000 ± 0.000 | -0.188 ± 1.588 |")
         and len(table) == 4
     )
+
+
+@mutant(
+    "no correction", "benchmarks/figures.py", "p_values[name] * (len(p_values) - rank)", "p_values[name] * 1"
+)
+@mutant("Bonferroni", "benchmarks/figures.py", "(len(p_values) - rank)", "len(p_values)")
+@mutant("one side", "benchmarks/figures.py", "freedom / 2, 0.5, 0", "freedom / 2, 0.5, 0.5")
+def test_corrected_comparisons(logs):
+    """Catches a p value that is not Student's, and a correction that is none or too strict."""
+    assert p_value([1.0, 2.0, 3.0, 4.0, 5.0]) == pytest.approx(0.013236, abs=1e-5)  # t = 4.2426, 4 degrees
+    assert p_value([-1.0, 2.0, -3.0, 4.0, 1.0]) == pytest.approx(0.645547, abs=1e-5)
+    assert p_value([0.0, 0.0]) == 1.0 and p_value([0.1, 0.1]) == 0.0
+    assert holm({"a": 0.04, "b": 0.01, "c": 0.03, "d": 0.9}) == pytest.approx(
+        {"a": 0.09, "b": 0.04, "c": 0.09, "d": 0.9}
+    )
+    table = horizons.corrected_table(logs, ["only_long", "curriculum"]).splitlines()
+    assert "corrected for 1 comparisons" in table[0] and table[2].startswith("| only long | ")
 
 
 def test_pass_table_by_hand(logs):

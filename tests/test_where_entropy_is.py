@@ -109,6 +109,7 @@ def test_roles(fourteen, chain):
     }
     assert list(roles.values()) == ["choice", "choice", "choice", "format", "result", "result", "format"]
     assert where.role("8+5=13\n13+1=14", fourteen("8+5=13\n13+1=14"), 1) == "format"
+    assert where.role("8+5=13\n13+", fourteen("8+5=13\n13+"), 1) == "format"  # the 1 that is left
     assert where.role("8+5=14", [], 1) == "after an error"
     both = ["15+1=16", "12+1=13"]
     assert where.role("", both, 1) == "format" and where.role("", both, 2) == "choice"
