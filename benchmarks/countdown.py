@@ -44,6 +44,7 @@ sys.path.insert(0, str(ROOT))
 import siren  # noqa: E402
 from benchmarks import where_entropy_is  # noqa: E402
 from benchmarks.arms import trial_name  # noqa: E402
+from benchmarks.countdown_tables import STOPPED, Runs, dev_score, read_runs, tables  # noqa: E402
 from benchmarks.figures import ENTROPY_METHODS  # noqa: E402
 from plainrl.countdown import CountdownTask  # noqa: E402
 from plainrl.curves import read_metrics  # noqa: E402
@@ -101,7 +102,26 @@ NAMES = ENTROPY_METHODS | {
     "siren_no_peaks": "SIREN, tau = 0",
     "siren_anchor_alone": "SIREN, p = 1, tau = 0",
     "siren_no_anchor": "SIREN, no anchor",
+    STOPPED: "Dr. GRPO, stopped early",
 }
+GROUPS = {
+    "methods": [
+        "dr_grpo",
+        STOPPED,
+        "siren",
+        *[arm for arm in ENTROPY_METHODS if arm not in ("dr_grpo", "siren")],
+    ],
+    "siren": ["dr_grpo", STOPPED, "siren_weak", "siren", "siren_strong", "naive_bonus_strong"],
+    "parts": [
+        "dr_grpo",
+        "siren",
+        "siren_no_top_p",
+        "siren_no_peaks",
+        "siren_anchor_alone",
+        "siren_no_anchor",
+    ],
+}
+FINITE_GROUPS = {"finite": ["dr_grpo", STOPPED, "siren", "naive_bonus"]}
 KEPT = [  # of metrics.jsonl, for every step
     "reward/mean",
     "policy/entropy",
@@ -198,6 +218,14 @@ def measure(folder: Path, what: str) -> dict:
     return result
 
 
+def command_of(arm: str) -> str:
+    """The script and flags of an arm. "weak" and "strong" are other coefficients of one; "finite" means 200
+    training problems, over and over."""
+    if arm.endswith("_finite"):
+        return f"{command_of(arm.removesuffix('_finite'))} --train-size 200"
+    return GRIDS[arm.removesuffix("_weak").removesuffix("_strong")][0]
+
+
 # --- running ------------------------------------------------------------------------------------------------
 
 
@@ -213,7 +241,7 @@ def run_one(args: Args) -> None:
     """A single run in this process: train to a fifth, measure, go on to the next; a trial all at once."""
     keep_freed_memory()
     arm, setting, seed = args.one.split("; ")
-    command = GRIDS[arm][0]
+    command = command_of(arm)
     lr = "" if "--lr" in setting else f"--lr {LR}"
     path, *own = shlex.split(f"{command} {COMMON} {lr} {setting} --seed {seed}")
     name = f"{trial_name(arm, setting)}/seed{seed}" if args.trials else f"{arm}/seed{seed}"
@@ -226,7 +254,8 @@ def run_one(args: Args) -> None:
         resume = ["--resume"] if run.exists() else []
         flags = [*own, "--steps", str(steps), "--out-dir", os.path.relpath(run), *resume]
         module.main(tyro.cli(module.Args, args=flags))
-        what = "dev" if args.trials else ("all" if steps == STEPS else "test")
+        all_temperatures = steps == STEPS or arm.startswith("dr_grpo")  # which may be stopped here
+        what = "dev" if args.trials else ("all" if all_temperatures else "test")
         write_text(file, json.dumps(measure(run / "last", what)) + "\n")
     curves = read_metrics(run)
     columns = {
@@ -276,12 +305,6 @@ def run_all(args: Args) -> None:
 # --- tables -------------------------------------------------------------------------------------------------
 
 
-def score(dev: dict) -> float:
-    """What a setting and a stopping point are chosen by: mean of avg@16 and pass@16 on dev."""
-    right = np.array(dev["correct"])
-    return float((right.mean() / 16 + (right > 0).mean()) / 2)
-
-
 def collect_trials(out: Path) -> dict:
     """Adds the trials that are there to trials.json, and returns all: {arm: {setting: {seed: summary}}}."""
     file = out / "trials.json"
@@ -307,7 +330,7 @@ def summary(trial: Path) -> dict:
         "first entropy": entropies[0],
         "last entropy": entropies[-1],
         "H": result["H"],
-        "score": score(result["dev"]),
+        "score": dev_score(result["dev"]),
     }
     return {name: round(float(value), 4) for name, value in values.items()}
 
@@ -334,13 +357,29 @@ def trials_table(out: Path) -> str:
     return "\n".join(lines)
 
 
+def report(out: Path) -> dict[str, str]:
+    """Every table of the reported runs."""
+    if not (out / "start.json").exists():
+        return {}
+    runs = read_runs(out, list(CHOSEN), STEPS)
+    suffix = "_finite"
+    finite = Runs(
+        runs.start,
+        {arm.removesuffix(suffix): seeds for arm, seeds in runs.steps.items() if arm.endswith(suffix)},
+        {arm.removesuffix(suffix): seeds for arm, seeds in runs.curves.items() if arm.endswith(suffix)},
+    )
+    return tables(runs, NAMES, GROUPS, "siren") | tables(finite, NAMES, FINITE_GROUPS, "siren")
+
+
 def main(args: Args) -> None:
     if args.one:
         return run_one(args)
     if not args.tables:
         run_all(args)
     if args.trials or args.tables:
-        print(trials_table(args.out))
+        print(trials_table(args.out) + "\n")
+    if not args.trials:
+        print("\n\n".join(report(args.out).values()))
 
 
 if __name__ == "__main__":

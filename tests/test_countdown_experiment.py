@@ -134,13 +134,13 @@ def test_masked_entropy_is_sirens(monkeypatch):
 
 @mutant(
     "avg alone",
-    "benchmarks/countdown.py",
+    "benchmarks/countdown_tables.py",
     "(right.mean() / 16 + (right > 0).mean()) / 2",
     "right.mean() / 16",
 )
 def test_score():
     """Catches a choice by another number than the protocol says."""
-    assert countdown.score({"correct": [0, 16, 8, 0]}) == pytest.approx((0.375 + 0.5) / 2)
+    assert countdown.dev_score({"correct": [0, 16, 8, 0]}) == pytest.approx((0.375 + 0.5) / 2)
 
 
 def test_trials_are_summarised(small, monkeypatch):
