@@ -44,6 +44,7 @@ sys.path.insert(0, str(ROOT))
 import siren  # noqa: E402
 from benchmarks import where_entropy_is  # noqa: E402
 from benchmarks.arms import trial_name  # noqa: E402
+from benchmarks.countdown_figure import plot_countdown  # noqa: E402
 from benchmarks.countdown_tables import STOPPED, Runs, dev_score, read_runs, tables  # noqa: E402
 from benchmarks.figures import ENTROPY_METHODS  # noqa: E402
 from plainrl.countdown import CountdownTask  # noqa: E402
@@ -103,6 +104,9 @@ NAMES = ENTROPY_METHODS | {
     "siren_anchor_alone": "SIREN, p = 1, tau = 0",
     "siren_no_anchor": "SIREN, no anchor",
     STOPPED: "Dr. GRPO, stopped early",
+    "siren_weak": "SIREN, weak",
+    "siren_strong": "SIREN, strong",
+    "naive_bonus_strong": "naive bonus, strong",
 }
 GROUPS = {
     "methods": [
@@ -357,11 +361,16 @@ def trials_table(out: Path) -> str:
     return "\n".join(lines)
 
 
+def reported(out: Path) -> Runs:
+    """The finished runs of all arms."""
+    return read_runs(out, list(CHOSEN), STEPS)
+
+
 def report(out: Path) -> dict[str, str]:
     """Every table of the reported runs."""
     if not (out / "start.json").exists():
         return {}
-    runs = read_runs(out, list(CHOSEN), STEPS)
+    runs = reported(out)
     suffix = "_finite"
     finite = Runs(
         runs.start,
@@ -380,6 +389,7 @@ def main(args: Args) -> None:
         print(trials_table(args.out) + "\n")
     if not args.trials:
         print("\n\n".join(report(args.out).values()))
+        print(plot_countdown(reported(args.out), NAMES, args.out.with_suffix(".png")))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import json
 import pytest
 from mutants import mutant
 
-from benchmarks import countdown, countdown_tables as ct
+from benchmarks import countdown, countdown_figure, countdown_tables as ct
 from benchmarks.countdown_tables import STOPPED
 
 NAMES = {"dr_grpo": "Dr. GRPO", STOPPED: "stopped", "siren": "SIREN"}
@@ -143,6 +143,37 @@ def test_every_table_has_its_columns(out, runs):
     fifths, entropies = found["methods fifths"].splitlines(), found["methods entropy"].splitlines()
     assert fifths[2] == "| Dr. GRPO | 0.250 / 0.995 | 0.500 / 1.000 |"
     assert entropies[4] == "| stopped | 0.300 ± 0.000 |  | 0.500 ± 0.000 | 0.900 ± 0.000 | 0.0100 | 2 |"
+
+
+def test_the_figure(runs, tmp_path, monkeypatch):
+    """Catches a panel without its lines, or with too many to tell apart, a path that does not begin
+    at the start, and an entropy of one role that is drawn as that of another."""
+    parts = {"choice": 0.75, "impossible tokens": 0.125, "after an error": 0.125}
+    for seeds in runs.steps.values():
+        for path in seeds.values():
+            for result in path.values():
+                result["entropy"] |= {"entropy": 0.2, "shares": parts}
+    for seeds in runs.curves.values():
+        for curves in seeds.values():
+            curves["policy/entropy"] = [0.1] * 5 + [0.4] * 5
+    panels = {}
+    monkeypatch.setattr(countdown_figure, "save_figure", lambda figure, path: panels.update(all=figure.axes))
+    countdown_figure.plot_countdown(runs, NAMES, tmp_path / "figure.png")
+    lines = [
+        {line.get_label(): line for line in axis.lines if line.get_label()[0] != "_"}
+        for axis in panels["all"]
+    ]
+    reach, frontier, roles, bonuses = lines
+    assert list(reach) == ["before", "Dr. GRPO", "stopped", "SIREN"] and all(
+        len(panel) <= 5 for panel in lines
+    )
+    assert list(frontier["SIREN"].get_xdata()) == pytest.approx([0.125, 0.125, 0.3125])
+    assert list(roles["SIREN: choices"].get_ydata()) == pytest.approx([0.15] * 3)
+    assert list(roles["Dr. GRPO: errors"].get_ydata()) == pytest.approx([0.05] * 3)
+    (drawn,) = [line for label, line in bonuses.items() if label.startswith("SIREN")]
+    assert list(drawn.get_xdata()) == [3, 8] and list(drawn.get_ydata()) == pytest.approx([0.1, 0.4])
+    arms = [countdown_figure.REACH, countdown_figure.PATHS, countdown_figure.BONUSES]
+    assert all(len(panel) <= 5 and set(panel) <= {*countdown.NAMES} for panel in arms)
 
 
 def test_arms_of_the_report(out, monkeypatch):
