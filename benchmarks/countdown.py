@@ -66,7 +66,10 @@ COMMON = (
 LR = "3e-4"  # of all arms: chosen for Dr. GRPO, whose only setting it is
 SIREN = "siren.py"
 GRIDS = {  # arm: the command, and the settings that were tried for it
-    "dr_grpo": ("papers/dr_grpo.py", ["--lr 5e-5", "--lr 1e-4", "--lr 2e-4", "--lr 3e-4"]),
+    "dr_grpo": (
+        "papers/dr_grpo.py",
+        [f"--lr {lr}" for lr in ("2e-5", "3e-5", "5e-5", "1e-4", "2e-4", "3e-4")],
+    ),
     "siren": (SIREN, ["--beta 0.03", "--beta 0.1", "--beta 0.3", "--beta 1"]),
     "siren_no_top_p": (f"{SIREN} --nucleus-p 1", ["--beta 0.03", "--beta 0.1", "--beta 0.3", "--beta 1"]),
     "siren_no_peaks": (f"{SIREN} --tau 0", ["--beta 0.3", "--beta 1", "--beta 3", "--beta 10"]),
