@@ -222,10 +222,10 @@ def draw(axis, x, rows, style: Style) -> None:
     mean, half = (np.array(part) for part in zip(*(mean_and_half_width(list(column)) for column in values.T)))
     back = np.exp if log else np.asarray
     label = style.label + " (thin: its seeds)" * style.seeds
-    axis.plot(x, back(mean), label=label, color=style.color, linewidth=style.width)
+    axis.plot(x, back(mean), "-", label=label, color=style.color, linewidth=style.width)
     if style.seeds:
         for row in rows:
-            axis.plot(x, row, color=style.color, linewidth=0.6, alpha=0.6)
+            axis.plot(x, row, "-", color=style.color, linewidth=0.6, alpha=0.6)
     else:
         axis.fill_between(x, back(mean - half), back(mean + half), alpha=0.15, color=style.color, linewidth=0)
 

@@ -5,6 +5,8 @@ They are chains of seven steps, and chains of four steps one of which says "more
 
     python benchmarks/hard_chains.py --trials               the trials on development seed 100
     python benchmarks/hard_chains.py                        the reported runs: every arm on seeds 1 to 5
+    python benchmarks/hard_chains.py --only grpo guide --seeds 6 7 8 9 10
+                                                            five more of these two
     python benchmarks/hard_chains.py --only guide grpo      some arms
     python benchmarks/hard_chains.py --tables               the tables again, from the committed logs
 
