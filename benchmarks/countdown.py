@@ -11,9 +11,9 @@ Rules and protocol, written down before the first reported run:
   models/countdown, with the same problems in the same order and the same sampling seeds.
 - 200 steps of 16 prompts x 16 completions, two updates a step (KL-Cov does nothing in the first update of a
   batch). The 3,200 training problems differ, or are the same 200 over and over (arms with "finite").
-- Tuning: the learning rate is chosen for Dr. GRPO, and is that of all arms. Each other arm has three or four
-  settings of its own coefficient. The best has the highest mean of avg@16 and pass@16 on dev after the last
-  step, mean over both development seeds.
+- Tuning: Dr. GRPO has six learning rates. Each other arm has three or four settings of its own coefficient at
+  the rate that was best for Dr. GRPO, and then the best of them at half and at twice that rate. The best has
+  the highest mean of avg@16 and pass@16 on dev after the last step, mean over both development seeds.
 - Reported: the model after every fifth of the steps, on 400 test problems x 64 samples at temperature 1, and
   after the last also at 0.6, SIREN's own. The random numbers are the same for all models.
 - Early stopping is an arm: of each run of Dr. GRPO the fifth with the highest mean of avg@16 and pass@16 on
@@ -63,7 +63,7 @@ COMMON = (
     "--task countdown --prompts-per-step 16 --group-size 16 --minibatches 2 --max-new-tokens 32 "
     "--eval-every 1000 --eval-problems 8 --eval-samples 2 --test-problems 8 --save-every 1000 --no-report"
 )
-LR = "3e-4"  # of all arms: chosen for Dr. GRPO, whose only setting it is
+LR = "5e-5"  # the best of Dr. GRPO, and of all arms whose setting does not say another
 SIREN = "siren.py"
 GRIDS = {  # arm: the command, and the settings that were tried for it
     "dr_grpo": (

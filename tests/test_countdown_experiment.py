@@ -44,7 +44,7 @@ def test_a_run_in_fifths_is_the_run_at_once(small):
     assert len(curves["policy/entropy"]) == len(curves["siren/anchor"]) == 2 and curves["reward/mean"]
     assert not (small.scratch / "siren/seed7").exists()
     flags = json.loads((folder / "config.json").read_text())["flags"]
-    assert (flags["lr"], flags["seed"], flags["steps"], flags["model"]) == (3e-4, 7, 2, "models/countdown")
+    assert (flags["lr"], flags["seed"], flags["steps"], flags["model"]) == (5e-5, 7, 2, "models/countdown")
 
     small.one, small.trials = "siren; --beta 0.1; 7", True
     countdown.run_one(small)
