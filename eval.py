@@ -57,6 +57,7 @@ from plainrl.results import (
     compare,
     comparison_tables,
     described,
+    in_words,
     result_rows,
     score_tables,
 )
@@ -383,7 +384,10 @@ def open_folder(folder: Path, settings: dict):
     folder.mkdir(parents=True, exist_ok=True)
     held = lock(folder)
     if path.exists():
-        measured = json.loads(path.read_text())
+        try:
+            measured = dict(json.loads(path.read_text()))
+        except (ValueError, TypeError):
+            fail(f"--out-dir {folder}: its config.json is damaged; put it back, or choose another --out-dir")
         for name, value in settings.items():
             if value != measured.get(name):
                 fail(
@@ -400,8 +404,8 @@ def read_results(folder: str | Path, flag: str) -> dict:
         return {name: results[name] for name in ("settings", "rows", "problems")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         fail(
-            f"{flag} {folder}: is no finished evaluation of eval.py ({error}); "
-            "give a folder with its results.json"
+            f"{flag} {folder}: is no finished evaluation of eval.py (results.json: {in_words(error)}); give "
+            "a folder with its results.json"
         )
 
 

@@ -55,7 +55,7 @@ class Args(RunFlags):
     """optimizer steps per pass over the sampled batch"""
     epochs: Count = 1
     """passes over the sampled batch"""
-    lr: NotNegative | None = by_size(tiny=3e-4, small=1e-5, large=1e-6)
+    lr: NotNegative | None = by_size(tiny=3e-4, small=1e-5, large=1e-6, countdown=5e-5)
     """peak learning rate of AdamW"""
     warmup_steps: Natural | None = by_size(tiny=5, small=5, large=5)
     """steps of linear warm-up; constant afterwards"""

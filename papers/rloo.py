@@ -43,7 +43,7 @@ class Args(RunFlags):
     """leave completions cut at --max-new-tokens out of the loss instead of scoring them"""
     importance_cap: Positive | None = None
     """weight tokens by min(policy / sampler, cap), if the sampler differs from the trainer (2.0 is common)"""
-    lr: NotNegative | None = by_size(tiny=3e-4, small=1e-5, large=1e-6)
+    lr: NotNegative | None = by_size(tiny=3e-4, small=1e-5, large=1e-6, countdown=5e-5)
     """peak learning rate of AdamW"""
     warmup_steps: Natural | None = by_size(tiny=5, small=5, large=5)
     """steps of linear warm-up; constant afterwards"""
