@@ -101,7 +101,7 @@ def all_problems(count: int, largest: int) -> dict[str, list[tuple[tuple[int, ..
 class CountdownTask:
     """The countdown world: `numbers` from 1 to `largest`, and a target from 1 to 99 that they can reach.
 
-    numbers: 2 to 4 of them; all but one step uses up a number, so the horizon is numbers - 1.
+    numbers: 2 to 4 of them; every step uses up one, so the horizon is numbers - 1.
     largest: 2 to 20.
 
     No two splits share numbers and target, in whatever order the numbers stand. Within a split all problems
