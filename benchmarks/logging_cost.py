@@ -3,6 +3,7 @@
     python benchmarks/logging_cost.py                    grpo.py, the embedded model; writes logging_cost.md
     python benchmarks/logging_cost.py --script siren     another script; the table on the screen alone
     python benchmarks/logging_cost.py --folder RUN       the bytes of a run's folder alone, file by file
+    python benchmarks/logging_cost.py --folder RUN --default    and into logging_cost.md, as a default run's
 
 A round is the same run twice, with --report and with --no-report, in alternating order. Both do the same
 work: weights and metrics are equal to the last bit. So each step is compared with itself. The scores before
@@ -25,6 +26,7 @@ from plainrl.models import device_name  # noqa: E402
 from plainrl.run import Run  # noqa: E402
 
 PAGE = Path(__file__).with_suffix(".md")
+DEFAULT_RUN = "\n## The folder of a default run\n"  # the page's last part, which is written on its own
 MODELS = ("last", "last.old", "best", "final", "stage")
 
 
@@ -40,6 +42,8 @@ class Args:
     """updates a step"""
     folder: Path | None = None
     """a run's folder: show its bytes and run nothing"""
+    default: bool = False
+    """with --folder: it is that of a default run, and the page gets it"""
 
 
 def seconds_of_steps(args: Args, folder: Path, report: bool) -> list[float]:
@@ -99,9 +103,23 @@ def table_of_times(times: dict[bool, list[list[float]]]) -> str:
     return "\n".join(lines)
 
 
+def of_a_default_run(folder: Path) -> str:
+    """The page's last part."""
+    steps = sum('"reward/mean"' in line for line in open(folder / "metrics.jsonl"))
+    return f"""{DEFAULT_RUN}
+`python benchmarks/logging_cost.py --folder RUN --default`, after a default run of {steps} steps: bytes in its
+folder without the models. Bokeh was installed, which is 1.4 MB of the page.
+
+{table_of_sizes(folder)}
+"""
+
+
 def main(args: Args) -> None:
+    measured, _, last = PAGE.read_text().partition(DEFAULT_RUN)
     if args.folder:
         print(table_of_sizes(args.folder))
+        if args.default:
+            PAGE.write_text(measured + of_a_default_run(args.folder))
         return
     times = {True: [], False: []}  # with the files, and without
     with tempfile.TemporaryDirectory() as place:
@@ -125,7 +143,7 @@ Bytes in the folder of a run of {args.steps} steps with its report, without the 
 """
     print(page)
     if args == Args():
-        PAGE.write_text(page)
+        PAGE.write_text(page + (DEFAULT_RUN + last if last else ""))
 
 
 if __name__ == "__main__":

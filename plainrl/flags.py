@@ -1,6 +1,7 @@
 """The flags that all training scripts share, their defaults by the size of the model, and what is refused.
 
-A script adds its own in a class of its own:
+`SharedFlags` are those of every training script, `RunFlags` those of one that samples what it trains on,
+`RowFlags` those of one that trains on rows of text. A script adds its own in a class of its own:
 
     @dataclass
     class Args(RunFlags):
@@ -148,7 +149,7 @@ COLDEST = 0.01  # least temperature that is not 0: logits divided by less are no
 
 
 @dataclass
-class RunFlags:
+class SharedFlags:
     """Flags of every training script; the lines that read them are in plainrl/."""
 
     model: str | None = None
@@ -162,22 +163,8 @@ class RunFlags:
     enable_thinking: Literal["yes", "no"] | None = None
     """what the chat template is told of `enable_thinking` (default: nothing, so that its own default holds);
     a template that does not know the word ignores it"""
-    steps: Count | None = by_size(tiny=80, small=60, large=500, countdown=200)
-    """steps: batches sampled and trained on"""
-    token_budget: Tokens | None = None
-    """stop after this many sampled tokens, should that come before --steps"""
-    prompts_per_step: Prompts | None = by_size(tiny=16, small=8, large=128)
-    """B, prompts sampled per step"""
-    group_size: GroupSize | None = by_size(tiny=16, small=8, large=8)
-    """G, completions per prompt"""
-    max_new_tokens: Length | None = by_size(tiny=160, small=256, large=3072, countdown=32)
-    """longest completion; Dr. GRPO divides by it"""
-    temperature: Temperature = 1.0
-    """sampling temperature; the same one divides the logits in the loss"""
-    train_size: Count | None = None
-    """train on this many problems only, over and over"""
     seed: Annotated[int, Bounds(at_least=0, below=EVAL_SEED)] = 0
-    """problems, their order and every sampled token follow from it"""
+    """problems or rows, their order and every sampled token follow from it"""
 
     max_grad_norm: Positive = 1.0
     """gradients are clipped to this norm"""
@@ -219,12 +206,67 @@ class RunFlags:
     track: Literal["none", "wandb", "tensorboard"] = "none"
     """also send the metrics there, and at the end the report, the curves and samples"""
 
+
+@dataclass
+class RunFlags(SharedFlags):
+    """Flags of a script that samples what it trains on."""
+
+    steps: Count | None = by_size(tiny=80, small=60, large=500, countdown=200)
+    """steps: batches sampled and trained on"""
+    token_budget: Tokens | None = None
+    """stop after this many sampled tokens, should that come before --steps"""
+    prompts_per_step: Prompts | None = by_size(tiny=16, small=8, large=128)
+    """B, prompts sampled per step"""
+    group_size: GroupSize | None = by_size(tiny=16, small=8, large=8)
+    """G, completions per prompt"""
+    max_new_tokens: Length | None = by_size(tiny=160, small=256, large=3072, countdown=32)
+    """longest completion; Dr. GRPO divides by it"""
+    temperature: Temperature = 1.0
+    """sampling temperature; the same one divides the logits in the loss"""
+    train_size: Count | None = None
+    """train on this many problems only, over and over"""
+
     # No flags, but what --plan has to know of a script beside its flags. A script says it in its own Args, so
     # that a copy under any name says it too.
     pass_before_update: ClassVar[bool] = False
     """every update begins with a pass over its batch without gradient (`score_all`)"""
     kl_to_start: ClassVar[bool] = True
     """--kl-coef, where a script has it, compares with a frozen copy of the starting model"""
+
+
+@dataclass
+class RowFlags(SharedFlags):
+    """Flags of a script that trains on rows of text: prompts with their completions."""
+
+    data: tuple[Path, ...] = ()
+    """files of rows with prompt and completion, or messages (see plainrl/rows.py); without it the worked
+    solutions of --task"""
+    task: str = "chain"
+    """what dev and test are measured on by sampling: chain, countdown, jsonl:PATH, gym:NAME or gsm8k (see
+    plainrl/tasks.py); none: only the loss on held-out rows is measured"""
+    epochs: Count | None = by_size(tiny=8, small=3, large=3)
+    """passes over the rows"""
+    steps: Count | None = None
+    """stop after this many optimizer steps, should that come before --epochs (default: as --epochs says)"""
+    token_budget: Tokens | None = None
+    """stop after this many tokens with loss, should that come first"""
+    rows_per_step: Prompts | None = by_size(tiny=64, small=64, large=64)
+    """N, rows of one optimizer step"""
+    train_size: Count | None = None
+    """train on this many rows, drawn by --seed (default: on all; on 512 of a task that never ends)"""
+    max_length: Length | None = by_size(tiny=1024, small=4096, large=4096)
+    """most tokens of a row, prompt and completion; never more than the model's context"""
+    over_length: Literal["drop", "fail"] = "drop"
+    """what is done about a longer row: it is left out and counted, or the run stops; no row is ever cut"""
+    loss_on: Literal["completion", "all"] = "completion"
+    """learn the completions alone, or the prompts too (continued pretraining)"""
+    dev_share: Annotated[float, Bounds(at_least=0, at_most=0.5)] = 0.05
+    """share of the prompts whose rows are held out for eval/loss, by a hash of the prompt; about 512 rows at
+    most"""
+    max_new_tokens: Length | None = by_size(tiny=160, small=256, large=3072, countdown=32)
+    """longest completion in dev and test scores"""
+    temperature: Temperature = 1.0
+    """sampling temperature of dev and test scores; the loss is always at 1"""
 
 
 # --- from the command line ----------------------------------------------------------------------------------
@@ -318,7 +360,7 @@ def check_flags(args) -> None:
                 fail(f"{flag_of(name)} {value}: {bounds}{finite}")
     temperature = getattr(args, "temperature", None)
     if temperature is not None and 0 < temperature < COLDEST:
-        greedy = "" if isinstance(args, RunFlags) else ", or 0 for greedy sampling"
+        greedy = "" if isinstance(args, SharedFlags) else ", or 0 for greedy sampling"
         fail(f"--temperature {temperature}: must be at least {COLDEST}{greedy}")
     for flag in MODEL_FLAGS:
         check_model_is_there(getattr(args, flag, None), flag_of(flag))

@@ -13,9 +13,11 @@ from pathlib import Path
 import torch
 
 from plainrl import ranks
-from plainrl.folder import refuse_another_run
+from plainrl.flags import EVAL_SEED
+from plainrl.folder import is_unused
 from plainrl.models import peak_gb
 from plainrl.rollout import Batch, completion_seed, encode_prompt
+from plainrl.rows import batch_of
 from plainrl.sampler import PROMPT_TOKENS_AT_ONCE, ROWS_AT_ONCE
 from plainrl.scoring import LOGITS_AT_ONCE, micro_batches, score
 from plainrl.screen import fail, minutes, or_fail, say
@@ -136,13 +138,13 @@ def memory_of(run) -> tuple[dict[str, float], dict[str, float]]:
     args, prompt = run.args, longest_prompt(run)
     one_row = prompt + args.max_new_tokens
     a_batch = args.prompts_per_step * (prompt + args.group_size * args.max_new_tokens)  # equal prompts once
-    scored = max(args.eval_problems, args.test_problems) * args.eval_samples  # completions of a score
+    problems = max(scored(run.task, "dev", args.eval_problems), scored(run.task, "test", args.test_problems))
     return memory(
         sizes_of(run.model),
         tokens=max(one_row, min(args.micro_batch_tokens, a_batch)),  # a micro-batch has at least a row
         prompt=prompt,
         length=args.max_new_tokens,
-        rows=min(ROWS_AT_ONCE, max(args.prompts_per_step * args.group_size, scored)),
+        rows=min(ROWS_AT_ONCE, max(args.prompts_per_step * args.group_size, problems * args.eval_samples)),
         trained=sum(weight.numel() for weight in run.model.parameters() if weight.requires_grad),
         checkpointing=args.activation_checkpointing,
         gpus=ranks.WORLD_SIZE,
@@ -188,8 +190,15 @@ class Tokens:
         return self.epochs * self.batches
 
 
-def tokens_of(args) -> Tokens:
-    """Those of a run with these flags. A flag that its script does not have is as good as off."""
+def scored(task, split: str, asked: int) -> int:
+    """How many problems of a split are scored: as many as are asked for, or all where there are fewer. A task
+    without a size makes as many as are asked for."""
+    return min(asked, task.size(split)) if hasattr(task, "size") else asked
+
+
+def tokens_of(args, task=None) -> Tokens:
+    """Those of a run with these flags on this task, or on one that makes problems without end. A flag that
+    its script does not have is as good as off."""
     step = args.prompts_per_step * args.group_size * args.max_new_tokens
     guided = getattr(args, "trigger", "never") != "never"
     refilled = getattr(args, "dynamic_sampling", True)  # DAPO's switch of the further rounds; Guide has none
@@ -211,7 +220,8 @@ def tokens_of(args) -> Tokens:
     # The passes before the updates of an epoch are one over the whole batch together.
     before_updates = epochs if guided or args.pass_before_update else 0
     a_sample = args.eval_samples * args.max_new_tokens  # tokens for a problem of a score
-    dev, test = args.eval_problems * a_sample, args.test_problems * a_sample
+    dev = scored(task, "dev", args.eval_problems) * a_sample
+    test = scored(task, "test", args.test_problems) * a_sample
     times = 1 + -(-args.steps // args.eval_every)  # rounded up: the last step is scored in any case
     if getattr(args, "schedule", None) == "curriculum":
         times += args.max_horizon - 1  # h1: so is the last step of each stage
@@ -304,7 +314,14 @@ def longest_prompt(run) -> int:
 
 def say_how_long(run) -> None:
     """What a step, and the scores before the first one, take at most."""
-    seconds, tokens = time_tokens(run), tokens_of(run.args)
+    if not run.samples_its_batch:
+        step, first_scores, _ = seconds_on_rows(run)
+        say(
+            f"a step takes about {step:.1f} s, the scores before the first one {minutes(first_scores)}, if "
+            "completions are as long as they may"
+        )
+        return
+    seconds, tokens = time_tokens(run), tokens_of(run.args, run.task)
     step = seconds_for(seconds, tokens, tokens.step, tokens.batch)
     parts = ", ".join(f"{name} {minutes(value)}" for name, value in step.items() if value)
     scores = tokens.first_scores * seconds.sampling
@@ -319,19 +336,27 @@ def say_how_long(run) -> None:
 
 
 def check_folder(out_dir: Path) -> None:
-    """Refuse the folder that a run would refuse. Makes none."""
+    """Refuse a folder in which no run could be. Makes none. One that has a run is no hindrance to a plan."""
     # The folder, or the nearest one above it that exists: there it would be made.
     there = next(path for path in (out_dir, *out_dir.absolute().parents) if path.exists())
     if not there.is_dir():
         fail(f"--out-dir {out_dir}: {there} is a file; choose a folder")
-    refuse_another_run(out_dir, resume=False)
     if not os.access(there, os.W_OK):
         fail(f"--out-dir {out_dir}: cannot be written; choose another --out-dir")
 
 
 def say_plan(run) -> None:
-    """Tokens, memory and hours of a run with these flags, at most."""
-    args, tokens, sizes = run.args, tokens_of(run.args), sizes_of(run.model)
+    """Tokens, memory and hours of a run with these flags, at most; and whether its folder is free."""
+    if run.samples_its_batch:
+        say_tokens_and_hours(run)
+    else:
+        say_rows_and_hours(run)
+    if not is_unused(run.dir):
+        say(f"note: --out-dir {run.dir} exists; the run itself needs another --out-dir, or --resume")
+
+
+def say_tokens_and_hours(run) -> None:
+    args, tokens, sizes = run.args, tokens_of(run.args, run.task), sizes_of(run.model)
     shape = f"{args.prompts_per_step} prompts x {args.group_size} completions x {args.max_new_tokens} tokens"
     with_rounds = f"with all further rounds, {tokens.rounds} times as many tokens a step"
     say(
@@ -350,7 +375,7 @@ def say_plan(run) -> None:
         return
     seconds = time_tokens(run)
     step = seconds_for(seconds, tokens, tokens.step, tokens.batch)
-    named = ", ".join(f"{name} {value:.1f}" for name, value in step.items())
+    named = ", ".join(f"{name} {value:.1f}" for name, value in step.items() if value)
     scores = tokens.scores * seconds.sampling
     peak = peak_gb()
     if peak is not None:
@@ -365,9 +390,111 @@ def say_plan(run) -> None:
     )
     if tokens.rounds > 1:
         say(f"                {with_rounds}: {in_all(tokens.in_rounds)} in all")
+    passes = f"{tokens.passes} x {tokens.batch * seconds.scoring:.1f} s, the time of a pass without gradients"
+    scoring = f"; scoring is {passes}" if tokens.passes else ""
+    pushed = "" if run.sampler.shares_weights else ", weights on their way to the sampler"
     say(
-        f"                sampling is that of the first {min(FEW, args.max_new_tokens)} tokens, multiplied; "
-        f"scoring is {tokens.passes} x {tokens.batch * seconds.scoring:.1f} s, the time of a pass without "
-        f"gradients\n"
-        f"                not in it: AdamW, grading, weights on their way to vLLM\n{SHORTER}\n{LESS_MEMORY}"
+        f"                sampling is that of the first {min(FEW, args.max_new_tokens)} tokens, multiplied"
+        f"{scoring}\n"
+        f"                not in it: AdamW, grading{pushed}\n{SHORTER}\n{LESS_MEMORY}"
+    )
+
+
+# --- the same for a run on rows of text ---------------------------------------------------------------------
+
+
+def tokens_of_scores(run) -> tuple[int, int]:
+    """Tokens that are sampled at most for the scores before the first step, and for all."""
+    args = run.args
+    if not run.has_task:
+        return 0, 0
+    a_problem = args.eval_samples * args.max_new_tokens
+    dev = scored(run.task, "dev", args.eval_problems) * a_problem
+    test = scored(run.task, "test", args.test_problems) * a_problem
+    return dev + test, (1 + -(-args.steps // args.eval_every)) * dev + 2 * test
+
+
+def seconds_on_rows(run) -> tuple[float, float, float]:
+    """What a step, the scores before the first one and all scores take: one micro-batch of the first rows is
+    trained on without an update, and a few tokens are sampled. Weights stay."""
+    args, device = run.args, run.model.device
+    batch = batch_of(run.rows[: args.rows_per_step], device)
+    part = next(iter(micro_batches(run.model, batch, args.micro_batch_tokens)))
+    began = clock(device)
+    score(run.model, part.prompt_ids, part.completion_ids, 1.0)[0].sum().backward()
+    run.optimizer.zero_grad()
+    rows_per_second = len(part) / (clock(device) - began)
+    held = len(run.dev_rows) / rows_per_second / 3  # a forward pass is a third of the work
+    first, in_all, a_token = *tokens_of_scores(run), 0.0
+    if first:
+        prompts = dev_prompts(run)
+        seeds = [completion_seed(args.seed, 0, row) for row in range(len(prompts) * args.eval_samples)]
+        few = min(FEW, args.max_new_tokens)
+        began = clock(device)
+        found = run.sampler.generate(prompts, args.eval_samples, few, args.temperature, seeds)
+        a_token = (clock(device) - began) / sum(len(completion.ids) for completion in found)
+    times = 1 + -(-args.steps // args.eval_every)
+    return args.rows_per_step / rows_per_second, first * a_token + held, in_all * a_token + times * held
+
+
+def dev_prompts(run, count: int = 8) -> list[list[int]]:
+    """Ids of the prompts of the first problems of dev."""
+    count = scored(run.task, "dev", min(count, run.args.eval_problems))
+    problems = [or_fail(run.task.problem, "dev", index, EVAL_SEED) for index in range(count)]
+    return [encode_prompt(run.tokenizer, problem.prompt, run.args.system_prompt) for problem in problems]
+
+
+def memory_on_rows(run) -> tuple[dict[str, float], dict[str, float]]:
+    """`memory` for the flags of a run on rows: training on the longest, sampling for scores."""
+    args, longest = run.args, max(run.rows, key=lambda row: row.length)
+    common = dict(
+        trained=sum(weight.numel() for weight in run.model.parameters() if weight.requires_grad),
+        checkpointing=args.activation_checkpointing,
+        gpus=ranks.WORLD_SIZE,
+    )
+    a_batch = args.rows_per_step * longest.length
+    training, nothing = memory(
+        sizes_of(run.model),
+        tokens=max(longest.length, min(args.micro_batch_tokens, a_batch)),  # a micro-batch has at least a row
+        prompt=len(longest.prompt_ids),
+        length=len(longest.completion_ids),
+        rows=0,
+        **common,
+    )
+    if not run.has_task:
+        return training, nothing
+    problems = max(scored(run.task, "dev", args.eval_problems), scored(run.task, "test", args.test_problems))
+    _, sampling = memory(
+        sizes_of(run.model),
+        tokens=0,
+        prompt=max(map(len, dev_prompts(run))),
+        length=args.max_new_tokens,
+        rows=min(ROWS_AT_ONCE, problems * args.eval_samples),
+        vllm=not run.sampler.shares_weights and not args.vllm_server,
+        **common,
+    )
+    return training, sampling
+
+
+def say_rows_and_hours(run) -> None:
+    args, rows = run.args, run.rows
+    with_loss = sum(len(row.completion_ids) for row in rows) / len(rows) * args.rows_per_step * args.steps
+    seen = sum(row.length for row in rows) / len(rows) * args.rows_per_step * args.steps
+    say(
+        f"plan of {run.script}: {sizes_of(run.model).parameters:,} parameters, {len(rows):,} rows, "
+        f"{args.steps} steps of {args.rows_per_step}; nothing is written\n"
+        f"tokens: about {with_loss:,.0f} with loss and {seen:,.0f} with their prompts in all\n"
+        f"        {tokens_of_scores(run)[1]:,} sampled for scores on dev and test at most"
+    )
+    training, sampling = memory_on_rows(run)
+    say(f"memory by formula: training {terms(training)}\n                   scoring {terms(sampling)}")
+    if not can_be_timed(run):
+        say("time: is measured only in one process, with a sampler of this project")
+        return
+    step, _, scores = seconds_on_rows(run)
+    say(
+        f"time, measured: {step:.1f} s a step, {minutes(scores)} for all scores at most, "
+        f"{minutes(step * args.steps + scores)} in all\n"
+        f"                not in it: AdamW, grading\n"
+        f"shorter scores: --eval-problems, --test-problems, --eval-samples, --max-new-tokens\n{LESS_MEMORY}"
     )

@@ -401,18 +401,20 @@ function drawMap() {
   fill("map-charts");
   for (const chart of charts) drawChart(chart, byId("map-charts"));
   const heads = ["", "value", "token", "step", "problem", "completion", "position"];
+  let some = false; // of these tokens are in this page
   const lines = extremes.map(({ kind, value, token, step, index, sample, position }) => {
     const isThere = group =>
       group.label === `step ${step}` && group.index === index && placesOf(group).includes(sample);
     const groups = run().groups || [], group = groups.findIndex(isThere);
     const show = () => showHit(group, placesOf(groups[group]).indexOf(sample), position);
     const button = () => make("button", { type: "button", onclick: show }, `${index}, show it`);
+    some ||= group >= 0;
     const problem = group < 0 ? index : button();
     return [kind, value ?? "no number", tokenName(token), step, problem, oneOn(sample), oneOn(position)];
   });
   const title = make("h3", {}, "The largest differences between sampler and trainer, and the largest ratios");
-  const there = make("p", { class: "about" }, "“Show it” leads to the token, where its completion is in this " +
-    "page: a run keeps the first group of every step, and a page may leave out steps.");
+  const there = some && make("p", { class: "about" }, "“Show it” leads to the token, where its " +
+    "completion is in this page: a run keeps the first group of every step, and a page may leave out steps.");
   fill("extremes", ...(lines.length ? [title, there, table(heads, lines)] : []));
 }
 
@@ -436,7 +438,23 @@ function mapTable({ index, steps, right, of }) {
 
 // --- several runs ------------------------------------------------------------------------------------------
 
-const pair = { left: 0, right: null, problem: 0, sample: 0 };
+const pair = { left: 0, right: null, problem: null, sample: 0 }; // null: not chosen yet
+
+// The number of right samples of a problem in another score on dev; null where it is not among them.
+function rightIn(score, { prompt }) {
+  const same = score.problems.find(problem => problem.prompt === prompt);
+  return same && graded(same) ? rightOf(same) : null;
+}
+
+// The problem of a score on dev in which another one differs most from it.
+function mostDifferent(score, other) {
+  const difference = problem => {
+    const theirs = rightIn(other, problem);
+    return theirs === null ? -1 : Math.abs(rightOf(problem) - theirs);
+  };
+  const differences = score.problems.map(difference);
+  return differences.indexOf(Math.max(...differences));
+}
 
 function drawSeveral() {
   byId("several").hidden = data.runs.length < 2;
@@ -448,19 +466,24 @@ function drawSeveral() {
 
   // The same problem at the last score of two of them.
   const sides = names.map((name, i) => [i, name]).filter(([i]) => data.runs[i].dev?.length);
-  byId("pair-controls").hidden = byId("pair-prompt").hidden = sides.length < 2;
+  for (const id of ["pair-about", "pair-controls", "pair-prompt"]) byId(id).hidden = sides.length < 2;
   if (sides.length < 2) return;
   if (pair.right === null) pair.right = data.arms[1]?.runs[0] ?? 1; // another method, where there is one
   const others = not => sides.map(([i]) => i).filter(i => i !== not);
   if (!others().includes(pair.left)) pair.left = others()[0];
   if (!others(pair.left).includes(pair.right)) pair.right = others(pair.left)[0];
   const last = i => data.runs[i].dev.at(-1);
-  const { problems } = last(pair.left), chosen = problems[pair.problem] || problems[0];
-  const numbers = problems.map((problem, i) => [i, String(problem.index ?? i)]);
+  const { problems } = last(pair.left), other = last(pair.right);
+  pair.problem ??= mostDifferent(last(pair.left), other);
+  const chosen = problems[pair.problem] || problems[0];
+  const both = problem => `: ${rightOf(problem)} and ${rightIn(other, problem) ?? "–"} right`;
+  const counts = problem => graded(problem) ? both(problem) : "";
+  const numbers = problems.map((problem, i) => [i, `${problem.index ?? i}${counts(problem)}`]);
   const set = name => value => { pair[name] = Number(value); drawSeveral(); };
+  const setSide = name => value => { pair.problem = null; set(name)(value); };
   fill("pair-controls",
-    chooser("left", sides, pair.left, set("left")),
-    chooser("right", sides, pair.right, set("right")),
+    chooser("left", sides, pair.left, setSide("left")),
+    chooser("right", sides, pair.right, setSide("right")),
     chooser("problem", numbers, pair.problem, set("problem"), "pair problem"),
     chooser("sample", sampleNumbers(chosen), pair.sample, set("sample"), "pair sample"));
   fill("pair-prompt", make("bdi", {}, chosen.prompt));

@@ -23,7 +23,7 @@ from pathlib import Path
 from plainrl.folder import write_text
 from plainrl.report_charts import arms_of, chart, charts_of, differences, flags_of, scores_on_test
 from plainrl.report_data import MOST_READ, OTHER_SHAPE, evenly, read_run
-from plainrl.results import side_by_side
+from plainrl.results import in_words, side_by_side
 from plainrl.screen import shown
 
 LARGEST = 16_000_000  # bytes of the page, Bokeh's 1.4 MB included; a default run has 1.6 MB
@@ -81,7 +81,7 @@ def make_page(folders: list[Path]) -> dict:
     for run, label in zip(runs, labels):
         for name in ("curves", "results"):  # they are in the charts and tables
             run.pop(name, None)
-        run |= {"label": label, "summary": summary_of(run, label), "config": flat(run["config"])}
+        run |= {"label": label, "summary": summary_of(run, label, several), "config": flat(run["config"])}
         page["runs"].append(run)
     names = [arm["label"] + f" ({len(arm['runs'])} runs)" * (len(arm["runs"]) > 1) for arm in arms]
     page["title"] = ", ".join(names) if several else title_of(page["runs"][0])
@@ -105,26 +105,44 @@ def labels_of(folders: list[Path]) -> list[str]:
 
 
 def beside(labels: list[str], runs: list[dict], notes: list[str]) -> list[dict]:
-    """The tables of several evaluations side by side; none for one alone."""
-    found = [(label, run["results"]) for label, run in zip(labels, runs) if run.get("results")]
+    """The tables of several evaluations side by side; none for one alone. Of one without results, or whose
+    results cannot be read, a note says that it is not among them."""
+    evaluations = [(label, run) for label, run in zip(labels, runs) if "evaluation" in run]
+    for label, run in evaluations if len(evaluations) > 1 else []:
+        if not run["results"]:
+            finished = run["facts"]["finished"]
+            reason = "its results cannot be read" if finished else f"it has not finished{how_far(run)}"
+            notes.append(f"{label} is not in a table with the others, since {reason}")
+    found = [(label, run["results"]) for label, run in evaluations if run["results"]]
     if len(found) < 2:
         return []
     names, evaluations = zip(*found)
     try:
         return [table._asdict() for table in side_by_side(names, evaluations)]
     except OTHER_SHAPE as error:
-        what = f"{type(error).__name__}: {error}"
+        what = f"a results.json is not as eval.py writes it: {in_words(error)}"
         notes.append(shown(f"these evaluations cannot be put side by side ({what})", one_line=True))
         return []
 
 
-def summary_of(run: dict, label: str) -> str:
-    """What a run is, in one line."""
+def summary_of(run: dict, label: str, several: bool) -> str:
+    """What a run is, in one line. Of several it says whose the numbers at the head of the page are. An
+    evaluation alone has model and task in its title."""
     facts = run["facts"]
     model = f", model {facts['model']}" if facts.get("model") else ""
-    what = facts.get("described") or f"{label}{model}"
-    steps = "" if "evaluation" in run else f": step {facts['steps']} of {facts['of_steps'] or '?'}"
-    return f"{what}." + ("" if facts["finished"] else f" It has not finished{steps}.")
+    measured = f", {facts['measured']}" if facts.get("measured") else ""
+    what = f"The numbers below are of {label}{model}{measured}" if several else f"{label}{model}"
+    if not several and measured:
+        what = facts["measured"]
+    return f"{what}." + ("" if facts["finished"] else f" It has not finished{how_far(run)}.")
+
+
+def how_far(run: dict) -> str:
+    """Of a run that has not finished: how much of it is done."""
+    facts = run["facts"]
+    if "evaluation" not in run:
+        return f": step {facts['steps']} of {facts['of_steps'] or '?'}"
+    return f": {facts['done']} of {facts['problems'] or '?'} problems are done" if "done" in facts else ""
 
 
 def title_of(run: dict) -> str:

@@ -10,16 +10,18 @@ import re
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from itertools import groupby
-from operator import eq
 from pathlib import Path
 
 from plainrl.curves import curves_of, is_number
 from plainrl.report_charts import group_charts, line_of
-from plainrl.results import comparison_tables, described, main_metrics, score_tables
+from plainrl.results import comparison_tables, how_measured, in_words, main_metrics, score_tables
 from plainrl.screen import shown
 
 MOST_READ = 100_000_000  # bytes; of larger files evenly spread steps are read, for the memory's sake
+LOGS = ("metrics.jsonl", "results.json", "samples.jsonl")  # where there is one of them, there is a run
 MOST_CELLS = 40_000  # of the map of all problems: a browser has an element for each
+FOLLOWING = 0.9  # share of the right completions that are the worked solution, where its lines are a measure
+ENOUGH_RIGHT = 10  # right completions from which on that share says something
 # The same few thousand numbers and tokens come again and again: each is kept in the memory once.
 known_float = lru_cache(100_000)(float)
 known_token = lru_cache(100_000)(shown)
@@ -51,17 +53,14 @@ def read_run(folder: Path, notes: list[str], most: int = MOST_READ) -> dict:
     if not folder.is_dir():
         raise ValueError(f"{folder}: there is no such folder; give the folder of a run")
     config = read_object(folder / "config.json", notes)
+    config.pop("saved", None)  # says how far the run has come, and nothing about its method
+    is_training = "flags" in config or (folder / "metrics.jsonl").exists()
+    if not is_training and "problems_hash" not in config:
+        config = settings_in_results(folder, notes)
     if "problems_hash" in config:
         return {"config": config} | read_evaluation(folder, config, notes, most)
-    if "flags" not in config and not (folder / "metrics.jsonl").exists():
-        inside = sorted(each.parent for each in folder.glob("*/metrics.jsonl"))
-        if inside:
-            runs = " ".join(map(str, inside[:5])) + " ..." * (len(inside) > 5)
-            raise ValueError(f"{folder}: holds runs and is none itself; give one or more of them: {runs}")
-        raise ValueError(
-            f"{folder}: is no folder of a run; give one that holds the metrics.jsonl of a training script or "
-            "the results.json of eval.py"
-        )
+    if not is_training:
+        raise ValueError(f"{folder}: {why_no_run(folder)}")
     if not isinstance(config.get("flags"), dict):
         config["flags"] = {}
     curves = curves_of(read_lines(folder / "metrics.jsonl", notes, most))
@@ -84,6 +83,37 @@ def read_run(folder: Path, notes: list[str], most: int = MOST_READ) -> dict:
         "charts": group_charts([line for line in log if line.get("split") == "train"]),
         "extremes": extremes_of(log, "gap") + extremes_of(log, "ratio"),
     }
+
+
+def settings_in_results(folder: Path, notes: list[str]) -> dict:
+    """The settings of an evaluation whose config.json does not say them, as its results.json has them."""
+    settings = read_object(folder / "results.json", []).get("settings")
+    if not isinstance(settings, dict) or "problems_hash" not in settings:
+        return {}
+    notes.append(shown(f"{folder / 'config.json'}: has no settings of eval.py; they are from results.json"))
+    return settings
+
+
+def why_no_run(folder: Path) -> str:
+    """What a folder is that is neither a run nor an evaluation, and what to give instead."""
+    if any((folder / name).exists() for name in ("samples.jsonl", "results.json")):
+        config = folder / "config.json"
+        damaged = "is damaged" if config.exists() else "is missing"
+        return f"its config.json {damaged}, which says what was run here; put it back"
+    logs = [log for place in ("*", "*/*") for name in LOGS for log in folder.glob(f"{place}/{name}")]
+    inside = sorted({log.parent for log in logs})
+    if inside:
+        runs = " ".join(map(str, inside[:5])) + " ..." * (len(inside) > 5)
+        return f"holds runs or evaluations and is none itself; give one or more of them: {runs}"
+    if any(folder.glob("comparison.json")) or any(folder.glob("against-*.json")):
+        return (
+            "holds a comparison of two evaluations and not their results, so there is no page of it; measure "
+            "again with eval.py --baseline, and give the folder that it names"
+        )
+    return (
+        "is no folder of a run; give one that holds the metrics.jsonl of a training script or the "
+        "results.json of eval.py"
+    )
 
 
 # --- files --------------------------------------------------------------------------------------------------
@@ -257,16 +287,16 @@ def read_dev(lines: list[dict]) -> list[dict]:
 
 
 def follows_solutions(dev: list[dict]) -> bool:
-    """Whether completions that are not wrong mostly are the worked solution, line by line. Then the first
-    line that differs is where another one went wrong; in free text it would be an accident of wording."""
-    agreeing = total = 0
+    """Whether completions that are not wrong are the worked solution, line by line: nearly all of them, and
+    enough of them to tell. Then the first line that differs is where another one went wrong. Where many ways
+    lead to an answer it would be another way, in free text an accident of wording."""
+    equal = []
     for problem in (problem for score in dev for problem in score["problems"]):
         wanted = lines_of(problem["solution"])
         for sample in problem["samples"]:
             if wanted and sample.get("right") is not False:
-                agreeing += sum(map(eq, lines_of(sample["completion"]), wanted))
-                total += len(wanted)
-    return agreeing > total / 2
+                equal.append(lines_of(sample["completion"]) == wanted)
+    return len(equal) >= ENOUGH_RIGHT and sum(equal) >= FOLLOWING * len(equal)
 
 
 def lines_of(text: str) -> list[str]:
@@ -380,14 +410,18 @@ def read_evaluation(folder: Path, config: dict, notes: list[str], most: int) -> 
     results.json holds, empty where there is none that can be read."""
     results, tables = read_object(folder / "results.json", notes), []
     settings = ("model", "task", "split", "problems", "samples", "temperature")
-    facts = {"script": "eval", "finished": bool(results)} | {name: config.get(name) for name in settings}
+    facts = {"script": "eval", "finished": (folder / "results.json").exists()}
+    facts |= {name: config.get(name) for name in settings}
     shown_run: dict = {"tiles": [], "passes": None}
+    try:
+        facts["measured"] = how_measured(config)
+    except OTHER_SHAPE as error:
+        notes.append(not_as_written(folder / "config.json", error))
     try:
         if results:
             n, whole = config["samples"], results["rows"][-1]
             tables = score_tables(results["rows"], n)
             shown_run = {"tiles": score_tiles(whole, n), "passes": passes_of(config, whole["metrics"])}
-            facts["described"] = described(config)
     except OTHER_SHAPE as error:
         notes.append(not_as_written(folder / "results.json", error))
         results = {}
@@ -398,18 +432,22 @@ def read_evaluation(folder: Path, config: dict, notes: list[str], most: int) -> 
         except OTHER_SHAPE as error:
             notes.append(not_as_written(path, error))
     samples, unread = read_steps(folder / "samples.jsonl", notes, most)
+    groups = evaluation_groups(samples, str(config.get("prompt_template", "")))
+    if not unread:
+        facts["done"] = sum(len(group["rows"]) == config.get("samples") for group in groups)
     return shown_run | {
         "facts": facts,
         "results": results,
         "evaluation": [table._asdict() for table in tables],
-        "groups": evaluation_groups(samples, str(config.get("prompt_template", ""))),
+        "groups": groups,
         "unread": {"groups": unread},
     }
 
 
 def not_as_written(path: Path, error: Exception) -> str:
-    what = f"{type(error).__name__}: {error}"
-    return shown(f"{path}: is not as eval.py writes it ({what}); what it says is left out", one_line=True)
+    return shown(
+        f"{path}: is not as eval.py writes it ({in_words(error)}); what it says is left out", one_line=True
+    )
 
 
 def score_tiles(whole: dict, n: int) -> list[list[str]]:

@@ -17,6 +17,7 @@ const state = { // what the reader has chosen
   filters: { verdict: "", why: "", guided: "", truncated: "" },
 };
 const LEVELS = 5; // of colour, see report.css
+const ROUND = [1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10]; // so close together that no scale is much too long
 const FIRST_TOKENS = 1000, FIRST_LETTERS = 6000; // of a long completion; a button shows the rest
 const SHARE = "advantage × weight"; // is in no file: it is made here
 
@@ -119,7 +120,7 @@ function scaleOf(name) {
     });
   sizes.sort((a, b) => a - b);
   const high = sizes[Math.floor(sizes.length * 0.98)] || 0, power = 10 ** Math.floor(Math.log10(high));
-  const end = high ? [1, 2, 5, 10].map(times => times * power).find(each => each >= high * 0.999) : 0;
+  const end = high ? ROUND.map(times => times * power).find(each => each >= high * 0.999) : 0;
   scales.set(name, { end, below, binary });
   return scales.get(name);
 }

@@ -194,11 +194,30 @@ def main_metrics(row: dict, n: int) -> list[str]:
 
 def described(settings: dict) -> str:
     """What was measured, and how."""
+    return f"{settings['model']} on {settings['task']}, {how_measured(settings)}"
+
+
+def how_measured(settings: dict) -> str:
     return (
-        f"{settings['model']} on {settings['task']}, {settings['split']}: {settings['problems']} problems "
-        f"x {settings['samples']} samples, temperature {settings['temperature']:g}, "
-        f"top-p {settings['top_p']:g}, at most {settings['max_new_tokens']} tokens"
+        f"{settings['split']}: {settings['problems']} problems x {settings['samples']} samples, temperature "
+        f"{settings['temperature']:g}, top-p {settings['top_p']:g}, at most {settings['max_new_tokens']} "
+        "tokens"
     )
+
+
+def in_words(error: Exception) -> str:
+    """Why a file could not be read or is of another shape, for people: Python names a field or a number.
+
+    >>> in_words(KeyError("settings")), in_words(TypeError("list indices must be integers or slices"))
+    ("'settings' is missing", 'a value is of another kind')
+    """
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    if isinstance(error, KeyError):
+        return f"{error.args[0]!r} is missing"
+    if isinstance(error, IndexError):
+        return "a list is too short"
+    return "it is no JSON" if isinstance(error, ValueError) else "a value is of another kind"
 
 
 # --- the tables of one evaluation ---------------------------------------------------------------------------
@@ -298,17 +317,32 @@ def why_not_paired(before: dict, after: dict) -> str:
     return "" if before["samples"] == after["samples"] else "their numbers of samples are not the same"
 
 
+ORDER = ("problems", "samples of each", "score", "avg", "pass", "maj", *RATES)
+
+
+def place_of(metric: str) -> tuple:
+    """Where a line stands among those of several evaluations, which may differ in their numbers of samples:
+    by kind, then by that number. Lines of one horizon stand below those of all.
+
+    >>> sorted(["len_mean", "avg@4, horizon 2", "pass@16", "pass@4", "avg@4"], key=place_of)
+    ['avg@4', 'pass@4', 'pass@16', 'len_mean', 'avg@4, horizon 2']
+    """
+    name, _, horizon = metric.partition(", horizon ")
+    kind, _, samples = name.partition("@")
+    return bool(horizon), ORDER.index(kind), int(samples or 0), int(horizon or 0)
+
+
 def side_by_side(names: list[str], evaluations: list[dict]) -> list[Table]:
-    """Contents of several results.json in one table: a column for each, and its difference from the first one
-    where both asked the same problems. Then a table for each of these, of where its gain comes from."""
-    columns, head, about, gains = [], ["metric"], [], []
-    for name, each in zip(names, evaluations):
+    """Contents of several results.json in one table: the difference of each from the first one, where both
+    asked the same problems, and a column for each. Then a table for each difference, of where its gain comes
+    from."""
+    columns, differences, difference_names, about, gains = [], [], [], [], []
+    for each in evaluations:
         n, column = each["settings"]["samples"], {"problems": str(each["settings"]["problems"])}
         column["samples of each"] = str(n)
         for metric, entry in compared_lines(each["rows"], n):
             column[metric] = f"{entry['value']:.3f}" if metric in RATES else cell(entry)
         columns.append(column)
-        head.append(name)
     first = evaluations[0]
     for name, each in zip(names[1:], evaluations[1:]):
         reason = why_not_paired(first["settings"], each["settings"])
@@ -317,11 +351,13 @@ def side_by_side(names: list[str], evaluations: list[dict]) -> list[Table]:
             continue
         comparison = compare(first, each)
         lines = compared_lines(comparison["rows"], each["settings"]["samples"])
-        columns.append({metric: cell(entry, signed=True) for metric, entry in lines})
-        columns.append({metric: excludes_zero(entry) for metric, entry in lines})
-        head += [f"{name} less {names[0]}", "excludes 0"]
+        differences.append({metric: cell(entry, signed=True) for metric, entry in lines})
+        differences.append({metric: excludes_zero(entry) for metric, entry in lines})
+        difference_names += [f"{name} less {names[0]}", "excludes 0"]
         gains.append(gain_table(comparison, names[0], name))
-    metrics = dict.fromkeys(metric for column in columns for metric in column)
+    metrics = sorted({metric: None for column in columns for metric in column}, key=place_of)
+    columns = differences + columns  # these stand first: a phone shows two columns
     lines = [[metric, *(column.get(metric, "") for column in columns)] for metric in metrics]
+    head = ["metric", *difference_names, *names]
     about += [CHANCE] * bool(gains)
     return [table_of("The evaluations side by side", head, lines, about), *gains]

@@ -37,6 +37,7 @@ from plainrl import ranks, samples
 from plainrl.flags import (
     EVAL_LENGTHS,
     EVAL_SEED,
+    RowFlags,
     RunFlags,
     check_flags,
     flag_of,
@@ -70,12 +71,13 @@ from plainrl.models import (
     save_model,
     take_back,
 )
-from plainrl.plan import can_be_timed, check_folder, say_how_long, say_plan
+from plainrl.plan import can_be_timed, check_folder, say_how_long, say_plan, scored
 from plainrl.rollout import (
     Batch,
     PromptRoom,
     Rollout,
     check_prompts,
+    check_template,
     sample_rollout,
     set_thinking,
     with_short_prompts,
@@ -84,7 +86,7 @@ from plainrl.sampler import check_gap, make_sampler, push_weights
 from plainrl.scoring import logprob_and_entropy, score_all
 from plainrl.screen import fail, minutes, or_fail, say, shown
 from plainrl.tasks import load_task
-from plainrl.trackers import check_tracker, open_tracker
+from plainrl.trackers import check_tracker, open_tracker, reason
 
 ROOT = Path(__file__).resolve().parents[1]
 FEW_PROBLEMS = 20  # with fewer, each problem weighs more than 0.05 of a score
@@ -93,8 +95,12 @@ MAY_CHANGE_ON_RESUME = {
     "steps", "token_budget", "save_every", "out_dir", "resume", "track", "micro_batch_tokens",
     "activation_checkpointing", "max_logprob_gap", "vllm_server", "vllm_memory", "report", "plan",
 }  # fmt: skip
+MAY_GROW_ON_RESUME = {"epochs"}  # besides, where they are passes over all rows and not over a step's batch
 
-COLUMNS = [  # title, metric, width, format
+COLUMNS = [  # title, metric, width, format; a script that does not log a metric has no such column
+    ("loss", "sft/loss", 6, ".3f"),
+    ("accuracy", "sft/accuracy", 8, ".3f"),
+    ("epoch", "sft/epoch", 5, ".2f"),
     ("reward", "reward/mean", 6, ".3f"),
     ("zero-std", "reward/frac_zero_std", 8, ".2f"),
     ("len", "rollout/len_mean", 6, ".1f"),
@@ -113,12 +119,13 @@ class Run:
 
     What a script uses: `model`, `tokenizer`, `task`, `sampler`, `state` (what a checkpoint keeps, the
     script's own entries included) and `sums` (what the updates of the current step added up, for the log).
+    One that trains on rows of text puts them into `rows`, and those that are held out into `dev_rows`.
     """
 
     def __init__(
         self,
         script: str,
-        args: RunFlags,
+        args: RunFlags | RowFlags,
         task=None,
         sampler=None,
         state: dict | None = None,
@@ -153,7 +160,9 @@ class Run:
             check_task(self.task, args)
             say_if_few(self.task, args)
             self.own_sampler = sampler is not None
-            self.sampler = sampler or make_sampler(args, self.model, eos_ids(self.model, self.tokenizer))
+            # Where nothing is sampled, no engine is started for it.
+            engine = args if self.has_task else dataclasses.replace(args, engine="hf", vllm_server=None)
+            self.sampler = sampler or make_sampler(engine, self.model, eos_ids(self.model, self.tokenizer))
         if self.give_back:
             self.give_back()  # a script's own checks come next: `restore` claims the folder again
         ranks.release_weights(self.model)  # so that the optimizer gets this rank's part of them
@@ -161,6 +170,7 @@ class Run:
         self.state |= {"test_before": {}} | (state or {})
         self.budget = math.inf if args.token_budget is None else args.token_budget
         self.optimizer, self.interrupted, self.lines, self.first_began = None, False, 0, None
+        self.rows, self.dev_rows = [], []  # see plainrl/rows.py; none where a step samples its batch
         self.best_is_due = False  # the current model is the best so far, and best/ is another
         self.dev_lines: dict[str, list[dict]] = {}  # of other logs, which go with the next record
         self.token_texts = samples.TokenTexts(self.tokenizer) if args.report else None
@@ -188,6 +198,16 @@ class Run:
                 self.give_back()
             raise
 
+    @property
+    def has_task(self) -> bool:
+        """False where there are no problems to be scored: --task none."""
+        return hasattr(self.task, "problem")
+
+    @property
+    def samples_its_batch(self) -> bool:
+        """Whether a step samples what it trains on, and does not train on rows that are given."""
+        return isinstance(self.args, RunFlags)
+
     def load_reference(self):
         """A frozen copy of the starting model, in evaluation mode."""
         return load_model(self.args.model)[0].eval().requires_grad_(False)
@@ -201,9 +221,13 @@ class Run:
 
     def start_or_go_on(self, optimizer: torch.optim.Optimizer) -> None:
         args, self.optimizer = self.args, optimizer
-        check_prompts(self.task, self.tokenizer, self.sampler, args)
-        self.room = PromptRoom(self.tokenizer, self.sampler, args)
-        self.task = with_short_prompts(self.task, self.room, args)
+        if self.has_task:
+            check_prompts(self.task, self.tokenizer, self.sampler, args)
+        else:
+            check_template(self.tokenizer, args.system_prompt)
+        if self.samples_its_batch:
+            self.room = PromptRoom(self.tokenizer, self.sampler, args)
+            self.task = with_short_prompts(self.task, self.room, args)
         if args.plan:
             say_plan(self)
             raise SystemExit(0)  # everything that a run refuses has been looked at
@@ -318,10 +342,15 @@ class Run:
         """The scores before the first step. The starting model is the first best one."""
         args, state = self.args, self.state
         self.say_how_long()
-        say(
-            f"scoring the starting model on {args.test_problems} test and {args.eval_problems} dev problems, "
-            f"{args.eval_samples} completions each"
-        )
+        if self.has_task:
+            test, dev = (
+                scored(self.task, "test", args.test_problems),
+                scored(self.task, "dev", args.eval_problems),
+            )
+            say(
+                f"scoring the starting model on {test} test and {dev} dev problems, {args.eval_samples} "
+                f"completion{'s' * (args.eval_samples > 1)} each"
+            )
         state["test_before"] = self.measure("test", "test", args.test_problems)
         scores = self.measure("eval", "dev", args.eval_problems, logged=args.report)
         self.keep_if_best(scores, 0)
@@ -333,7 +362,8 @@ class Run:
         self.sampled: Rollout | None = None  # everything that the step sampled
         self.sums, self.grad_norms = Counter(), []  # over the step's updates
         self.largest: dict[str, tuple] = {}  # the batch's tokens with the largest gap and ratio
-        self.times, self.clock = dict.fromkeys(("rollout", "train", "sync", "eval"), 0.0), time.monotonic()
+        parts = ("rollout",) * self.samples_its_batch + ("train", "sync", "eval")
+        self.times, self.clock = dict.fromkeys(parts, 0.0), time.monotonic()
 
     @property
     def is_last(self) -> bool:
@@ -391,7 +421,7 @@ class Run:
         ends too when sampler and trainer disagree. Returns whether a step was made.
         """
         self.sums.update(update)
-        if math.isfinite(update["total_loss"]):
+        if math.isfinite(update["total_loss"]) and "gap" in update:
             check_gap(update["gap"] / update["tokens"], self.args, self.fail)
         self.grad_norms.append(ranks.clip_gradients(self.model, self.args.max_grad_norm))
         finite = math.isfinite(self.grad_norms[-1]) and math.isfinite(update["total_loss"])
@@ -418,6 +448,21 @@ class Run:
         self.log_samples(rollout, batch, **columns)
         self.save()
 
+    def end_step_on_rows(self, batch: Batch, own: dict) -> None:
+        """The same for a step that trains on rows of text: no metrics of a rollout, and samples.jsonl gets
+        the first row, as the model saw it before the update."""
+        is_due = (self.state["step"] + 1) % self.args.eval_every == 0 or self.is_last
+        self.times["train"] = time.monotonic() - self.clock
+        if is_due:
+            self.push_weights()
+        record = {"step": self.state["step"] + 1} | own | self.update_record()
+        if is_due:
+            record |= self.score_dev()
+        self.log(record)
+        line = samples.row_line(batch, self.tokenizer, self.token_texts)
+        self.append("samples.jsonl", [{"step": record["step"]} | line])
+        self.save()
+
     def finish(self) -> Path:
         """Score the best checkpoint by dev on test and save it as final/. After Ctrl-C: say how to go on."""
         with contextlib.closing(self):  # whatever comes
@@ -434,17 +479,20 @@ class Run:
         load_weights(self.dir / "best", self.model)
         self.push_weights()
         before, after = self.state["test_before"], self.measure("test", "test", self.args.test_problems)
-        self.log({"step": self.state["step"]} | after)
+        if after:
+            self.log({"step": self.state["step"]} | after)
         final = self.dir / "final"
         save_model(final, self.model, self.tokenizer)
         if not ranks.MAIN:
             return final
-        say(f"\n{'test (best checkpoint by dev)':32} {'before':>8} {'after':>8}")
+        if after:
+            say(f"\n{'test (best checkpoint by dev)':32} {'before':>8} {'after':>8}")
         for name, value in after.items():
             start = f"{before[name]:8.3f}" if name in before else " " * 8  # an older run did not log it
             say(f"{name.split('/', 1)[1]:32} {start} {value:8.3f}")
         say(f"\n{self.what_is_final()}")
-        say(gains(before, after, f"test/{self.task.name}", self.args.eval_samples))
+        if after:
+            say(gains(before, after, f"test/{self.task.name}", self.args.eval_samples))
         took = minutes(time.monotonic() - self.started)
         say(f"took {took}; curves: {self.dir / 'curves.png'}; model: {final}")
         evaluation = ROOT / "eval.py"  # a fork may have none, or another
@@ -457,7 +505,7 @@ class Run:
     def push_weights(self) -> None:
         """Hand the weights to a sampler that has its own, and make sure that it samples from them."""
         pushing = time.monotonic()
-        self.times["train"] = pushing - self.clock - self.times["rollout"]
+        self.times["train"] = pushing - self.clock - self.times.get("rollout", 0.0)
         push_weights(self.sampler, self.model, self.tokenizer, self.task, self.args, self.fail)
         self.times["sync"] = time.monotonic() - pushing
 
@@ -503,12 +551,20 @@ class Run:
             "policy/ratio_max": largest.get("ratio"),
             **({"policy/kl_ref": per_token("kl")} if "kl" in sums else {}),
             "loss/policy": per_update(sums["policy_loss"]),
-            "loss/total": per_update(sums["total_loss"]),
+            **self.update_record(),
+            "perf/tokens_per_s": rollout.tokens / seconds if seconds > 0 else None,  # a clock may stand still
+        }
+
+    def update_record(self) -> dict:
+        """The metrics of a step's updates that every script logs, whatever it trains on."""
+        updates = len(self.grad_norms)
+        per_update = lambda total: total / updates if updates else None  # noqa: E731
+        return {
+            "loss/total": per_update(self.sums["total_loss"]),
             "optim/grad_norm": per_update(sum(self.grad_norms)),
             "optim/lr": self.optimizer.param_groups[0]["lr"],
-            "optim/skipped": sums["skipped"],
+            "optim/skipped": self.sums["skipped"],
             **{f"time/{name}": seconds for name, seconds in self.times.items()},
-            "perf/tokens_per_s": rollout.tokens / seconds if seconds > 0 else None,  # a clock may stand still
             "perf/peak_gb": peak_gb(),
         }
 
@@ -516,6 +572,9 @@ class Run:
         """Scores on held-out problems, {prefix/task/metric: value}; also by horizon where a task asks for
         it. The samples of what is `logged` go into the other logs, with the next record."""
         args, name, rollouts = self.args, self.task.name, [] if logged else None
+        loss = {"eval/loss": self.dev_loss()} if prefix == "eval" and self.dev_rows else {}
+        if not self.has_task:
+            return loss
         scores, rows = evaluate(
             self.sampler,
             self.tokenizer,
@@ -534,16 +593,24 @@ class Run:
         if failed:
             count = sum(row["n"] for row in rows)
             say(f"  the grader failed on {failed} of {count} completions of {split}, which count as wrong")
-        found = {f"{prefix}/{name}/{metric}": value for metric, value in scores.items()}
+        found = loss | {f"{prefix}/{name}/{metric}": value for metric, value in scores.items()}
         if getattr(self.task, "score_each_horizon", False):
             for horizon in sorted({row["horizon"] for row in rows}):
                 rates = [row["correct"] / row["n"] for row in rows if row["horizon"] == horizon]
                 found[f"{prefix}/{name}-h{horizon}/avg@{args.eval_samples}"] = sum(rates) / len(rates)
         return found
 
+    def dev_loss(self) -> float:
+        """Mean loss of a token of the rows that are held out, in nats."""
+        prompt_ids = [row.prompt_ids for row in self.dev_rows]
+        completion_ids = [row.completion_ids for row in self.dev_rows]
+        settings = (1.0, self.args.micro_batch_tokens)  # the temperature of the loss
+        logprobs, _ = score_all(self.model, prompt_ids, completion_ids, *settings)  # [dev rows, T]
+        return -logprobs.double().sum().item() / sum(map(len, completion_ids))
+
     def score_dev(self) -> dict[str, float]:
-        """Scores on dev of the current step. The model with the highest mean score so far goes to best/, when
-        the step is saved."""
+        """Scores on dev of the current step. The model with the highest mean score so far, or without a task
+        with the lowest loss, goes to best/, when the step is saved."""
         began = time.monotonic()
         scores = self.measure("eval", "dev", self.args.eval_problems, logged=self.args.report)
         self.keep_if_best(scores, self.state["step"] + 1)
@@ -553,7 +620,8 @@ class Run:
     def keep_if_best(self, scores: dict[str, float], step: int) -> None:
         """Of equal ones the later: a score that never changes does not undo the training."""
         dev, best = scores[self.dev_score], self.state["best"]
-        if best is None or dev >= best:
+        sign = 1 if self.has_task else -1  # a loss is better where it is lower
+        if best is None or sign * dev >= sign * best:
             self.state |= {"best": dev, "best_step": step}
             self.best_is_due = True
 
@@ -568,7 +636,7 @@ class Run:
     @property
     def dev_score(self) -> str:
         """The metric that chooses the best checkpoint."""
-        return f"eval/{self.task.name}/score"
+        return f"eval/{self.task.name}/score" if self.has_task else "eval/loss"
 
     def what_is_final(self) -> str:
         """Which step's model was the best on dev, in one line."""
@@ -586,7 +654,7 @@ class Run:
         lines, self.dev_lines = self.dev_lines, {}
         if not ranks.MAIN:
             return
-        if "time/rollout" in record:  # of a step
+        if "time/train" in record:  # of a step
             record |= {"time/eval": self.times["eval"], "time/total": time.monotonic() - self.clock}
         finite = lambda value: not isinstance(value, float) or math.isfinite(value)  # noqa: E731
         record = {name: value if finite(value) else None for name, value in record.items()}
@@ -600,7 +668,7 @@ class Run:
         if self.tracker:
             self.tracker.log(record)
         self.show(record)
-        if record["step"] and any("/avg@" in name for name in record):
+        if record["step"] and any("/avg@" in name or name == "eval/loss" for name in record):
             self.draw_curves()
 
     def append(self, name: str, rows: list[dict]) -> None:
@@ -677,15 +745,18 @@ class Run:
             ends = f"ends at step {logged}" if logged >= 0 else "has no record"
             say(f"{self.dir / 'metrics.jsonl'} {ends}: {lost}")
         args = self.args
-        most = args.prompts_per_step * args.group_size * args.max_new_tokens
         say(
             f"{self.config['parameters']:,} parameters on {self.config['device']}; task {self.task.name}; "
             f"lr {args.lr:g}"
         )
-        say(
-            f"{args.steps} steps of {args.prompts_per_step} prompts x {args.group_size} completions of at "
-            f"most {args.max_new_tokens} tokens ({most:,} tokens a step at most)"
-        )
+        if self.samples_its_batch:
+            most = args.prompts_per_step * args.group_size * args.max_new_tokens
+            say(
+                f"{args.steps} steps of {args.prompts_per_step} prompts x {args.group_size} completions of "
+                f"at most {args.max_new_tokens} tokens ({most:,} tokens a step at most)"
+            )
+        else:
+            say(f"{args.steps} steps of {args.rows_per_step} rows, out of {len(self.rows):,}")
         resumed = f", going on after step {self.first_step}" if self.first_step else ""
         say(f"output: {self.dir}{resumed}")
 
@@ -703,7 +774,8 @@ class Run:
             fail(f"--resume: {self.dir} is a run of {script}, not of {self.script}; start that one{other}")
         for name, value in self.config["flags"].items():
             old = before["flags"].get(name)
-            if (name in self.keep or name not in MAY_CHANGE_ON_RESUME) and old != value:
+            may_change = MAY_CHANGE_ON_RESUME | (set() if self.samples_its_batch else MAY_GROW_ON_RESUME)
+            if (name in self.keep or name not in may_change) and old != value:
                 fail(f"--resume: {flag_of(name)} was {old} and is now {value}; give the old value{other}")
         if before["model_hash"] != self.config["model_hash"]:
             changed = f"the weights of --model {self.args.model} have changed since {self.dir} was started"
@@ -723,20 +795,22 @@ class Run:
             if name.endswith("/score") and record[name] not in [record[other] for other in names]
         ]
         scores = [f"{name} {record[name]:.3f}" for name in names]
-        if "reward/mean" in record:
+        scores += [f"eval/loss {record['eval/loss']:.4f}"] if record.get("eval/loss") is not None else []
+        if "time/train" in record:
+            seconds = sum(record.get(f"time/{name}", 0.0) for name in ("rollout", "train", "sync"))
+            values = record | {"time/step": seconds}
+            columns = [column for column in COLUMNS if column[1] in values]
             if self.lines % 20 == 0:
                 say(
                     f"{'step':>9} | "
-                    + " ".join(f"{title:>{width}}" for title, _, width, _ in COLUMNS)
+                    + " ".join(f"{title:>{width}}" for title, _, width, _ in columns)
                     + " | left"
                 )
             self.lines += 1
             step, steps = record["step"], self.args.steps
-            seconds = sum(record.get(f"time/{name}", 0.0) for name in ("rollout", "train", "sync"))
-            values = record | {"time/step": seconds}
             cells = [
                 " " * width if values.get(name) is None else f"{values[name]:>{width}{form}}"
-                for _, name, width, form in COLUMNS
+                for _, name, width, form in columns
             ]
             left = (time.monotonic() - self.first_began) / (step - self.first_step) * (steps - step)
             say(f"{step:>4}/{steps:<4} | {' '.join(cells)} | {minutes(left)}")
@@ -746,6 +820,8 @@ class Run:
 
     def show_errors(self) -> None:
         """A line where the grader failed in this step: its rewards of 0 look like those of a weak model."""
+        if self.sampled is None:
+            return
         whys = [grade.why for grade in self.sampled.grades if is_error(grade)]
         if whys:
             first = shown(whys[0], one_line=True)
@@ -760,7 +836,7 @@ class Run:
             try:
                 curves.plot_run(self.dir)
             except (OSError, RuntimeError, ValueError) as error:  # no picture is worth a run
-                say(f"{self.dir / 'curves.png'} could not be drawn: {error}")
+                say(f"{self.dir / 'curves.png'} could not be drawn: {reason(error)}")
 
     def write_report(self) -> Path | None:
         """report.html, from the logs as they are now, and where it is. None with --no-report."""
@@ -771,7 +847,7 @@ class Run:
         try:
             return report.write_report([self.dir])
         except (OSError, ValueError) as error:  # no page is worth a run
-            say(f"{self.dir / 'report.html'} could not be written: {error}")
+            say(f"{self.dir / 'report.html'} could not be written: {reason(error)}")
             return None
 
     def count_skip(self) -> None:
@@ -780,6 +856,9 @@ class Run:
         if self.state["skips_in_a_row"] < MAX_SKIPS_IN_A_ROW:
             return
         rollout, path = self.sampled, self.dir / "failed_batch.json"
+        not_finite = f"loss or gradient was not finite in {MAX_SKIPS_IN_A_ROW} updates in a row"
+        if rollout is None:
+            self.fail(f"{not_finite}, in step {self.state['step'] + 1} the last time; try a smaller --lr")
         batch = {
             "prompt_ids": rollout.prompt_ids,
             "completion_ids": rollout.completion_ids,
@@ -789,10 +868,7 @@ class Run:
         if ranks.MAIN:
             with or_one_line(self.dir):
                 write_text(path, json.dumps(batch))
-        self.fail(
-            f"loss or gradient was not finite in {MAX_SKIPS_IN_A_ROW} updates in a row; the batch is in "
-            f"{path}; try a smaller --lr"
-        )
+        self.fail(f"{not_finite}; the batch is in {path}; try a smaller --lr")
 
     def fail(self, message: str) -> None:
         """End a run that cannot go on, in one line. What its step has sampled goes into the logs, and the
@@ -888,7 +964,8 @@ class StopRequest:
 def check_task(task, args) -> None:
     """Find out before anything is written whether the task has the problems that evaluation will ask for."""
     for split, count in (("dev", args.eval_problems), ("test", args.test_problems)):
-        # a default may depend on the model's size, and a script says what is wrong with a task that has none
+        # --task none has none; a default may depend on the model's size, and a script says what is wrong with
+        # a task that has none
         if count is not None and hasattr(task, "problem"):
             or_fail(task.problem, split, count - 1, EVAL_SEED)
 

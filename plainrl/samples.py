@@ -1,6 +1,6 @@
 """What a run keeps for people to look at: completions token by token, and how every group fared.
 
-    samples.jsonl      one line for each completion of the first group of every step
+    samples.jsonl      one line for each completion of the first group of every step, or the first row
     dev_samples.jsonl  at every dev score, one line for each of the first problems of dev
     groups.jsonl       one line a step and one a dev score: the right completions of every group
 
@@ -96,7 +96,7 @@ def token_numbers(batch: Batch, count: int, own: dict[str, torch.Tensor]) -> lis
     A row that no update has seen has none. Each rank has seen other rows, so they are gathered, and all ranks
     must call it.
     """
-    columns = {name.removeprefix("last_"): batch[name] for name in LAST} | own
+    columns = {name.removeprefix("last_"): batch[name] for name in LAST if name in batch} | own
     table = torch.stack([values[:count].float() for values in columns.values()], dim=-1).tolist()
     mine = []
     for row in batch["seen"][:count, 0].nonzero().flatten().tolist():
@@ -161,6 +161,17 @@ def token_rows(
         row = {"index": rollout.problems[0].index, "truncated": rollout.truncated[i]}
         rows.append(row | {"tokens": [texts[id] for id in rollout.completion_ids[i]]} | numbers)
     return rows
+
+
+def row_line(batch: Batch, tokenizer, texts: TokenTexts | None) -> dict:
+    """A row of samples.jsonl for the first row of a step that trains on rows of text; its tokens too, where
+    there are `texts`. All ranks must call it."""
+    prompt_ids, completion_ids = batch.prompt_ids[0], batch.completion_ids[0]
+    line = {"prompt": tokenizer.decode(prompt_ids), "completion": tokenizer.decode(completion_ids)}
+    if texts is not None:
+        line["tokens"] = [texts[id] for id in completion_ids]
+        line |= token_numbers(batch, 1, {})[0]
+    return line
 
 
 def not_trained(rollout: Rollout, sampled: Rollout, count: int, tokenizer, system: str | None) -> dict:

@@ -77,6 +77,13 @@ class Grade:
     why: str
 
 
+@dataclass(frozen=True)
+class NoTask:
+    """In place of a task where nothing is sampled: it has a name, and neither problems nor a grader."""
+
+    name: str
+
+
 def load_task(spec: str):
     """The task that a --task flag names. Raises ValueError with the flag and the way out."""
     from plainrl import countdown, files, gym, sources, world  # here, because they import this module

@@ -88,7 +88,7 @@ class WandB:
         except (self.wandb.Error, OSError) as error:  # its process is gone
             self.run = None
             rest = f"all is in {self.out_dir}, and --resume sends it"
-            say(f"--track wandb: gets nothing more ({error}); {rest}")
+            say(f"--track wandb: gets nothing more ({reason(error)}); {rest}")
 
     def send(self, record: dict) -> None:
         metrics = {name: value for name, value in record.items() if name != "step" and value is not None}
@@ -130,7 +130,12 @@ class WandB:
             elif self.run.url:
                 say(f"look at its metrics in wandb: {self.run.url}")
         except (self.wandb.Error, OSError) as error:  # no attachment is worth a run
-            say(f"--track wandb: not everything was attached ({str(error).splitlines()[0]})")
+            say(f"--track wandb: not everything was attached ({reason(error)})")
+
+
+def reason(error: Exception) -> str:
+    """In one line, without the number that a system's error has."""
+    return getattr(error, "strerror", None) or (str(error) or type(error).__name__).splitlines()[0]
 
 
 class TensorBoard:

@@ -56,7 +56,8 @@ def check_reported_runs(
     seeds: Iterable[int] = range(1, 6),
     ten: Iterable[str] = (),
 ) -> None:
-    """Every arm has its seeds and no other, those of `ten` seeds 1 to 10; each log is of the script, setting and seed of `command`."""
+    """Every arm has its seeds and no other, those of `ten` seeds 1 to 10; each log is of the script, setting
+    and seed of `command`."""
     for arm, setting in chosen.items():
         own_seeds = range(1, 11) if arm in ten else seeds
         assert {path.name for path in (logs / arm).glob("seed*")} == {f"seed{n}" for n in own_seeds}, arm

@@ -351,6 +351,7 @@ def test_what_is_wording():
 # --- the command --------------------------------------------------------------------------------------------
 
 
+@mutant("one rows", "tools/decontaminate.py", "* (number != 1)", "* (number > 0)")
 def test_the_clean_file_and_the_report(tmp_path, capsys):
     """Catches a row that is lost, changed or kept wrongly, fields that are dropped, and counts that do not
     add up."""
@@ -362,11 +363,14 @@ def test_the_clean_file_and_the_report(tmp_path, capsys):
     out = capsys.readouterr().out
     for said in (
         "7 rows, 3 removed, 1 of them whole copies, 3 kept; a find is 13 words in a row",
-        "left out, 1 rows cannot be read: line 2: not valid JSON",
+        "left out, 1 row cannot be read: line 2: not valid JSON",
         "measured.jsonl: 2 of 3 problems, 1 as whole copies",
     ):
         assert said in out and said in report
-    said = "1 of fewer than 13 words: found where they stand whole, below 5 words as copies alone"
+    said = (
+        "measured.jsonl: 3 problems, of all splits; 1 of fewer than 13 words: found where they stand whole, "
+    )
+    said += "below 5 words as copies alone"
     assert said in out and "wording" not in out + report
     assert f"next: python grpo.py --task jsonl:{tmp_path / 'clean.jsonl'}" in out
     assert load_task(f"jsonl:{tmp_path / 'clean.jsonl'}").different[0].prompt.startswith("What is 1+1?")

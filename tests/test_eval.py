@@ -344,14 +344,17 @@ def test_half_a_batch_is_sampled_again(toy_model, tmp_path, capsys):
 
 
 def test_a_folder_belongs_to_one_measurement(toy_model, tmp_path, monkeypatch):
-    """Catches samples of two temperatures in one file, a stranger's folder filled with results, and two
-    settings in one default folder."""
+    """Catches samples of two temperatures in one file, a stranger's folder filled with results, two settings
+    in one default folder, and a traceback where the settings of a folder are damaged."""
     flags = QUICK | {"model": toy_model, "problems": 1}
     evaluation.main(evaluation.Args(**flags, out_dir=tmp_path / "a"))
     with pytest.raises(
         SystemExit, match=f"error: --out-dir {tmp_path / 'a'}: was measured with temperature 1.0, now 0.5"
     ):
         evaluation.main(evaluation.Args(**flags, temperature=0.5, out_dir=tmp_path / "a"))
+    (tmp_path / "a/config.json").write_text("{broken")
+    with pytest.raises(SystemExit, match=f"error: --out-dir {tmp_path / 'a'}: its config.json is damaged; "):
+        evaluation.main(evaluation.Args(**flags, out_dir=tmp_path / "a"))
     (tmp_path / "b").mkdir()
     (tmp_path / "b/thesis.tex").write_text("")
     with pytest.raises(SystemExit, match="is not the folder of an evaluation"):
@@ -468,8 +471,11 @@ def test_plot_of_several_results(tmp_path, monkeypatch):
         assert middle == [row["metrics"][f"pass@{k}"]["value"] for k in ks] == sorted(middle)
         assert all(a < b < c for a, b, c in zip(low, middle, high))
     (folders[0] / "results.json").write_text('{"results": {}}')
-    for folder in (tmp_path, folders[0]):
-        with pytest.raises(SystemExit, match=f"error: --plot {folder}: is no finished evaluation"):
+    (folders[1] / "results.json").write_text("{broken")
+    reasons = ("No such file or directory", "'settings' is missing", "it is no JSON")
+    for folder, reason in zip((tmp_path, *folders), reasons):
+        said = f"error: --plot {folder}: is no finished evaluation of eval.py \\(results.json: {reason}\\);"
+        with pytest.raises(SystemExit, match=said):
             evaluation.main(evaluation.Args(plot=(folder,)))
 
 

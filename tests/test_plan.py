@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import json
 import re
 import signal
 from pathlib import Path
@@ -21,6 +22,7 @@ from plainrl import plan, run as run_module
 from plainrl.models import load_model
 from plainrl.plan import Seconds, Sizes, memory, tokens_of
 from plainrl.rollout import encode_prompt
+from plainrl.sampler import HFSampler
 from plainrl.scoring import score
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -247,6 +249,50 @@ def test_tokens_of_passes_rounds_and_budgets():
     assert joined.trained == 2 * joined.sampled == 2 * 5 * 64
     stages = tokens_of(h1_curriculum.Args(**FLAGS, max_horizon=3))
     assert stages.scores == (2 + 2) * 8 + 2 * 8  # two stages more end with a score of their own
+
+
+@mutant("plan of problems that are not there", "plainrl/plan.py", "min(asked, task.size(split))", "asked")
+@mutant(
+    "plan of another task",
+    "plainrl/plan.py",
+    "args, tokens, sizes = run.args, tokens_of(run.args, run.task)",
+    "args, tokens, sizes = run.args, tokens_of(run.args)",
+)
+@mutant(
+    "memory for problems that are not there",
+    "plainrl/plan.py",
+    'scored(run.task, "test", args.test_problems))\n    return memory(',
+    "args.test_problems)\n    return memory(",
+)
+@mutant(
+    "a start scored on problems that are not there",
+    "plainrl/run.py",
+    'scored(self.task, "test", args.test_problems)',
+    "args.test_problems",
+)
+def test_problems_that_are_not_there_are_not_planned(toy_model, tmp_path, monkeypatch, capsys):
+    """Catches tokens, memory and a line on the screen for more held-out problems than a file has."""
+    count, seen = {"dev": 6, "test": 5, "train": 20}, []
+    rows = [
+        {"prompt": f"{split} {i}", "answer": "1", "split": split}
+        for split in count
+        for i in range(count[split])
+    ]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = quick_flags(
+        toy_model, tmp_path / "run", task=f"jsonl:{tmp_path / 'mine.jsonl'}", max_logprob_gap=1
+    )
+    flags |= dict(steps=1, prompts_per_step=1, eval_problems=64, test_problems=128)
+    monkeypatch.setattr(plan, "memory", lambda *args, rows, **sizes: seen.append(rows) or ({}, {}))
+    with pytest.raises(SystemExit):
+        grpo.main(grpo.Args(**flags, plan=True))
+    tokens = 2 * 6 * 2 * 8 + 2 * 5 * 2 * 8  # twice dev and twice test, two samples of eight tokens each
+    assert f" {tokens} for scores on dev and test at most" in capsys.readouterr().out
+    assert seen == [6 * 2]  # sampled at once: more than the four of a step
+    assert tokens_of(grpo.Args(**flags), HashTask()).scores == 2 * 64 * 16 + 2 * 128 * 16  # without end
+    grpo.main(grpo.Args(**flags))
+    said = "scoring the starting model on 5 test and 6 dev problems, 2 completions each\n"
+    assert said in capsys.readouterr().out
 
 
 @mutant(
@@ -503,12 +549,57 @@ def test_a_plan_says_what_was_not_timed(toy_model, tmp_path, capsys):
     assert "time: is measured only in one process" in capsys.readouterr().out
 
 
+@mutant("plan that is silent on its folder", "plainrl/plan.py", "if not is_unused(run.dir):", "if False:")
+def test_a_plan_for_a_folder_that_is_taken(toy_model, tmp_path, capsys):
+    """Catches a plan that is refused although it writes nothing, one that does not say that its run would be,
+    and one that touches what is there."""
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "metrics.jsonl").write_text("{}\n")
+    with pytest.raises(SystemExit) as stop:
+        grpo.main(grpo.Args(**quick_flags(toy_model, tmp_path / "taken", plan=True)), task=HashTask())
+    assert stop.value.code == 0 and [path.name for path in (tmp_path / "taken").iterdir()] == [
+        "metrics.jsonl"
+    ]
+    *_, before, note = capsys.readouterr().out.splitlines()
+    assert before.startswith("less memory: ")
+    assert note == (
+        f"note: --out-dir {tmp_path / 'taken'} exists; the run itself needs another --out-dir, or --resume"
+    )
+
+
+@mutant("plan of a pass that there is not", "plainrl/plan.py", "if tokens.passes else", "if True else")
 @mutant(
-    "plan for a folder that is taken",
+    "plan that pushes weights to their owner",
     "plainrl/plan.py",
-    "    refuse_another_run(out_dir, resume=False)\n",
-    "",
+    '"" if run.sampler.shares_weights else ", weights',
+    '", weights',
 )
+@mutant(
+    "times of 0",
+    "plainrl/plan.py",
+    '{value:.1f}" for name, value in step.items() if value)',
+    '{value:.1f}" for name, value in step.items())',
+)
+def test_a_plan_speaks_of_what_the_run_does(toy_model, tmp_path, monkeypatch, capsys):
+    """Catches a pass that the script does not make, multiplied by 0, and weights on their way to a sampler
+    that has the trainer's own; and a plan that leaves them out where they are sent."""
+    monkeypatch.setattr(plan, "time_tokens", lambda run: Seconds(sampling=1.0, training=2.0, scoring=0.5))
+
+    def said(**flags):
+        with pytest.raises(SystemExit):
+            grpo.main(
+                grpo.Args(**quick_flags(toy_model, tmp_path / "run", plan=True, **flags)), task=HashTask()
+            )
+        return capsys.readouterr().out
+
+    plain = said()
+    assert "a step at most (sampling 64.0, training 128.0)," in plain
+    assert "tokens, multiplied\n                not in it: AdamW, grading\n" in plain
+    assert "multiplied; scoring is 1 x 32.0 s" in said(minibatches=2)
+    monkeypatch.setattr(HFSampler, "shares_weights", False)
+    assert "not in it: AdamW, grading, weights on their way to the sampler\n" in said()
+
+
 @mutant(
     "plan for a run that has begun",
     "plainrl/flags.py",
@@ -518,10 +609,7 @@ def test_a_plan_says_what_was_not_timed(toy_model, tmp_path, capsys):
 def test_a_plan_refuses_what_a_run_refuses(toy_model, tmp_path):
     """Catches a plan of a run that could not begin."""
     (tmp_path / "file").write_text("")
-    (tmp_path / "taken").mkdir()
-    (tmp_path / "taken" / "metrics.jsonl").write_text("{}\n")
     for changes, said in (
-        ({"out_dir": tmp_path / "taken"}, "--out-dir .*taken exists; "),
         ({"out_dir": tmp_path / "file"}, "--out-dir .*file: .*file is a file; choose a folder"),
         ({"out_dir": tmp_path / "file" / "run"}, "--out-dir .*run: .*file is a file; choose a folder"),
         ({"resume": True}, "--plan: is for a run that has not begun; leave --resume out"),
@@ -533,5 +621,4 @@ def test_a_plan_refuses_what_a_run_refuses(toy_model, tmp_path):
             grpo.main(grpo.Args(**flags), task=HashTask())
     with pytest.raises(SystemExit, match="^error: --task nope: unknown"):
         grpo.main(grpo.Args(**quick_flags(toy_model, tmp_path / "run", plan=True, task="nope")))
-    assert {path.name for path in tmp_path.iterdir()} == {"file", "taken"}
-    assert [path.name for path in (tmp_path / "taken").iterdir()] == ["metrics.jsonl"]
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

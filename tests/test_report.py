@@ -4,6 +4,7 @@ What the page does in a browser is benchmarks/checks/browser.py.
 """
 
 import base64
+import doctest
 import gzip
 import hashlib
 import html
@@ -18,7 +19,7 @@ from mutants import ROOT, mutant
 
 import eval as evaluation
 from benchmarks.checks.browser import HOSTILE, made_up_evaluation, made_up_run
-from plainrl import report, report_charts, report_data, results
+from plainrl import countdown, report, report_charts, report_data, results
 from tools import report as command
 
 EVALUATIONS = ROOT / "runs/reference/eval"
@@ -39,6 +40,12 @@ def page_of(path) -> dict:
 def write_lines(path, *rows) -> None:
     path.parent.mkdir(exist_ok=True)
     path.write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.mark.parametrize("module", [results, report_data])
+def test_doctests(module):
+    """Catches examples that are wrong."""
+    assert doctest.testmod(module).failed == 0
 
 
 # --- the file -----------------------------------------------------------------------------------------------
@@ -216,14 +223,57 @@ def test_a_folder_that_is_no_run(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit, match="give the folder"):
         command.main(command.Args(()))
     run = made_up_run(tmp_path / "run")
-    with pytest.raises(ValueError, match=r"holds runs and is none itself; .*: \S+/run$"):
+    with pytest.raises(ValueError, match=r"holds runs or evaluations and is none itself; .*: \S+/run$"):
         report.write_report([tmp_path])
     with pytest.raises(SystemExit, match="given twice"):
         command.main(command.Args((run, run / ".." / "run")))
-    with pytest.raises(SystemExit, match="--out .* cannot be written"):
+    with pytest.raises(SystemExit, match=r"--out \S+ cannot be written \([A-Z][a-z ]+\); choose another$"):
         command.main(command.Args((run,), out=tmp_path / "run" / "config.json" / "x.html"))
     command.main(command.Args((run,), out=tmp_path / "x.html"))
     assert (tmp_path / "x.html").exists() and not (run / "report.html").exists()
+
+
+@mutant("a page over a log", "tools/report.py", 'args.out.suffix != ".html"', "False")
+def test_a_page_takes_no_other_files_place(tmp_path):
+    """Catches a page that is written over a log of the run, or over any other file that is no page."""
+    run = made_up_run(tmp_path / "run")
+    before = (run / "metrics.jsonl").read_bytes()
+    for name in ("metrics.jsonl", "report", "model.html.bak"):
+        with pytest.raises(SystemExit, match=rf"^error: --out \S+{name}: .* a name that ends in .html$"):
+            command.main(command.Args((run,), out=run / name))
+    assert (run / "metrics.jsonl").read_bytes() == before and not (run / "report").exists()
+
+
+def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
+    """Catches the number of a system's error where the reason belongs."""
+    run = made_up_run(tmp_path / "run")
+
+    def refuse(*args):
+        raise PermissionError(13, "Permission denied", str(run / "metrics.jsonl"))
+
+    monkeypatch.setattr(report_data, "read_steps", refuse)
+    with pytest.raises(SystemExit, match=r"^error: \S+metrics.jsonl: cannot be read \(Permission denied\)$"):
+        command.main(command.Args((run,)))
+
+
+@mutant(
+    "a folder of evaluations",
+    "plainrl/report_data.py",
+    'LOGS = ("metrics.jsonl", "results.json", "samples.jsonl")',
+    'LOGS = ("metrics.jsonl",)',
+)
+def test_a_folder_of_folders_names_them(tmp_path):
+    """Catches a folder of evaluations, or of the runs of several scripts, of which the page only says that it
+    is none; and a folder of an older version that is not told from any other."""
+    run, folders = made_up_run(tmp_path / "runs/grpo/seed0"), tmp_path / "runs/eval"
+    made_up_evaluation(folders / "a", [[1]])
+    (made_up_evaluation(folders / "b", [[1]]) / "results.json").unlink()  # it has not finished
+    with pytest.raises(ValueError, match=rf"none itself; .*: {folders / 'a'} {folders / 'b'}$"):
+        report.write_report([folders])
+    with pytest.raises(ValueError, match=rf"none itself; .*: {folders / 'a'} {folders / 'b'} {run}$"):
+        report.write_report([tmp_path / "runs"])
+    with pytest.raises(ValueError, match="holds a comparison of two evaluations and not their results"):
+        report.write_report([EVALUATIONS / "grpo-chain-seed0"])
 
 
 # --- a run as a whole ---------------------------------------------------------------------------------------
@@ -362,6 +412,25 @@ def test_seeds_are_one_line(tmp_path):
         "script": ["grpo", "grpo", "siren"],
         "seed": [0, 1, 0],
     }
+
+
+@mutant(
+    "a killed run is a method",
+    "plainrl/report_data.py",
+    '    config.pop("saved", None)  # says',
+    "    pass  # says",
+)
+def test_a_seed_that_goes_on_is_of_its_method(tmp_path):
+    """Catches a run that goes on, or was killed, drawn as another method than the finished seeds, and said to
+    differ from them."""
+    runs = [made_up_run(tmp_path / f"grpo{seed}", seed=seed) for seed in (0, 1)]
+    for run, saved in zip(runs, (True, False)):
+        config = json.loads((run / "config.json").read_text())
+        write_lines(run / "config.json", config | {"saved": saved})
+    page = page_of(report.write_report(runs))
+    assert [arm["runs"] for arm in page["arms"]] == [[0, 1]] and page["arms"][0]["label"] == "grpo"
+    assert [row[0] for row in page["differences"]] == ["seed"]
+    assert all("saved" not in run["config"] for run in page["runs"])
 
 
 def test_a_method_has_one_look_in_all_charts(tmp_path):
@@ -505,24 +574,41 @@ def test_a_huge_map_is_thinned():
     assert "1000 of 1000 problems at 39 of 101 scores" in notes[0]
 
 
-@mutant("every text follows", "plainrl/report_data.py", "agreeing > total / 2", "total > 0")
+def dev_score(solution: str, *samples: tuple[str, bool | None]) -> list[dict]:
+    """What `read_dev` makes of one problem: its worked solution, and (completion, is it right) of samples."""
+    rows = [{"completion": text} | ({} if right is None else {"right": right}) for text, right in samples]
+    return [{"step": 0, "problems": [{"solution": solution, "samples": rows}]}]
+
+
+@mutant("every text follows", "plainrl/report_data.py", ">= FOLLOWING * len(equal)", ">= 0")
+@mutant("most of the right ones", "plainrl/report_data.py", "FOLLOWING = 0.9", "FOLLOWING = 0.75")
+@mutant("a few right ones", "plainrl/report_data.py", "ENOUGH_RIGHT = 10", "ENOUGH_RIGHT = 9")
 @mutant("wrong ones follow", "plainrl/report_data.py", 'sample.get("right") is not False', "True")
 def test_completions_that_follow_the_solution():
-    """Catches a mark at the first line of a right answer in free text, and none in the embedded world, where
-    most of a run's completions may be wrong."""
-
-    def score(solution, *samples):
-        rows = [{"completion": text} | ({} if right is None else {"right": right}) for text, right in samples]
-        return [{"step": 0, "problems": [{"solution": solution, "samples": rows}]}]
-
+    """Catches a mark at the first line of a right answer in free text, one after a handful of right answers,
+    and none in the chain world, where most of a run's completions may be wrong."""
+    follows = lambda solution, *samples: report_data.follows_solutions(dev_score(solution, *samples))  # noqa: E731
     world = "A=1+2=3\nB=3*2=6\n\\boxed{6}"
-    wrong = ("A=1+2=4\nB=4*2=8\n\\boxed{8}", False)
-    assert report_data.follows_solutions(score(world, (world + "\n", True), wrong, wrong, wrong))
-    assert report_data.follows_solutions(score(world, ("A=1+2=3\nB=3 * 2=6\nso", None)))
+    right, wrong = (world.replace("*", " * ") + "\n", True), ("A=1+2=4\nB=4*2=8\n\\boxed{8}", False)
+    other = ("B=3*2=6\n\\boxed{6}", True)
+    assert follows(world, *[right] * 10, *[wrong] * 100)
+    assert follows(world, *[(world, None)] * 10)  # nobody graded them
+    assert not follows(world, *[right] * 9, *[wrong] * 100)
+    assert follows(world, *[right] * 9, other) and not follows(world, *[right] * 8, other, other)
     free = "Tom has 3 + 4 = 7 eggs.\nHe sells 7 * 2 = 14.\n#### 14"
-    assert not report_data.follows_solutions(score(free, ("First, 3 + 4 = 7.\nThen 14.\n#### 14", True)))
-    assert not report_data.follows_solutions(score(world, wrong))
-    assert not report_data.follows_solutions(score("", ("x", True)))
+    assert not follows(free, *[("Tom has 3 + 4 = 7 eggs.\nHe sells 14.\n#### 14", True)] * 20)
+    assert not follows(world, *[wrong] * 20) and not follows("", *[("x", True)] * 20)
+
+
+def test_where_many_ways_are_right_none_is_marked():
+    """Catches a mark at a possible step of the countdown world, since the worked solution is another way."""
+    task, rng, dev = countdown.CountdownTask(), random.Random(0), []
+    for index in range(40):
+        problem = task.problem("dev", index, 0)
+        ways = countdown.ways(tuple(map(int, problem.options)))
+        right = [text for text, value in ways if str(value) == problem.answer]
+        dev += dev_score(problem.solution, (problem.solution, True), (rng.choice(right), True))
+    assert not report_data.follows_solutions(dev)
 
 
 @mutant(
@@ -602,9 +688,9 @@ def test_the_page_says_what_the_screen_says(tmp_path, capsys):
     tables = [results.Table(**table) for table in shown_run["evaluation"]]
     assert results.as_text(tables[:2]) in printed and results.as_text(tables[2:]) in capsys.readouterr().out
     assert shown_run["summary"] == (
-        "trained on chain, test: 8 problems x 4 samples, temperature 1, top-p 1, at most 160 tokens."
+        "test: 8 problems x 4 samples, temperature 1, top-p 1, at most 160 tokens."  # the title has the rest
     )
-    assert shown_run["summary"].rstrip(".") in printed
+    assert f"trained on chain, {shown_run['summary'].rstrip('.')}\n" in printed
     assert shown_run["tiles"][0] == ["avg@4", "0.625", "0.399 to 0.794, 95% interval*"]
     assert "results" not in shown_run and page_of(after / "report.html")["beside"] == []
 
@@ -696,12 +782,15 @@ def test_evaluations_side_by_side(tmp_path):
     scores, gain = page["beside"]
     labels = [run["label"] for run in page["runs"]]
     difference = f"{labels[1]} less {labels[0]}"
-    assert scores["head"] == ["metric", *labels, difference, "excludes 0"]
+    assert scores["head"] == ["metric", difference, "excludes 0", *labels]
     lines = {name: cells for name, *cells in scores["lines"]}
-    assert lines["problems"] == ["8", "8", "5", "", ""] and lines["samples of each"][:3] == ["4", "4", "4"]
-    assert lines["avg@4"][0].startswith("0.250 [") and lines["avg@4"][1].startswith("0.625 [")
-    assert lines["avg@4"][3].startswith("+0.375 [") and lines["avg@4"][4] == "yes"
-    assert lines["avg@4, horizon 2"][2] == "" and lines["frac_unparsed"][:3] == ["0.000"] * 3
+    assert lines["problems"] == ["", "", "8", "8", "5"] and lines["samples of each"][2:] == ["4", "4", "4"]
+    assert lines["avg@4"][2].startswith("0.250 [") and lines["avg@4"][3].startswith("0.625 [")
+    assert lines["avg@4"][0].startswith("+0.375 [") and lines["avg@4"][1] == "yes"
+    assert lines["avg@4, horizon 2"][4] == "" and lines["frac_unparsed"][2:] == ["0.000"] * 3
+    for run, what in zip(page["runs"], ("models/tiny, test: 8", "trained, test: 8", "models/tiny, test: 5")):
+        said = f"The numbers below are of {run['label']}, model {what} problems x 4 samples"
+        assert run["summary"].startswith(said)
     assert any(
         "others has no difference" in line and "problems are not the same" in line for line in scores["about"]
     )
@@ -720,7 +809,7 @@ def test_evaluations_of_other_ages_open(tmp_path):
     )
     page = page_of(report.write_report([plain, examples], tmp_path / "page.html"))
     lines = {name: cells for name, *cells in page["beside"][0]["lines"]}
-    assert lines["frac_unparsed"][:2] == ["0.983", "0.209"] and lines["frac_unparsed"][3] == "yes"
+    assert lines["frac_unparsed"][2:] == ["0.983", "0.209"] and lines["frac_unparsed"][1] == "yes"
     assert not page["notes"] and page["runs"][0]["groups"] == []
     folder = made_up_evaluation(tmp_path / "e", [[1, 2]])
     write_lines(folder / "against-1.json", {"rows": [{}]})
@@ -728,12 +817,91 @@ def test_evaluations_of_other_ages_open(tmp_path):
     content = json.loads((other / "results.json").read_text())
     write_lines(other / "results.json", content | {"problems": [{}, 3]})
     page = page_of(report.write_report([folder, other], tmp_path / "page.html"))
-    assert len(page["notes"]) == 2 and "against-1.json: is not as eval.py writes it" in page["notes"][0]
-    assert "cannot be put side by side" in page["notes"][1] and page["beside"] == []
+    plain = "is not as eval.py writes it ('settings' is missing)"
+    assert len(page["notes"]) == 2 and f"against-1.json: {plain}" in page["notes"][0]
+    assert page["notes"][1].endswith("not as eval.py writes it: 'n' is missing)") and page["beside"] == []
     write_lines(other / "results.json", {"rows": [{"metrics": 3}]})
     page = page_of(report.write_report([other]))
-    assert "results.json: is not as eval.py writes it" in page["notes"][0]
+    assert "results.json: is not as eval.py writes it (a value is of another kind)" in page["notes"][0]
+    assert "has not finished" not in page["runs"][0]["summary"]
     assert page["runs"][0]["evaluation"] == [] and len(page["runs"][0]["groups"]) == 2
+
+
+@mutant(
+    "settings of results",
+    "plainrl/report_data.py",
+    "config = settings_in_results(folder, notes)",
+    "pass",
+)
+def test_an_evaluation_without_its_config(tmp_path):
+    """Catches an evaluation that is called no run although its results are there, and an error that asks for
+    the files that the folder has."""
+    folder, whole = (made_up_evaluation(tmp_path / name, [[1, 2]]) for name in "ab")
+    for content in ("{broken", "[]", None):
+        (folder / "config.json").unlink() if content is None else write_lines(folder / "config.json", content)
+        page = page_of(report.write_report([folder]))
+        assert "config.json: has no settings of eval.py; they are from results.json" in page["notes"][-1]
+        (shown_run,) = page["runs"]
+        assert shown_run["tiles"] == page_of(report.write_report([whole]))["runs"][0]["tiles"]
+        assert page["title"] == "models/tiny on chain" and len(shown_run["groups"]) == 2
+    (folder / "results.json").unlink()
+    with pytest.raises(ValueError, match=r": its config.json is missing, .*; put it back$"):
+        report.write_report([folder])
+    write_lines(folder / "config.json", "{broken")
+    with pytest.raises(ValueError, match=r": its config.json is damaged, .*; put it back$"):
+        report.write_report([folder])
+
+
+@mutant("problems that are not done", "plainrl/report_data.py", '== config.get("samples") for', ">= 0 for")
+@mutant(
+    "an evaluation that is left out",
+    "plainrl/report.py",
+    "for label, run in evaluations if len(evaluations) > 1 else []:",
+    "for label, run in []:",
+)
+def test_an_evaluation_that_goes_on(tmp_path):
+    """Catches two evaluations that are not side by side without a word, and one that has not finished and
+    does not say how far it is; half a problem that a kill left counts as none."""
+    done, going = (made_up_evaluation(tmp_path / name, [[1, 2, 3]]) for name in ("done", "going"))
+    (going / "results.json").unlink()
+    lines = (going / "samples.jsonl").read_text().splitlines(keepends=True)
+    write_lines(going / "samples.jsonl", *lines[:10])
+    (alone,) = page_of(report.write_report([going]))["runs"]
+    assert alone["summary"].endswith("160 tokens. It has not finished: 2 of 3 problems are done.")
+    page = page_of(report.write_report([done, going]))
+    assert page["beside"] == [] and page["runs"][1]["summary"].endswith("2 of 3 problems are done.")
+    (note,) = page["notes"]
+    assert note.endswith(
+        "/going is not in a table with the others, since it has not finished: 2 of 3 problems are done"
+    )
+    write_lines(going / "results.json", "{broken")
+    notes = page_of(report.write_report([done, going]))["notes"]
+    assert notes[1].endswith("/going is not in a table with the others, since its results cannot be read")
+
+
+@mutant(
+    "lines as they come",
+    "plainrl/results.py",
+    "for column in columns for metric in column}, key=place_of)",
+    "for column in columns for metric in column}, key=lambda metric: 0)",
+)
+def test_lines_of_other_numbers_of_samples_stand_together(tmp_path):
+    """Catches an avg@n below the lengths, since the first evaluation has another number of samples."""
+    few = made_up_evaluation(tmp_path / "few", [[1, 2], [0, 1]])
+    content = json.loads((few / "results.json").read_text())
+    for problem in content["problems"]:
+        problem |= {"n": 2, "right": problem["right"][:2], "votes": problem["votes"][:2]}
+        problem |= {"correct": sum(problem["right"]), "score": float(sum(problem["right"]))}
+    settings = content["settings"] | {"samples": 2}
+    content = {"settings": settings, "rows": results.result_rows(content["problems"], settings)}
+    many = json.loads((made_up_evaluation(tmp_path / "many", [[1, 2], [0, 1]]) / "results.json").read_text())
+    (table,) = results.side_by_side(["few", "many"], [content | {"problems": []}, many])
+    names = [name for name, *_ in table.lines if "horizon" not in name]
+    assert names == ["problems", "samples of each", "avg@2", "avg@4", "pass@2", "pass@4", "maj@4"] + [
+        *results.RATES
+    ]
+    below = [name for name, *_ in table.lines][len(names) :]
+    assert len(below) == 8 and all(", horizon " in name for name in below)
 
 
 def test_a_fork_has_the_page(tmp_path):

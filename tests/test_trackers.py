@@ -323,12 +323,13 @@ def test_a_large_file_is_not_attached(run, wandb, monkeypatch, capsys):
     "except (self.wandb.Error, OSError) as error:  # its process",
     "except self.wandb.Error as error:  # its process",
 )
+@mutant("a number for a reason", "plainrl/trackers.py", 'getattr(error, "strerror", None) or ', "")
 def test_a_tracker_that_dies_ends_no_run(run, wandb, monkeypatch, capsys):
     """Catches hours of training that end because the process of wandb was killed."""
 
     def log(self, metrics, step=None):
         if step == 1:
-            raise ConnectionResetError("Connection lost")
+            raise ConnectionResetError(104, "Connection lost")
 
     monkeypatch.setattr(FakeRun, "log", log)
     folder = run(track="wandb")

@@ -228,6 +228,13 @@ def problems_of(spec: str) -> list[str]:
     return [problem.prompt for problem in load_task(name).members(split)]
 
 
+def problems_of_all_splits(spec: str, number: int) -> str:
+    """How many problems are looked for. A file of no splits was dealt out when it was read, as for training:
+    that is no matter here."""
+    of = "" if spec.rpartition(":")[2] in SPLITS or spec == "gsm8k" else ", of all splits"
+    return f"{counted(number, 'problem')}{of}"
+
+
 def load_sets(specs: tuple[str, ...], n: int) -> Sets:
     sets = Sets(n)
     for spec in dict.fromkeys(specs):
@@ -241,8 +248,8 @@ def load_sets(specs: tuple[str, ...], n: int) -> Sets:
         bare = sum(not problem.ngrams for problem in sets.problems if problem.of == spec) - short
         way = f"found where they stand whole, below {WHOLE} words as copies alone"
         say(
-            f"{spec}: {len(texts):,} problems"
-            + (f", {short:,} of fewer than {n} words: {way}" if short else "")
+            f"{spec}: {problems_of_all_splits(spec, len(texts))}"
+            + (f"; {short:,} of fewer than {n} words: {way}" if short else "")
         )
         if sets.wording[spec]:
             [(most, _)], others = sets.wording[spec].most_common(1), len(sets.wording[spec]) - 1
@@ -298,8 +305,17 @@ def table_of(sets: Sets) -> list[str]:
         members = [problem for problem in sets.problems if problem.of == name]
         found = [problem for problem in members if problem.rows]
         copied = sum(problem.copies > 0 for problem in found)
-        lines.append(f"  {name}: {len(found):,} of {len(members):,} problems, {copied:,} as whole copies")
+        of = counted(len(members), "problem")
+        lines.append(f"  {name}: {len(found):,} of {of}, {copied:,} as whole copies")
     return lines
+
+
+def counted(number: int, what: str) -> str:
+    """
+    >>> counted(1, "row"), counted(1802, "row")
+    ('1 row', '1,802 rows')
+    """
+    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 def in_a_line(text: str) -> str:
@@ -320,7 +336,7 @@ def report_of(sets: Sets, head: list[str], pairs: int) -> str:
         is_copy, where, text, words = problem.worst
         share = f"{problem.share:.0%} of its {sets.n}-grams" if problem.ngrams else "all its words in a row"
         kind = "a whole copy" if is_copy else share
-        rows = f"{problem.rows:,} row{'s' * (problem.rows > 1)}"
+        rows = counted(problem.rows, "row")
         lines += ["", f"{problem.of}, problem {problem.index}: {kind}, in {rows}; the worst is {where}"]
         for title, said in (("shared", words), ("training", text), ("measured", problem.text)):
             lines.append(f"  {title}: {in_a_line(said)}")
@@ -386,7 +402,7 @@ def write_clean(rows: Iterator[tuple], sets: Sets, out: Path, name: str) -> tupl
         if counts["kept"]:
             aside.replace(out)
     except OSError as error:
-        fail(f"--out {out}: cannot be written ({error})")
+        fail(f"--out {out}: cannot be written ({error.strerror or error})")
     finally:
         with contextlib.suppress(OSError):
             aside.unlink(missing_ok=True)
@@ -417,16 +433,16 @@ def main(args: Args) -> None:
         write_clean, training_rows(source, given), sets, args.out, files.name_of(source)
     )
     head = [
-        f"{args.task}: {counts['read']:,} rows, {counts['removed']:,} removed, {counts['copies']:,} of them "
-        f"whole copies, {counts['kept']:,} kept; a find is {args.n} words in a row",
+        f"{args.task}: {counted(counts['read'], 'row')}, {counts['removed']:,} removed, {counts['copies']:,} "
+        f"of them whole copies, {counts['kept']:,} kept; a find is {args.n} words in a row",
     ]
     if unreadable:
         first = "; ".join(list(unreadable.values())[: files.NAMED])
-        head.append(f"left out, {len(unreadable):,} rows cannot be read: {first}")
+        head.append(f"left out, {counted(len(unreadable), 'row')} cannot be read: {first}")
     try:
         write_text(report, report_of(sets, head, args.pairs))
     except OSError as error:
-        fail(f"--report {report}: cannot be written ({error})")
+        fail(f"--report {report}: cannot be written ({error.strerror or error})")
     say("\n".join([*head, *table_of(sets), f"the pairs: {report}"]))
     if not counts["kept"]:
         fail(f"--task {args.task}: no row is left, so nothing is written; see {report}, or try a larger --n")

@@ -26,14 +26,19 @@ class Args:
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """folders of runs (--out-dir of a training script) or of evaluations (of eval.py)"""
     out: Path | None = None
-    """the file to write; one that is there is replaced (default: report.html in the first folder)"""
+    """the file to write, a name that ends in .html; one that is there is replaced (default: report.html in
+    the first folder)"""
 
 
 def main(args: Args) -> None:
+    if args.out and args.out.suffix != ".html":
+        fail(f"--out {args.out}: a page is written; give a name that ends in .html")
     try:
         page = make_page(list(args.runs))
-    except (ValueError, OSError) as error:  # no run, or a file that may not be read
+    except ValueError as error:  # no run
         fail(str(error))
+    except OSError as error:
+        fail(f"{error.filename}: cannot be read ({error.strerror or error})")
     for note in page["notes"]:
         say(f"note: {note}")
     path = args.out or args.runs[0] / "report.html"

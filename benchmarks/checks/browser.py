@@ -15,6 +15,7 @@ tables and themes work with the mouse, the keyboard and on a phone. Screenshots 
 
 import json
 import random
+import re
 import shutil
 import sys
 import tempfile
@@ -69,7 +70,7 @@ def made_up_run(
         share = step / steps
         record = {"step": step, f"own/number{bad}": share}
         if step % 3 == 0 or step == steps:
-            right = [[rng.random() < share for _ in range(4)] for _ in range(8)]
+            right = [[rng.random() < 0.8 * share for _ in range(4)] for _ in range(8)]
             record |= {"eval/chain/score": share, "eval/chain/avg@4": share, "eval/chain/pass@4": share}
             files["dev_samples"] += [dev_line(rng, step, i, each, bad) for i, each in enumerate(right)]
             sums = [sum(each) for each in right]
@@ -317,16 +318,59 @@ def check_use(page) -> None:
         f"the legend has numbers: {page.inner_text('#legend').split()}",
     )
 
+    check_scales(page)
+    check_pair(page)
     check_matches(page)
     check_search(page)
 
     page.locator("#extremes button").first.click()
     check("token 2 of" in page.inner_text("#readout"), "the largest gap leads to its token")
+    told = "“Show it” leads to" in page.inner_text("#extremes")
+    page.evaluate("window.kept = run().groups; run().groups = []; drawMap()")
+    untold = "Show it" not in page.inner_text("#extremes") and page.locator("#extremes td").count() > 0
+    page.evaluate("run().groups = window.kept; drawMap()")
+    check(told and untold, "which is said only where a button leads to one")
 
     colour = lambda: page.evaluate("getComputedStyle(document.body).backgroundColor")  # noqa: E731
     light = colour()
     page.click("#theme")
     check(colour() != light, f"the switch makes it dark: {light} -> {colour()}")
+
+
+def check_scales(page) -> None:
+    """The colours reach from nothing to about the largest number, so that no page is pale."""
+    ends = page.evaluate(
+        "namesOfNumbers().map(name => {"
+        "const size = (row, i) => Math.abs(strength(name, numberAt(row, name, i)));"
+        "const rows = everyRow().filter(row => namesIn(row).includes(name));"
+        "const sizes = rows.flatMap(row => row.tokens.map((_, i) => size(row, i))).filter(each => each > 0);"
+        "sizes.sort((a, b) => a - b);"
+        "return [scaleOf(name).end, sizes[Math.floor(sizes.length * .98)] || 0]; })"
+    )
+    fits = all(0.99 * high <= end <= 1.51 * high for end, high in ends)
+    check(fits and len(ends) > 5, f"each scale ends at or just above the 98th percentile: {ends}")
+
+
+def not_cut(page) -> bool:
+    """Whether the list of colours is as wide as its longest name."""
+    return page.locator("#colour").evaluate(
+        "list => { const now = list.offsetWidth; list.style.maxWidth = 'none';"
+        "const whole = list.offsetWidth; list.style.maxWidth = ''; return now === whole; }"
+    )
+
+
+def check_pair(page) -> None:
+    """Two runs side by side: the list counts, and opens where they differ most."""
+    names = page.locator("[name=right] option").all_inner_texts()
+    page.select_option("[name=right]", label=names[-1])
+    page.select_option("[name=left]", label=names[-2])  # the first run's problems are others
+    options = page.locator("[name='pair problem'] option")
+    counts = [re.fullmatch(r"\d+: (\d+) and (\d+) right", each) for each in options.all_inner_texts()]
+    check(len(counts) > 2 and all(counts), f"the list of two runs counts both: {options.first.inner_text()}")
+    differences = [abs(int(each[1]) - int(each[2])) for each in counts]
+    chosen = page.locator("[name='pair problem']").evaluate("list => list.selectedIndex")
+    check(differences[chosen] == max(differences) > 0, f"it opens where they differ most: {differences}")
+    check(page.locator("#pair-columns .completion").count() == 2, "and shows it under both")
 
 
 def check_matches(page) -> None:
@@ -378,9 +422,12 @@ def check_evaluations(page, shown: str) -> None:
     table = page.locator("#evaluation-tables table").first
     lines = [line.split("\t") for line in table.inner_text().split("\n")]
     cells = {line[0]: line[1:] for line in lines}
-    check(len(lines[0]) == 5 and shown in lines[0][2], f"one table has both evaluations: {lines[0]}")
-    check(cells["problems"][:2] == ["8", "8"] and cells["samples of each"][:2] == ["4", "4"], "their sizes")
-    check(cells["avg@4"][2].startswith("+0.375 ["), f"and the difference: {cells['avg@4']}")
+    check(len(lines[0]) == 5 and shown in lines[0][4], f"one table has both evaluations: {lines[0]}")
+    check(cells["problems"][2:] == ["8", "8"] and cells["samples of each"][2:] == ["4", "4"], "their sizes")
+    check(cells["avg@4"][0].startswith("+0.375 ["), f"and the difference first: {cells['avg@4']}")
+    named = lambda: page.inner_text("#summary").split(",")[0]  # noqa: E731
+    first = named()
+    check(first.endswith("before"), f"it says whose the numbers at its head are: {first}")
     text = page.inner_text("#evaluation")
     check("Where the gain of" in text and "self-distillation" in text, "it says where the gain is from")
     check("fewer than 10 problems" in text and "of 20 comparisons" in text, "and warns")
@@ -389,6 +436,7 @@ def check_evaluations(page, shown: str) -> None:
     page.click("#after")
     problem = page.inner_text("#slider-label").split(":")[0]
     page.select_option("#run", "1")
+    check(named().endswith(shown) and named() != first, f"also when another is chosen: {named()}")
     after = page.inner_text("#evaluation-tables")
     own = "all\t8\t0.625 [" in after and "all\t8\t0.250 [" in before
     check(own and f"{shown} alone" in after, "the tables of the one that is chosen are shown")
@@ -470,6 +518,18 @@ def main(args: Args) -> None:
         check_evaluations(page, "after")
         check(not trouble, f"no error and no request {trouble or ''}")
         page.close()
+        page, trouble = open_page(browser, path, PHONE)
+        column = page.locator("#evaluation-tables table").first.locator("tr").nth(3).locator("td").nth(1)
+        box = column.bounding_box()
+        there = box["x"] >= 0 and box["x"] + box["width"] <= PHONE["width"]
+        check(there, f"a phone shows the difference without scrolling: {column.inner_text()}")
+        save_picture(page, args.out / "evaluations-phone.png", "#evaluation")
+        check(not trouble, f"no error and no request there {trouble or ''}")
+        page.close()
+        for view in (DESKTOP, PHONE):
+            page, _ = open_page(browser, write_report(runs[1:2]), view)
+            check(not_cut(page), f"no choice of colour is cut on {view['width']} pixels")
+            page.close()
         for scheme in ("light", "dark"):
             if scheme == "dark":
                 report.has_bokeh = lambda: False  # as where it is not installed: charts are plain SVG
