@@ -64,6 +64,7 @@ COMMON = (
     "--eval-every 1000 --eval-problems 8 --eval-samples 2 --test-problems 8 --save-every 1000 --no-report"
 )
 LR = "5e-5"  # the best of Dr. GRPO, and of all arms whose setting does not say another
+OTHER_RATES = ("2.5e-5", "1e-4")  # at which the best coefficient of every other arm is tried too
 SIREN = "siren.py"
 GRIDS = {  # arm: the command, and the settings that were tried for it
     "dr_grpo": (
@@ -275,25 +276,14 @@ def run_one(args: Args) -> None:
     shutil.rmtree(run)
 
 
-def run_all(args: Args) -> None:
-    """Every run that is not there yet, `args.jobs` of them side by side, each in a process of its own."""
-    settings = {arm: grid[1] for arm, grid in GRIDS.items()} if args.trials else CHOSEN
-    for arm in args.only:
-        if arm not in settings:
-            sys.exit(f"error: --only {arm}: there is no such arm; there are {', '.join(settings)}")
-    arms = args.only or settings
-    if not (args.out / "start.json").exists():
-        args.out.mkdir(parents=True, exist_ok=True)
-        write_text(args.out / "start.json", json.dumps(measure(START, "all")) + "\n")
-    if args.trials:
-        jobs = [(arm, each, seed) for arm in arms for each in settings[arm] for seed in DEVELOPMENT_SEEDS]
-    else:
-        jobs = [(arm, settings[arm], seed) for seed in args.seeds for arm in arms]
+def run_jobs(args: Args, jobs: list[tuple[str, str, int]]) -> None:
+    """Every (arm, setting, seed) that is not there yet, `args.jobs` side by side, each in a process."""
+    trials = collect_trials(args.out) if args.trials else {}
 
     def start(job: tuple[str, str, int]) -> str:
         arm, setting, seed = job
         name = f"{trial_name(arm, setting)}/seed{seed}" if args.trials else f"{arm}/seed{seed}"
-        if (args.out / name / "curves.json").exists():
+        if str(seed) in trials.get(arm, {}).get(setting, {}) or (args.out / name / "curves.json").exists():
             return f"{name}: already there"
         log = args.scratch / f"{name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -309,21 +299,58 @@ def run_all(args: Args) -> None:
             print(message, flush=True)
 
 
+def run_all(args: Args) -> None:
+    """The trials of every arm, its coefficients and then other rates of the best; or the reported runs."""
+    known = GRIDS if args.trials else CHOSEN
+    for arm in args.only:
+        if arm not in known:
+            sys.exit(f"error: --only {arm}: there is no such arm; there are {', '.join(known)}")
+    arms = args.only or known
+    if not (args.out / "start.json").exists():
+        args.out.mkdir(parents=True, exist_ok=True)
+        write_text(args.out / "start.json", json.dumps(measure(START, "all")) + "\n")
+    if not args.trials:
+        return run_jobs(args, [(arm, CHOSEN[arm], seed) for seed in args.seeds for arm in arms])
+    for arm in arms:
+        for settings in (GRIDS[arm][1], other_rates(collect_trials(args.out), arm)):
+            run_jobs(args, [(arm, setting, seed) for setting in settings for seed in DEVELOPMENT_SEEDS])
+
+
 # --- tables -------------------------------------------------------------------------------------------------
+
+
+def other_rates(trials: dict, arm: str) -> list[str]:
+    """The best coefficient of an arm at other learning rates; none of Dr. GRPO, nor before all are tried."""
+    first, tried = GRIDS[arm][1], trials.get(arm, {})
+    if arm == "dr_grpo" or any(len(tried.get(setting, {})) < len(DEVELOPMENT_SEEDS) for setting in first):
+        return []
+    best = max(first, key=lambda setting: mean_score(tried[setting]))
+    return [f"{best} --lr {rate}" for rate in OTHER_RATES]
+
+
+def mean_score(seeds: dict[str, dict]) -> float:
+    """Of a setting, over the development seeds."""
+    return float(np.mean([seed["score"] for seed in seeds.values()]))
 
 
 def collect_trials(out: Path) -> dict:
     """Adds the trials that are there to trials.json, and returns all: {arm: {setting: {seed: summary}}}."""
     file = out / "trials.json"
     trials = json.loads(file.read_text()) if file.exists() else {}
-    for arm, (_, settings) in GRIDS.items():
-        for setting in settings:
-            for folder in sorted((out / trial_name(arm, setting)).glob("seed*")):
-                if (folder / "curves.json").exists():
-                    of_setting = trials.setdefault(arm, {}).setdefault(setting, {})
-                    of_setting[folder.name.removeprefix("seed")] = summary(folder)
+    for arm, (_, first) in GRIDS.items():
+        for setting in first:
+            add_trials(trials, out, arm, setting)
+        for setting in other_rates(trials, arm):
+            add_trials(trials, out, arm, setting)
     write_text(file, json.dumps(trials, indent=1) + "\n")
     return trials
+
+
+def add_trials(trials: dict, out: Path, arm: str, setting: str) -> None:
+    for folder in sorted((out / trial_name(arm, setting)).glob("seed*")):
+        if (folder / "curves.json").exists():
+            of_setting = trials.setdefault(arm, {}).setdefault(setting, {})
+            of_setting[folder.name.removeprefix("seed")] = summary(folder)
 
 
 def summary(trial: Path) -> dict:

@@ -65,7 +65,9 @@ def test_what_is_finished_is_skipped(small, monkeypatch, capsys):
     small.only, small.trials = ("siren",), True
     done = small.out / "trials/siren/beta_0.1/seed100"
     done.mkdir(parents=True)
-    (done / "curves.json").write_text("{}")
+    (done / "curves.json").write_text(json.dumps({"policy/entropy": [0.4, 0.2]}))
+    dev = {"correct": [4, 0], "parsed": [16, 8]}
+    (done / f"step{countdown.STEPS}.json").write_text(json.dumps({"dev": dev, "H": 0.25}))
     countdown.run_all(small)
     settings = countdown.GRIDS["siren"][1]
     assert sorted(ran) == sorted(
@@ -80,6 +82,24 @@ def test_what_is_finished_is_skipped(small, monkeypatch, capsys):
     small.only = ("sirene",)
     with pytest.raises(SystemExit, match="--only sirene: there is no such arm; there are dr_grpo, siren"):
         countdown.run_all(small)
+
+
+@mutant("the worst", "benchmarks/countdown.py", "best = max(first, key", "best = min(first, key")
+@mutant("before all are tried", "benchmarks/countdown.py", "< len(DEVELOPMENT_SEEDS) for", "< 1 for")
+def test_other_rates_are_of_the_best_coefficient(small):
+    """Catches rates that are tried of another coefficient, of Dr. GRPO, or before both seeds of all are
+    there; and trials that are made again where only their summary is left."""
+    first = countdown.GRIDS["siren"][1]
+    trials = {"siren": {setting: {"100": {"score": 0.5}, "101": {"score": 0.5}} for setting in first}}
+    trials["siren"][first[2]]["101"]["score"] = 0.7
+    assert countdown.other_rates(trials, "siren") == [f"{first[2]} --lr 2.5e-5", f"{first[2]} --lr 1e-4"]
+    assert countdown.other_rates(trials | {"dr_grpo": trials["siren"]}, "dr_grpo") == []
+    small.out.mkdir()
+    (small.out / "trials.json").write_text(json.dumps(trials))
+    small.trials = True
+    countdown.run_jobs(small, [("siren", setting, seed) for setting in first for seed in (100, 101)])
+    del trials["siren"][first[3]]["101"]
+    assert countdown.other_rates(trials, "siren") == []
 
 
 @mutant(
