@@ -132,6 +132,20 @@ def uniform_table() -> str:
     return "\n".join(lines)
 
 
+def sft_table() -> str:
+    """What `python sft.py` reaches on the embedded model, and what its rows cost."""
+    run = read_metrics(LOGS / "sft/chain-seed0")
+    lines = ["| | before | after |", "|---|---|---|"]
+    for name in ("test/chain/avg@16", "test/chain/pass@16", "test/chain/frac_unparsed", "eval/loss"):
+        first, *_, last = run[name].values()
+        digits = 4 if name == "eval/loss" else 3
+        lines.append(f"| {name} | {first:.{digits}f} | {last:.{digits}f} |")
+    tokens, seconds = max(run["sft/tokens_total"].values()), sum(run["time/train"].values())
+    rows = int(max(run["sft/rows_total"].values()))
+    lines.append(f"| after {rows:,} rows, {tokens:,} tokens with loss, {seconds:.0f} s of training | | |")
+    return "\n".join(lines)
+
+
 THREE_RUNS = {  # one committed run of each kind
     "healthy": "entropy/dr_grpo/seed1",
     "collapsed": "horizons/only_long/seed5",
@@ -230,6 +244,7 @@ def tables() -> dict[str, Callable[[], str]]:
             read(ROOT / "benchmarks/calibration_countdown.json")["rows"]
         ),
         "where_entropy_is": partial(where_entropy_is.page_table, LOGS / "where_entropy"),
+        "sft": sft_table,
         "real_model": lambda: real_model.page_table(read(LOGS / "grpo/smollm2/seed1/summary.json")),
         "siren_smollm2": partial(siren_smollm2.page_table, LOGS / "siren_smollm2"),
         "guide_smollm2": partial(guide_smollm2.page_table, LOGS / "guide_smollm2"),

@@ -36,6 +36,8 @@ class Panel(NamedTuple):
 # A panel appears when the log has one of its metrics; a metric is drawn in the first panel that names it.
 PANELS = [
     Panel("reward of the sampled batch", "mean reward", ["reward/mean"]),
+    Panel("loss of the rows, learned and held out", "nats per token", ["*/loss"]),
+    Panel("likeliest token is the right one", "share of tokens", ["*/accuracy"]),
     Panel("held-out accuracy by horizon", "share right", ["eval/*-h[0-9]*/avg@*"]),
     Panel(
         "held-out score",
@@ -67,6 +69,7 @@ PANELS = [
     Panel("target difficulty", "0 to 100", ["*/target"]),
 ]
 NOT_DRAWN = {"h1/stage", "h1/stage_tokens"}  # h1/horizon shows the stages
+NOT_DRAWN |= {"sft/tokens_total", "sft/tokens_seen", "sft/rows_total", "sft/epoch"}  # they count
 NOT_A_METHOD = {"reward", "rollout", "policy", "loss", "optim", "time", "perf", "eval", "test"}
 
 

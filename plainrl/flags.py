@@ -206,6 +206,13 @@ class SharedFlags:
     track: Literal["none", "wandb", "tensorboard"] = "none"
     """also send the metrics there, and at the end the report, the curves and samples"""
 
+    # No flags, but what --plan has to know of a script beside its flags. A script says it in its own Args, so
+    # that a copy under any name says it too.
+    pass_before_update: ClassVar[bool] = False
+    """every update begins with a pass over its batch without gradient (`score_all`)"""
+    kl_to_start: ClassVar[bool] = True
+    """--kl-coef, where a script has it, compares with a frozen copy of the starting model"""
+
 
 @dataclass
 class RunFlags(SharedFlags):
@@ -226,13 +233,6 @@ class RunFlags(SharedFlags):
     train_size: Count | None = None
     """train on this many problems only, over and over"""
 
-    # No flags, but what --plan has to know of a script beside its flags. A script says it in its own Args, so
-    # that a copy under any name says it too.
-    pass_before_update: ClassVar[bool] = False
-    """every update begins with a pass over its batch without gradient (`score_all`)"""
-    kl_to_start: ClassVar[bool] = True
-    """--kl-coef, where a script has it, compares with a frozen copy of the starting model"""
-
 
 @dataclass
 class RowFlags(SharedFlags):
@@ -244,7 +244,7 @@ class RowFlags(SharedFlags):
     task: str = "chain"
     """what dev and test are measured on by sampling: chain, countdown, jsonl:PATH, gym:NAME or gsm8k (see
     plainrl/tasks.py); none: only the loss on held-out rows is measured"""
-    epochs: Count | None = by_size(tiny=8, small=3, large=3)
+    epochs: Count = 3
     """passes over the rows"""
     steps: Count | None = None
     """stop after this many optimizer steps, should that come before --epochs (default: as --epochs says)"""
@@ -267,6 +267,8 @@ class RowFlags(SharedFlags):
     """longest completion in dev and test scores"""
     temperature: Temperature = 1.0
     """sampling temperature of dev and test scores; the loss is always at 1"""
+    eval_every: Count | None = by_size(tiny=8, small=20, large=20)
+    """steps between two scores on dev"""
 
 
 # --- from the command line ----------------------------------------------------------------------------------

@@ -198,9 +198,13 @@ function drawGroups() {
   const groups = run().groups || [], evaluation = Boolean(run().evaluation);
   byId("groups").hidden = !groups.length;
   if (!groups.length) return;
-  byId("groups-title").textContent = evaluation ? "The samples of a problem" : "The group of a step";
+  const learned = !evaluation && groups.every(group => group.rows.every(row => row.right === undefined));
+  byId("groups-title").textContent = evaluation ? "The samples of a problem" :
+    learned ? "A row of a step" : "The group of a step";
   byId("groups-about").textContent = evaluation ?
     "All samples of one problem at a time. ← and → move through the problems." :
+    learned ? "The first row of every step: what was to be written, and what the model made of it before it " +
+    "learned it. ← and → move through the steps." :
     "Every step samples several completions of each problem; here is the first problem's. An advantage " +
     "above 0 makes a completion likelier, one below 0 rarer. ← and → move through the steps.";
   byId("slider").max = groups.length - 1;

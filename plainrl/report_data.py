@@ -313,13 +313,17 @@ def facts_of_run(config: dict, curves: dict[str, dict[int, float]]) -> dict:
     tests = {name: list(points.values()) for name, points in curves.items() if name.startswith("test/")}
     ended = any(len(scores) > 1 for scores in tests.values())  # test is scored before and after a run
     right = [scores for name, scores in tests.items() if "/avg@" in name]
+    last = max((step for points in curves.values() for step in points), default=0)
+    if not tests:  # nothing to sample, and so no score on test: sft.py with --task none
+        ended = "eval/loss" in curves and last == flags.get("steps")
     facts = {
         "script": config.get("script"),
         "task": flags.get("task"),
         "model": flags.get("model"),
-        "steps": max((step for points in curves.values() for step in points), default=0),
+        "steps": last,
         "of_steps": flags.get("steps"),
         "tokens": max(curves.get("rollout/tokens_total", {0: 0}).values()),
+        "learned": max(curves.get("sft/tokens_total", {0: 0}).values()),  # of rows, where none is sampled
         "finished": ended,
         "test": [
             {"name": name.split("/", 1)[1], "before": scores[0], "after": scores[-1]}
@@ -329,9 +333,11 @@ def facts_of_run(config: dict, curves: dict[str, dict[int, float]]) -> dict:
     }
     dev = [name for name in curves if fnmatchcase(name, "eval/*/score")]
     dev = dev or [name for name in curves if fnmatchcase(name, "eval/*/avg@*")]
+    dev = dev or [name for name in curves if name == "eval/loss"]
     if dev:
         points = curves[dev[0]]
-        best = max(points, key=lambda step: (points[step], step))  # of equal ones the latest
+        sign = -1 if dev[0] == "eval/loss" else 1  # a loss is better where it is lower
+        best = max(points, key=lambda step: (sign * points[step], step))  # of equal ones the latest
         first = next(iter(points.values()))
         facts |= {"dev": dev[0], "best_step": best, "best": points[best], "first": first}
         facts["scores"] = list(points.values())
@@ -357,7 +363,8 @@ def tiles_of(facts: dict) -> list[list[str]]:
         tiles.append([name, f"step {facts['best_step']}", beside])
     if facts["steps"]:
         sampled = f"{facts['tokens']:,} tokens sampled" if facts["tokens"] else ""
-        tiles.append(["steps", str(facts["steps"]), sampled])
+        learned = f"{facts['learned']:,} tokens with loss" if facts["learned"] else ""
+        tiles.append(["steps", str(facts["steps"]), sampled or learned])
     return tiles
 
 

@@ -82,6 +82,7 @@ from plainrl.rollout import (
     set_thinking,
     with_short_prompts,
 )
+from plainrl.rows import rows_hash
 from plainrl.sampler import check_gap, make_sampler, push_weights
 from plainrl.scoring import logprob_and_entropy, score_all
 from plainrl.screen import fail, minutes, or_fail, say, shown
@@ -236,6 +237,7 @@ class Run:
             "flags": json.loads(json.dumps(dataclasses.asdict(args), default=str)),  # as it is read back
             "parameters": self.model.num_parameters(),
             "model_hash": model_hash(self.model),
+            **({"rows_hash": rows_hash(self.rows)} if self.rows else {}),
             "git_commit": git_commit(),
             "device": device_name(),
             "versions": {
@@ -455,7 +457,9 @@ class Run:
         self.times["train"] = time.monotonic() - self.clock
         if is_due:
             self.push_weights()
+        seconds = sum(self.times.values())
         record = {"step": self.state["step"] + 1} | own | self.update_record()
+        record["perf/tokens_per_s"] = self.sums["tokens"] / seconds if seconds > 0 else None
         if is_due:
             record |= self.score_dev()
         self.log(record)
@@ -780,6 +784,10 @@ class Run:
         if before["model_hash"] != self.config["model_hash"]:
             changed = f"the weights of --model {self.args.model} have changed since {self.dir} was started"
             fail(f"--resume: {changed}; use another --out-dir")
+        if before.get("rows_hash") != self.config.get("rows_hash"):
+            fail(
+                f"--resume: the rows to learn have changed since {self.dir} was started; put them back{other}"
+            )
 
     def say_how_long(self) -> None:
         """What a step takes at most, unless the model is so small that it is over before it is read."""
@@ -796,7 +804,7 @@ class Run:
         ]
         scores = [f"{name} {record[name]:.3f}" for name in names]
         scores += [f"eval/loss {record['eval/loss']:.4f}"] if record.get("eval/loss") is not None else []
-        if "time/train" in record:
+        if "reward/mean" in record or "sft/loss" in record:
             seconds = sum(record.get(f"time/{name}", 0.0) for name in ("rollout", "train", "sync"))
             values = record | {"time/step": seconds}
             columns = [column for column in COLUMNS if column[1] in values]

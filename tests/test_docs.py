@@ -39,9 +39,20 @@ def class_of(script: str, name: str) -> ast.ClassDef | None:
 
 
 SCRIPTS = [script for script in SOURCES if class_of(script, "Args")]
-TRAINING = [script for script in SCRIPTS if "RunFlags" in map(ast.unparse, class_of(script, "Args").bases)]
-SMALL = "--steps 1 --prompts-per-step 2 --group-size 2 --max-new-tokens 4 --eval-problems 2 --test-problems 2"
-SMALL = [*SMALL.split(), "--eval-samples", "2"]
+SHARED = {"RunFlags", "RowFlags"}
+FLAG_CLASSES = ("SharedFlags", "RunFlags", "RowFlags")
+TRAINING = [script for script in SCRIPTS if SHARED & set(map(ast.unparse, class_of(script, "Args").bases))]
+SMALL = "--steps 1 --max-new-tokens 4 --eval-problems 2 --test-problems 2 --eval-samples 2".split()
+SMALL_BATCH = {
+    "RunFlags": "--prompts-per-step 2 --group-size 2".split(),
+    "RowFlags": "--rows-per-step 2 --train-size 40".split(),
+}
+
+
+def small(script: str) -> list[str]:
+    """Flags of a run that takes a second."""
+    (base,) = SHARED & set(map(ast.unparse, class_of(script, "Args").bases))
+    return SMALL + SMALL_BATCH[base]
 
 
 def module_of(script: str):
@@ -268,10 +279,13 @@ def test_the_large_command_of_h1_is_the_papers_setting():
     has(resolved("h1_curriculum.py", words, 3_000_000_000), papers)
 
 
-@pytest.mark.parametrize("script", [*TRAINING, "plainrl/flags.py"])
-def test_every_flag_has_its_text(script):
+@pytest.mark.parametrize(
+    "script, name",
+    [*((script, "Args") for script in TRAINING), *(("plainrl/flags.py", name) for name in FLAG_CLASSES)],
+)
+def test_every_flag_has_its_text(script, name):
     """Catches a flag without a docstring, which --help would show without a word."""
-    body = class_of(script, "RunFlags" if script == "plainrl/flags.py" else "Args").body
+    body = class_of(script, name).body
     for field, after in zip(body, [*body[1:], None]):
         if isinstance(field, ast.AnnAssign):
             assert isinstance(after, ast.Expr) and isinstance(after.value.value, str), ast.unparse(field)
@@ -297,7 +311,7 @@ def test_glossary_equals_the_keys_that_are_logged(toy_model, tmp_path, monkeypat
     logged = set()
     for script in TRAINING:
         module = module_of(script)
-        args = tyro.cli(module.Args, args=SMALL)
+        args = tyro.cli(module.Args, args=small(script))
         args.model, args.out_dir = toy_model, tmp_path / script.replace("/", "-")
         for name in own.keys() & vars(args).keys():
             setattr(args, name, own[name])
@@ -332,7 +346,9 @@ def test_code_in_a_page_runs(page, code, toy_model, tmp_path, monkeypatch):
         return
     (tmp_path / "yours.py").write_text(code)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["yours.py", "--model", toy_model, "--out-dir", "run", *SMALL])
+    monkeypatch.setattr(
+        sys, "argv", ["yours.py", "--model", toy_model, "--out-dir", "run", *small("grpo.py")]
+    )
     runpy.run_path("yours.py", run_name="__main__")
     assert (tmp_path / "run/final/model.safetensors").exists()
 
