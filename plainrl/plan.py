@@ -222,7 +222,7 @@ def tokens_of(args, task=None) -> Tokens:
     a_sample = args.eval_samples * args.max_new_tokens  # tokens for a problem of a score
     dev = scored(task, "dev", args.eval_problems) * a_sample
     test = scored(task, "test", args.test_problems) * a_sample
-    times = 1 + -(-args.steps // args.eval_every)  # rounded up: the last step is scored in any case
+    times = number_of_scores(args)
     if getattr(args, "schedule", None) == "curriculum":
         times += args.max_horizon - 1  # h1: so is the last step of each stage
     return Tokens(
@@ -271,7 +271,7 @@ def time_tokens(run) -> Seconds:
     seeds = [completion_seed(args.seed, 0, row) for row in range(len(prompts) * args.group_size)]
     began = clock(device)
     found = run.sampler.generate(prompts, args.group_size, few, args.temperature, seeds)
-    sampling = (clock(device) - began) / sum(len(completion.ids) for completion in found)
+    sampling = (clock(device) - began) / tokens_in(found)
 
     long = [(found[i].ids * args.max_new_tokens)[: args.max_new_tokens] for i in range(len(found))]
     batch = Batch([prompt for prompt in prompts for _ in range(args.group_size)], long)
@@ -403,6 +403,16 @@ def say_tokens_and_hours(run) -> None:
 # --- the same for a run on rows of text ---------------------------------------------------------------------
 
 
+def number_of_scores(args) -> int:
+    """Scores on dev, that of the start included; rounded up, since the last step is scored in any case."""
+    return 1 + -(-args.steps // args.eval_every)
+
+
+def tokens_in(completions: list) -> int:
+    """Those that were really sampled: some completions end by themselves."""
+    return sum(len(completion.ids) for completion in completions)
+
+
 def tokens_of_scores(run) -> tuple[int, int]:
     """Tokens that are sampled at most for the scores before the first step, and for all."""
     args = run.args
@@ -411,7 +421,7 @@ def tokens_of_scores(run) -> tuple[int, int]:
     a_problem = args.eval_samples * args.max_new_tokens
     dev = scored(run.task, "dev", args.eval_problems) * a_problem
     test = scored(run.task, "test", args.test_problems) * a_problem
-    return dev + test, (1 + -(-args.steps // args.eval_every)) * dev + 2 * test
+    return dev + test, number_of_scores(args) * dev + 2 * test
 
 
 def seconds_on_rows(run) -> tuple[float, float, float]:
@@ -432,8 +442,8 @@ def seconds_on_rows(run) -> tuple[float, float, float]:
         few = min(FEW, args.max_new_tokens)
         began = clock(device)
         found = run.sampler.generate(prompts, args.eval_samples, few, args.temperature, seeds)
-        a_token = (clock(device) - began) / sum(len(completion.ids) for completion in found)
-    times = 1 + -(-args.steps // args.eval_every)
+        a_token = (clock(device) - began) / tokens_in(found)
+    times = number_of_scores(args)
     return args.rows_per_step / rows_per_second, first * a_token + held, in_all * a_token + times * held
 
 

@@ -355,8 +355,13 @@ def test_learning_rate_warms_up_and_stays():
     assert grpo.learning_rate(grpo.Args(lr=0.6, warmup_steps=0), 1) == 0.6
 
 
-@mutant("last checkpoint for the best", "plainrl/run.py", "if best is None or dev >= best:", "if True:")
-@mutant("first of equal ones", "plainrl/run.py", "dev >= best:", "dev > best:")
+@mutant(
+    "last checkpoint for the best",
+    "plainrl/run.py",
+    "if best is None or sign * dev >= sign * best:",
+    "if True:",
+)
+@mutant("first of equal ones", "plainrl/run.py", "sign * dev >= sign * best:", "sign * dev > sign * best:")
 @mutant("best that the start cannot be", "plainrl/run.py", "        self.keep_if_best(scores, 0)\n", "")
 @mutant(
     "best that is a step off",
@@ -427,7 +432,7 @@ def test_resume_without_a_run_is_refused(run, tmp_path):
 @mutant(
     "learning rate that may change on resume",
     "plainrl/run.py",
-    "if (name in self.keep or name not in MAY_CHANGE_ON_RESUME) and old != value:",
+    "if (name in self.keep or name not in may_change) and old != value:",
     "if name in self.keep and old != value:",
 )
 @mutant(
@@ -935,8 +940,8 @@ def test_non_finite_update_is_skipped_and_the_next_made(run, monkeypatch, around
 @mutant(
     "broken run without a page",
     "plainrl/run.py",
-    '        self.fail(\n            f"loss or gradient',
-    '        fail(\n            f"loss or gradient',
+    'self.fail(f"{not_finite}; the batch',
+    'fail(f"{not_finite}; the batch',
     case="loss",
 )
 @pytest.mark.parametrize("where", ["gradient", "loss"])

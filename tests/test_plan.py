@@ -386,8 +386,8 @@ def test_the_clock_waits_for_the_device(monkeypatch):
 @mutant(
     "time of completions that ended",
     "plainrl/plan.py",
-    "sum(len(completion.ids) for completion in found)",
-    "(few * len(found))",
+    "(clock(device) - began) / tokens_in(found)\n\n",
+    "(clock(device) - began) / (few * len(found))\n\n",
 )
 @mutant(
     "sampling on another clock",

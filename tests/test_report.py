@@ -279,7 +279,9 @@ def test_a_folder_of_folders_names_them(tmp_path):
 # --- a run as a whole ---------------------------------------------------------------------------------------
 
 
-@mutant("the best step", "plainrl/report_data.py", "(points[step], step))", "(points[step], -step))")
+@mutant(
+    "the best step", "plainrl/report_data.py", "(sign * points[step], step))", "(sign * points[step], -step))"
+)
 @mutant(
     "a run that goes on", "plainrl/report_data.py", "len(scores) > 1 for scores", "len(scores) > 0 for scores"
 )

@@ -104,7 +104,7 @@ def test_five_skips_in_a_row_end_the_run(run, tmp_path):
 @mutant(
     "update that compares no sampler",
     "plainrl/run.py",
-    'if math.isfinite(update["total_loss"]):\n',
+    'if math.isfinite(update["total_loss"]) and "gap" in update:\n',
     "if False:\n",
 )
 @mutant(
