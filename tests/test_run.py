@@ -243,7 +243,7 @@ def test_a_prompt_that_is_too_long_with_its_hint_goes_without(run, monkeypatch, 
 @mutant(
     "run that keeps long prompts",
     "plainrl/run.py",
-    "        self.task = with_short_prompts(self.task, self.room, args)\n",
+    "            self.task = with_short_prompts(self.task, self.room, args)\n",
     "",
 )
 @mutant(
@@ -255,8 +255,8 @@ def test_a_prompt_that_is_too_long_with_its_hint_goes_without(run, monkeypatch, 
 @mutant(
     "run that does not look at its prompts",
     "plainrl/run.py",
-    "        check_prompts(self.task, self.tokenizer, self.sampler, args)\n",
-    "",
+    "            check_prompts(self.task, self.tokenizer, self.sampler, args)\n",
+    "            pass\n",
 )
 def test_a_run_checks_its_prompts_and_tells_the_template(quick, toy_model, tmp_path):
     """Catches a run that begins with prompts its model has no room for, and one that records
