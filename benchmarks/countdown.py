@@ -23,7 +23,7 @@ Rules and protocol, written down before the first reported run:
 What is finished is skipped, so the same command goes on. Two runs go side by side, one thread each.
 """
 
-import importlib.util
+import importlib
 import json
 import os
 import shlex
@@ -237,14 +237,6 @@ def command_of(arm: str) -> str:
 # --- running ------------------------------------------------------------------------------------------------
 
 
-def script_of(path: str):
-    """A script of this repository as a module."""
-    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def run_one(args: Args) -> None:
     """A single run in this process: train to a fifth, measure, go on to the next; a trial all at once."""
     keep_freed_memory()
@@ -253,7 +245,8 @@ def run_one(args: Args) -> None:
     lr = "" if "--lr" in setting else f"--lr {LR}"
     path, *own = shlex.split(f"{command} {COMMON} {lr} {setting} --seed {seed}")
     name = f"{trial_name(arm, setting)}/seed{seed}" if args.trials else f"{arm}/seed{seed}"
-    run, target, module = args.scratch / name, args.out / name, script_of(path)
+    run, target = args.scratch / name, args.out / name
+    module = importlib.import_module(path.removesuffix(".py").replace("/", "."))
     target.mkdir(parents=True, exist_ok=True)
     for steps in (STEPS,) if args.trials else FIFTHS:
         file = target / f"step{steps}.json"
