@@ -49,7 +49,7 @@ from benchmarks.countdown_tables import STOPPED, Runs, dev_score, read_runs, tab
 from benchmarks.figures import ENTROPY_METHODS  # noqa: E402
 from plainrl.countdown import CountdownTask  # noqa: E402
 from plainrl.curves import read_metrics  # noqa: E402
-from plainrl.folder import write_text  # noqa: E402
+from plainrl.folder import last_step, write_text  # noqa: E402
 from plainrl.metrics import evaluate, maj_at_k  # noqa: E402
 from plainrl.models import eos_ids, keep_freed_memory, load_model  # noqa: E402
 from plainrl.sampler import HFSampler  # noqa: E402
@@ -255,6 +255,8 @@ def run_one(args: Args) -> None:
         resume = ["--resume"] if run.exists() else []
         flags = [*own, "--steps", str(steps), "--out-dir", os.path.relpath(run), *resume]
         module.main(tyro.cli(module.Args, args=flags))
+        if last_step(run / "metrics.jsonl") < steps:
+            sys.exit("stopped before its end; the same command goes on")  # Ctrl-C saves and returns
         all_temperatures = steps == STEPS or arm.startswith("dr_grpo")  # which may be stopped here
         what = "dev" if args.trials else ("all" if all_temperatures else "test")
         write_text(file, json.dumps(measure(run / "last", what)) + "\n")

@@ -52,6 +52,16 @@ def test_a_run_in_fifths_is_the_run_at_once(small):
     assert trial == {name: last[name] for name in ("dev", "H")}  # one run in one go
 
 
+@mutant("half a run", "benchmarks/countdown.py", '"metrics.jsonl") < steps', '"metrics.jsonl") < -1')
+def test_a_run_that_is_stopped_is_not_measured(small, monkeypatch):
+    """Catches counts of half a run under the name of a whole one: after Ctrl-C a script saves and returns."""
+    small.one = "siren; --beta 0.1; 7"
+    monkeypatch.setattr(countdown.siren, "main", lambda args: None)
+    with pytest.raises(SystemExit, match="stopped before its end"):
+        countdown.run_one(small)
+    assert not list((small.out / "siren/seed7").iterdir())
+
+
 def test_what_is_finished_is_skipped(small, monkeypatch, capsys):
     """Catches a run that is made twice, an arm that there is not, and a failure that is called done."""
     ran = []
