@@ -10,7 +10,7 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,6 +76,14 @@ def cell(values: list[float], signed: bool = False) -> str:
     return f"{mean:+.3f} ± {half:.3f}" if signed else f"{mean:.3f} ± {half:.3f}"
 
 
+def chosen_arms(only: tuple[str, ...], known: Iterable[str]) -> Iterable[str]:
+    """Those of --only, or all. A name that there is not ends the command."""
+    for arm in only:
+        if arm not in known:
+            sys.exit(f"error: --only {arm}: there is no such arm; there are {', '.join(known)}")
+    return only or known
+
+
 def run_arms(
     args: Args, file: str, settings: dict[str, list[str]], chosen: dict[str, str], command: Callable
 ) -> None:
@@ -85,10 +93,7 @@ def run_arms(
     its last step does, in a process of its own. `command(arm, setting, seed)` is what trains.
     """
     known = settings if args.trials else chosen
-    for arm in args.only:
-        if arm not in known:
-            sys.exit(f"error: --only {arm}: there is no such arm; there are {', '.join(known)}")
-    arms = args.only or known
+    arms = chosen_arms(args.only, known)
     if args.trials:
         pairs = [(arm, setting) for arm in arms for setting in settings[arm]]
         run_all([(command(*pair, DEVELOPMENT_SEED), trial_name(*pair)) for pair in pairs], args)

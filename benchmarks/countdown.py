@@ -23,8 +23,10 @@ Rules and protocol, written down before the first reported run:
 What is finished is skipped, so the same command goes on. Two runs go side by side, one thread each.
 """
 
+import functools
 import importlib
 import json
+import operator
 import os
 import shlex
 import shutil
@@ -36,14 +38,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 import tyro
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 import siren  # noqa: E402
 from benchmarks import where_entropy_is  # noqa: E402
-from benchmarks.arms import trial_name  # noqa: E402
+from benchmarks.arms import chosen_arms, trial_name  # noqa: E402
 from benchmarks.countdown_figure import plot_countdown  # noqa: E402
 from benchmarks.countdown_tables import STOPPED, Runs, dev_score, read_runs, tables  # noqa: E402
 from benchmarks.figures import ENTROPY_METHODS  # noqa: E402
@@ -53,7 +54,6 @@ from plainrl.folder import last_step, write_text  # noqa: E402
 from plainrl.metrics import evaluate, maj_at_k  # noqa: E402
 from plainrl.models import eos_ids, keep_freed_memory, load_model  # noqa: E402
 from plainrl.sampler import HFSampler  # noqa: E402
-from plainrl.scoring import score_all  # noqa: E402
 
 LOGS = ROOT / "runs/reference/countdown"
 START = ROOT / "models/countdown"
@@ -199,14 +199,9 @@ def counts(rows: list[dict], rollouts: list) -> dict:
 
 def masked_entropy(model, rollouts: list) -> float:
     """SIREN's H, with its default masks, of any model on what it sampled."""
-    prompt_ids = [ids for rollout in rollouts for ids in rollout.prompt_ids]
-    completion_ids = [ids for rollout in rollouts for ids in rollout.completion_ids]
-    numbers = siren.token_numbers(siren.Args())
-    *_, entropies = score_all(model, prompt_ids, completion_ids, 1.0, 32768, numbers)  # [N, T]
-    lengths = torch.tensor([len(ids) for ids in completion_ids])
-    mask = torch.arange(entropies.shape[1]) < lengths[:, None]  # [N, T]
-    selected = siren.peak_mask(entropies, mask, siren.Args().tau)
-    return (entropies * siren.peak_mean(selected)).sum().item()
+    rollout = functools.reduce(operator.add, rollouts)
+    batch = rollout.batch(rollout.rewards(), model.device)
+    return siren.regularised_entropy(model, batch, siren.Args(micro_batch_tokens=32768))[1].item()
 
 
 def measure(folder: Path, what: str) -> dict:
@@ -297,10 +292,7 @@ def run_jobs(args: Args, jobs: list[tuple[str, str, int]]) -> None:
 def run_all(args: Args) -> None:
     """The trials of every arm, its coefficients and then other rates of the best; or the reported runs."""
     known = GRIDS if args.trials else CHOSEN
-    for arm in args.only:
-        if arm not in known:
-            sys.exit(f"error: --only {arm}: there is no such arm; there are {', '.join(known)}")
-    arms = args.only or known
+    arms = chosen_arms(args.only, known)
     if not (args.out / "start.json").exists():
         args.out.mkdir(parents=True, exist_ok=True)
         write_text(args.out / "start.json", json.dumps(measure(START, "all")) + "\n")

@@ -16,6 +16,11 @@ from plainrl.metrics import ladder, pass_at_k
 STOPPED = "dr_grpo_stopped"  # Dr. GRPO at the fifth that dev chooses
 
 
+def trained(arm: str) -> str:
+    """The arm whose runs these are: early stopping takes models of Dr. GRPO's."""
+    return "dr_grpo" if arm == STOPPED else arm
+
+
 def dev_score(dev: dict) -> float:
     """What a setting and a stopping point are chosen by: mean of avg@16 and pass@16 on dev."""
     right = np.array(dev["correct"])
@@ -55,7 +60,7 @@ class Runs:
         return max(path, key=lambda step: (dev_score(path[step]["dev"]), step))
 
     def seeds(self, arm: str) -> list[str]:
-        return list(self.steps["dr_grpo" if arm == STOPPED else arm])
+        return list(self.steps[trained(arm)])
 
     def arms(self) -> list[str]:
         """Those that have a finished run; early stopping next to Dr. GRPO."""
@@ -142,7 +147,7 @@ def entropy_table(runs: Runs, names: dict[str, str], shown: list[str]) -> str:
     )
     for arm in shown:
         results = [runs.at(arm, seed) for seed in runs.seeds(arm)]
-        curves = [runs.curves["dr_grpo" if arm == STOPPED else arm][seed] for seed in runs.seeds(arm)]
+        curves = [runs.curves[trained(arm)][seed] for seed in runs.seeds(arm)]
         of = lambda name: [curve[name] for curve in curves]  # noqa: E731, B023
         entropies, last = of("policy/entropy"), slice(-20, None)
         cells = [
@@ -161,7 +166,7 @@ def tokens_at(runs: Runs, arm: str, seed: str, step: int | None = None) -> int:
     """Tokens sampled for training until a step of a run (default: of its model in the tables)."""
     if step is None:
         step = runs.stopped(seed) if arm == STOPPED else max(runs.steps[arm][seed])
-    curve = runs.curves["dr_grpo" if arm == STOPPED else arm][seed]["rollout/tokens_total"]
+    curve = runs.curves[trained(arm)][seed]["rollout/tokens_total"]
     return int(curve[step - 1]) if step else 0
 
 
@@ -251,12 +256,12 @@ def tables(runs: Runs, names: dict[str, str], groups: dict[str, list[str]], agai
         shown = [arm for arm in arms if arm in runs.arms()]
         if not shown or against not in runs.arms():
             continue
-        trained = [arm for arm in shown if arm != STOPPED]
+        own_runs = [arm for arm in shown if arm == trained(arm)]
         found[f"{group} at 1"] = scores_table(runs, names, shown, "1", against)
         found[f"{group} at 0.6"] = scores_table(runs, names, shown, "0.6", against)
         found[f"{group} pass"] = pass_table(runs, names, shown)
         found[f"{group} entropy"] = entropy_table(runs, names, shown)
-        found[f"{group} fifths"] = fifths_table(runs, names, trained)
+        found[f"{group} fifths"] = fifths_table(runs, names, own_runs)
         found[f"{group} frontier"] = frontier_table(runs, names, shown)
-        found[f"{group} tokens"] = equal_tokens_table(runs, names, trained)
+        found[f"{group} tokens"] = equal_tokens_table(runs, names, own_runs)
     return found

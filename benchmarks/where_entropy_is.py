@@ -31,10 +31,9 @@ import tyro
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 from plainrl.countdown import OPERATIONS, ways  # noqa: E402
-from plainrl.flags import EVAL_SEED  # noqa: E402
 from plainrl.folder import write_text  # noqa: E402
+from plainrl.metrics import evaluate  # noqa: E402
 from plainrl.models import eos_ids, keep_freed_memory, load_model, model_hash  # noqa: E402
-from plainrl.rollout import completion_seed, sample_rollout  # noqa: E402
 from plainrl.sampler import HFSampler  # noqa: E402
 from plainrl.samples import TokenTexts  # noqa: E402
 from plainrl.scoring import score  # noqa: E402
@@ -148,12 +147,11 @@ def positions(model, tokenizer, task, args: Args):
     impossible tokens, the text before it, and the likeliest tokens there."""
     sampler, texts = HFSampler(model, ends := eos_ids(model, tokenizer)), TokenTexts(tokenizer)
     ids = {texts[id]: id for id in reversed(range(len(tokenizer)))}
-    ends, found = set(ends), []
-    for index in range(args.problems):
-        problem = task.problem("dev", index, EVAL_SEED)
-        seeds = [completion_seed(EVAL_SEED, 0, index, 0, sample) for sample in range(args.samples)]
-        settings = (args.samples, args.max_new_tokens, 1.0, args.system_prompt, 1.0)
-        rollout = sample_rollout(sampler, tokenizer, task, [problem], [problem.prompt], seeds, *settings)
+    ends, found, rollouts = set(ends), [], []
+    settings = ("dev", args.problems, args.samples, args.max_new_tokens, 1.0, args.system_prompt, rollouts)
+    evaluate(sampler, tokenizer, task, *settings, at_once=1)
+    for rollout in rollouts:
+        (problem,) = rollout.problems
         logprobs = all_logprobs(model, rollout.prompt_ids, rollout.completion_ids)  # [M, V]
         continuations, row = CONTINUATIONS[task.name](problem), 0
         for completion in rollout.completion_ids:

@@ -9,14 +9,13 @@ error in digits (docs/world.md, benchmarks/where_entropy_is.py).
 """
 
 import functools
-import hashlib
 import itertools
 import random
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-from plainrl.tasks import Grade, Problem
+from plainrl.tasks import Grade, Problem, split_by_hash
 
 OPERATIONS = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__}
 LARGEST_RESULT = 99  # of a line; the least is 1
@@ -87,9 +86,7 @@ def all_problems(count: int, largest: int) -> dict[str, list[tuple[tuple[int, ..
     problems = {split: [] for split in SPLITS}
     for numbers in itertools.combinations_with_replacement(range(1, largest + 1), count):
         for target in sorted(reachable(numbers)):
-            text = f"{' '.join(map(str, numbers))} = {target}"
-            bucket = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") % 100
-            split = next(split for split, buckets in SPLITS.items() if bucket in buckets)
+            split = split_by_hash(f"{' '.join(map(str, numbers))} = {target}", SPLITS)
             problems[split].append((numbers, target))
     return problems
 

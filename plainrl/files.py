@@ -633,15 +633,21 @@ def read_prompt(row: dict, field: str, notes: Counter) -> str:
     return prompt
 
 
+def role_and_text(turn: dict) -> tuple:
+    """Who speaks in a turn of a chat and what is said, whatever names the turn has for them."""
+    role, text = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
+    if isinstance(text, list) and all(isinstance(part, dict) and "text" in part for part in text):
+        text = "\n".join(str(part["text"]) for part in text)
+    return role, text
+
+
 def read_chat(turns: list, field: str, notes: Counter) -> tuple[str, str]:
     """The last question of a chat, after its system turn, and the turn that answers it, else ""."""
     said = []
     for turn in turns:
         if not isinstance(turn, dict):
             raise ValueError(f"field {field!r} must be a text or a list of turns with role and content")
-        role, text = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
-        if isinstance(text, list) and all(isinstance(part, dict) and "text" in part for part in text):
-            text = "\n".join(str(part["text"]) for part in text)
+        role, text = role_and_text(turn)
         if not isinstance(role, str) or not isinstance(text, str):
             raise ValueError(f"field {field!r} has a turn without a role and a content that is text")
         said.append((ROLES.get(role, role), text.strip()))

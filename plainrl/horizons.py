@@ -10,7 +10,7 @@ import torch
 
 from plainrl.flags import EVAL_SEED
 from plainrl.screen import fail, or_fail
-from plainrl.tasks import Problem
+from plainrl.tasks import Problem, scored
 
 
 class EveryHorizon:
@@ -32,7 +32,7 @@ class EveryHorizon:
         if hasattr(task, "size"):  # of a finite task no problem comes twice
             self.size = lambda split: len(self.tasks) * min(each.size(split) for each in self.tasks)
         for split, count in (("dev", args.eval_problems), ("test", args.test_problems)):
-            for index in range(min(count, self.size(split)) if hasattr(self, "size") else count):
+            for index in range(scored(self, split, count)):
                 or_fail(self.problem, split, index, EVAL_SEED)
 
     def at_horizon(self, horizon: int):

@@ -17,7 +17,7 @@ from plainrl.grading import is_error, is_failure
 from plainrl.hints import with_hint
 from plainrl.rollout import completion_seed, sample_rollout
 from plainrl.screen import or_fail, working
-from plainrl.tasks import Grade
+from plainrl.tasks import Grade, scored
 
 VOTE_SECONDS = 60.0  # for comparing the answers to one problem with each other
 
@@ -374,7 +374,7 @@ def evaluate(
     takes long. What was sampled is added to `rollouts`, where they are given, `at_once` problems each.
     """
     rows, settings = [], (num_samples, max_new_tokens, temperature, system, top_p)
-    num_problems = min(num_problems, task.size(split)) if hasattr(task, "size") else num_problems
+    num_problems = scored(task, split, num_problems)
     with working(f"scoring {split}", num_problems * num_samples, "completions") as work:
         for start in range(0, num_problems, at_once):
             indices = range(start, min(start + at_once, num_problems))

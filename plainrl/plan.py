@@ -22,6 +22,7 @@ from plainrl.sampler import PROMPT_TOKENS_AT_ONCE, ROWS_AT_ONCE
 from plainrl.scoring import LOGITS_AT_ONCE, micro_batches, score
 from plainrl.screen import fail, minutes, or_fail, say
 from plainrl.shared_prompts import LONG_ROW
+from plainrl.tasks import scored
 
 FEW = 16  # tokens of each completion that are sampled to see how long they take
 SHORTER = (
@@ -190,12 +191,6 @@ class Tokens:
         return self.epochs * self.batches
 
 
-def scored(task, split: str, asked: int) -> int:
-    """How many problems of a split are scored: as many as are asked for, or all where there are fewer. A task
-    without a size makes as many as are asked for."""
-    return min(asked, task.size(split)) if hasattr(task, "size") else asked
-
-
 def tokens_of(args, task=None) -> Tokens:
     """Those of a run with these flags on this task, or on one that makes problems without end. A flag that
     its script does not have is as good as off."""
@@ -219,12 +214,7 @@ def tokens_of(args, task=None) -> Tokens:
     old_logprobs = guided or updates > 1  # one pass before the first update
     # The passes before the updates of an epoch are one over the whole batch together.
     before_updates = epochs if guided or args.pass_before_update else 0
-    a_sample = args.eval_samples * args.max_new_tokens  # tokens for a problem of a score
-    dev = scored(task, "dev", args.eval_problems) * a_sample
-    test = scored(task, "test", args.test_problems) * a_sample
-    times = number_of_scores(args)
-    if getattr(args, "schedule", None) == "curriculum":
-        times += args.max_horizon - 1  # h1: so is the last step of each stage
+    first_scores, scores = tokens_of_scores(args, task)
     return Tokens(
         step=step,
         rounds=rounds,
@@ -234,9 +224,26 @@ def tokens_of(args, task=None) -> Tokens:
         sampled=in_all_steps(step),
         in_rounds=in_all_steps(step * rounds),
         batches=in_all_steps(batch),
-        first_scores=dev + test,
-        scores=times * dev + 2 * test,  # test before the first step and after the last
+        first_scores=first_scores,
+        scores=scores,
     )
+
+
+def number_of_scores(args) -> int:
+    """Scores on dev, that of the start included."""
+    times = 1 + -(-args.steps // args.eval_every)  # rounded up: the last step is scored in any case
+    if getattr(args, "schedule", None) == "curriculum":
+        times += args.max_horizon - 1  # h1: so is the last step of each stage
+    return times
+
+
+def tokens_of_scores(args, task=None) -> tuple[int, int]:
+    """Tokens that are sampled at most for the scores before the first step, and for all scores."""
+    a_sample = args.eval_samples * args.max_new_tokens  # tokens for a problem of a score
+    dev = scored(task, "dev", args.eval_problems) * a_sample
+    test = scored(task, "test", args.test_problems) * a_sample
+    times = number_of_scores(args)
+    return dev + test, times * dev + 2 * test  # test before the first step and after the last
 
 
 # --- time, measured -----------------------------------------------------------------------------------------
@@ -403,25 +410,14 @@ def say_tokens_and_hours(run) -> None:
 # --- the same for a run on rows of text ---------------------------------------------------------------------
 
 
-def number_of_scores(args) -> int:
-    """Scores on dev, that of the start included; rounded up, since the last step is scored in any case."""
-    return 1 + -(-args.steps // args.eval_every)
-
-
 def tokens_in(completions: list) -> int:
     """Those that were really sampled: some completions end by themselves."""
     return sum(len(completion.ids) for completion in completions)
 
 
-def tokens_of_scores(run) -> tuple[int, int]:
-    """Tokens that are sampled at most for the scores before the first step, and for all."""
-    args = run.args
-    if not run.has_task:
-        return 0, 0
-    a_problem = args.eval_samples * args.max_new_tokens
-    dev = scored(run.task, "dev", args.eval_problems) * a_problem
-    test = scored(run.task, "test", args.test_problems) * a_problem
-    return dev + test, number_of_scores(args) * dev + 2 * test
+def tokens_of_its_scores(run) -> tuple[int, int]:
+    """`tokens_of_scores`, none where no task is sampled."""
+    return tokens_of_scores(run.args, run.task) if run.has_task else (0, 0)
 
 
 def seconds_on_rows(run) -> tuple[float, float, float]:
@@ -435,7 +431,7 @@ def seconds_on_rows(run) -> tuple[float, float, float]:
     run.optimizer.zero_grad()
     rows_per_second = len(part) / (clock(device) - began)
     held = len(run.dev_rows) / rows_per_second / 3  # a forward pass is a third of the work
-    first, in_all, a_token = *tokens_of_scores(run), 0.0
+    first, in_all, a_token = *tokens_of_its_scores(run), 0.0
     if first:
         prompts = dev_prompts(run)
         seeds = [completion_seed(args.seed, 0, row) for row in range(len(prompts) * args.eval_samples)]
@@ -494,7 +490,7 @@ def say_rows_and_hours(run) -> None:
         f"plan of {run.script}: {sizes_of(run.model).parameters:,} parameters, {len(rows):,} rows, "
         f"{args.steps} steps of {args.rows_per_step}; nothing is written\n"
         f"tokens: about {with_loss:,.0f} with loss and {seen:,.0f} with their prompts in all\n"
-        f"        {tokens_of_scores(run)[1]:,} sampled for scores on dev and test at most"
+        f"        {tokens_of_its_scores(run)[1]:,} sampled for scores on dev and test at most"
     )
     training, sampling = memory_on_rows(run)
     say(f"memory by formula: training {terms(training)}\n                   scoring {terms(sampling)}")

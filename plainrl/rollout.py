@@ -16,7 +16,7 @@ from plainrl.grading import grade_all
 from plainrl.horizons import EveryHorizon
 from plainrl.screen import fail, or_fail, say
 from plainrl.sources import ListTask
-from plainrl.tasks import Grade, Problem
+from plainrl.tasks import Grade, Problem, scored
 
 # Numbers of each token in the last update that saw it: log-probability and entropy (nats) under the trained
 # policy, pi / pi_old, whether the clipped term won, weight in the loss, and trainer - sampler in
@@ -178,10 +178,15 @@ def encode_prompt(tokenizer, text: str, system: str | None = None) -> list[int]:
         return tokenizer.encode(f"{system}\n\n{text}" if system else text)
     messages = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": text})
+    return apply_template(tokenizer, messages)
+
+
+def apply_template(tokenizer, turns: list[dict], answer: bool = True) -> list[int]:
+    """Ids of a conversation in the model's chat template. `answer`: the assistant is to speak next."""
     thinking = getattr(tokenizer, "enable_thinking", None)
     told = {} if thinking is None else {"enable_thinking": thinking}
     return tokenizer.apply_chat_template(
-        messages, add_generation_prompt=True, tokenize=True, return_dict=False, **told
+        turns, add_generation_prompt=answer, tokenize=True, return_dict=False, **told
     )
 
 
@@ -228,8 +233,7 @@ def check_prompts(task, tokenizer, sampler, args) -> None:
     """
     check_template(tokenizer, args.system_prompt)
     for split, count in (("dev", args.eval_problems), ("test", args.test_problems)):
-        count = min(count, or_fail(task.size, split)) if hasattr(task, "size") else count
-        for index in range(count):
+        for index in range(or_fail(scored, task, split, count)):
             problem = or_fail(task.problem, split, index, EVAL_SEED)
             ids = encode_prompt(tokenizer, problem.prompt, args.system_prompt)
             check_prompt(ids, args.max_new_tokens, sampler, f"{split} problem {index}")

@@ -32,16 +32,17 @@ from plainrl.files import (
     name_of,
     open_entries,
     plain_name,
+    role_and_text,
     several,
     short,
     with_progress,
 )
 from plainrl.flags import EVAL_SEED, RowFlags
 from plainrl.models import eos_ids
-from plainrl.rollout import Batch, check_template, encode_prompt, pad
+from plainrl.rollout import Batch, apply_template, check_template, encode_prompt, pad
 from plainrl.sampler import context_length
 from plainrl.screen import fail, or_fail, say, shown
-from plainrl.tasks import BOXED_INSTRUCTION
+from plainrl.tasks import BOXED_INSTRUCTION, hash_number, scored
 
 PROMPTS = ("prompt", "problem", "question", "query", "instruction")  # the first that there is
 COMPLETIONS = ("completion", "solution", "response", "output")
@@ -156,11 +157,7 @@ def turns_of(turns, field: str, place: str) -> tuple[dict, ...]:
     """A chat as {"role", "content"} a turn, whatever names it has for them. Raises ValueError."""
     found = []
     for turn in turns if isinstance(turns, list) else [turns]:
-        role, text = None, None
-        if isinstance(turn, dict):
-            role, text = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
-        if isinstance(text, list) and all(isinstance(part, dict) and "text" in part for part in text):
-            text = "\n".join(str(part["text"]) for part in text)
+        role, text = role_and_text(turn) if isinstance(turn, dict) else (None, None)
         if not isinstance(role, str) or not isinstance(text, str):
             raise ValueError(f"{place}: field {field!r} must be a list of turns with role and content")
         found.append({"role": ROLES.get(role, role), "content": text})
@@ -206,12 +203,8 @@ def encode_turns(tokenizer, turns: tuple[dict, ...], system: str | None, answer:
         raise ValueError("--model has no chat template for turns; give prompt and completion as texts")
     if system and not any(turn["role"] == "system" for turn in turns):
         turns = ({"role": "system", "content": system}, *turns)
-    thinking = getattr(tokenizer, "enable_thinking", None)
-    told = {} if thinking is None else {"enable_thinking": thinking}
     try:
-        return tokenizer.apply_chat_template(
-            list(turns), add_generation_prompt=answer, tokenize=True, return_dict=False, **told
-        )
+        return apply_template(tokenizer, list(turns), answer)
     except Exception as error:  # a template is a program of its own and raises what it likes
         said = " ".join(str(error).split())[:200]
         raise ValueError(f"the chat template of --model cannot write it ({said})") from None
@@ -285,7 +278,7 @@ def boundary_note(rows: list[Row], tokenizer, system: str | None) -> str | None:
 
 def fraction_of(text: str) -> float:
     """A number from 0 to 1 that depends on nothing but the text."""
-    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big") / 2**64
+    return hash_number(text) / 2**64
 
 
 def hold_out(rows: list[Row], share: float) -> tuple[list[Row], list[Row]]:
@@ -405,8 +398,8 @@ def leaks(learned: list[Row], args: RowFlags, task) -> int:
     bare = lambda prompt: " ".join(prompt.replace(BOXED_INSTRUCTION, "").split())  # noqa: E731
     prompts, found = {bare(row.first_prompt) for row in learned}, 0
     for split, count in (("dev", args.eval_problems), ("test", args.test_problems)):
-        count = min(count, task.size(split)) if hasattr(task, "size") else count
-        found += sum(bare(task.problem(split, i, EVAL_SEED).prompt) in prompts for i in range(count))
+        indices = range(scored(task, split, count))
+        found += sum(bare(task.problem(split, i, EVAL_SEED).prompt) in prompts for i in indices)
     return found
 
 

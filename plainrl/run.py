@@ -71,7 +71,7 @@ from plainrl.models import (
     save_model,
     take_back,
 )
-from plainrl.plan import can_be_timed, check_folder, say_how_long, say_plan, scored
+from plainrl.plan import can_be_timed, check_folder, say_how_long, say_plan
 from plainrl.rollout import (
     Batch,
     PromptRoom,
@@ -86,7 +86,7 @@ from plainrl.rows import rows_hash
 from plainrl.sampler import check_gap, make_sampler, push_weights
 from plainrl.scoring import logprob_and_entropy, score_all
 from plainrl.screen import fail, minutes, or_fail, say, shown
-from plainrl.tasks import load_task
+from plainrl.tasks import load_task, scored
 from plainrl.trackers import check_tracker, open_tracker, reason
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -34,6 +34,7 @@ countdown is another kind: there the way is the answer.
 """
 
 import ast
+import hashlib
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -146,6 +147,22 @@ def _setting(text: str):
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return {"true": True, "false": False}.get(text, text)
+
+
+def scored(task, split: str, asked: int) -> int:
+    """How many problems of a split are scored: as many as are asked for, or all where there are fewer. A task
+    without a size makes as many as are asked for."""
+    return min(asked, task.size(split)) if hasattr(task, "size") else asked
+
+
+def hash_number(text: str) -> int:
+    """A number from 0 to 2**64 - 1 that depends on nothing but the text."""
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big")
+
+
+def split_by_hash(text: str, splits: dict[str, range]) -> str:
+    """The split that a problem belongs to, whatever seed or index found it; `splits` are per cent."""
+    return next(split for split, part in splits.items() if hash_number(text) % 100 in part)
 
 
 def say(text: str) -> None:

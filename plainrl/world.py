@@ -1,6 +1,5 @@
 """The embedded world: endless word problems in chains of 1 to 10 steps, made here, with exact answers."""
 
-import hashlib
 import random
 import re
 from dataclasses import dataclass, field, replace
@@ -8,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from plainrl.answers import last_boxed, plain_integer
 from plainrl.chains import chain_values, choose_chain, horizons, run_program, write_chain
 from plainrl.grading import grade_boxed
-from plainrl.tasks import Grade, Problem
+from plainrl.tasks import Grade, Problem, split_by_hash
 
 NAMES = ["Tom", "Ann", "Sue", "Ben", "Kim", "Max", "Eva", "Leo"]
 THINGS = ["pens", "eggs", "nuts", "cups", "hats", "keys", "maps", "toys"]
@@ -33,9 +32,7 @@ KEPT = 10_000  # problems of dev and test
 
 
 def split_of(text: str) -> str:
-    """The split that a problem belongs to, whatever seed or index found it."""
-    bucket = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") % 100
-    return next(split for split, buckets in SPLITS.items() if bucket in buckets)
+    return split_by_hash(text, SPLITS)
 
 
 def one_step(rng: random.Random, reversed_reading: bool) -> Problem:

@@ -171,14 +171,14 @@ def test_prompts_that_are_refused():
 @mutant(
     "test prompts not looked at",
     "plainrl/rollout.py",
-    '(("dev", args.eval_problems), ("test", args.test_problems)):\n        count = min(',
-    '(("dev", args.eval_problems),):\n        count = min(',
+    '(("dev", args.eval_problems), ("test", args.test_problems)):\n        for index in range(or_fail(',
+    '(("dev", args.eval_problems),):\n        for index in range(or_fail(',
 )
 @mutant(
     "problems looked for beyond the last",
     "plainrl/rollout.py",
-    'count = min(count, or_fail(task.size, split)) if hasattr(task, "size") else count',
-    "count = count",
+    "range(or_fail(scored, task, split, count))",
+    "range(count)",
 )
 def test_prompts_are_checked_before_the_start():
     """Catches a long prompt that is met after hours, one in a split that nobody looked at, and a short list
