@@ -996,11 +996,11 @@ def gains(before: dict, after: dict, name: str, k: int) -> str:
 
 
 def say_if_few(task, args) -> None:
-    """Say where a task has fewer problems to measure by than were asked for, and so few that chance decides.
-    A task without a size makes as many as are asked for."""
-    asked = {"dev": args.eval_problems, "test": args.test_problems}
-    sizes = {split: task.size(split) for split in asked} if hasattr(task, "size") else {}
-    few = [f"{size} {split}" for split, size in sizes.items() if size < min(asked[split], FEW_PROBLEMS)]
+    """Say where a task has fewer problems than are to be scored, and so few that chance decides."""
+    few = []
+    for split, asked in (("dev", args.eval_problems), ("test", args.test_problems)):
+        if (count := scored(task, split, asked)) < min(asked, FEW_PROBLEMS):
+            few.append(f"{count} {split}")
     if few:
         weight = f"with fewer than {FEW_PROBLEMS}, each weighs more than {1 / FEW_PROBLEMS:g} of a score"
         way_out = "more are needed: in a file by more rows, or by a field split that says which they are"

@@ -655,7 +655,7 @@ def test_too_few_problems(tmp_path):
 @mutant(
     "word on few problems that nobody asks for",
     "plainrl/run.py",
-    "min(asked[split], FEW_PROBLEMS)",
+    "min(asked, FEW_PROBLEMS)",
     "FEW_PROBLEMS",
 )
 @mutant("few problems are many", "plainrl/run.py", "FEW_PROBLEMS = 20", "FEW_PROBLEMS = 5")
