@@ -33,6 +33,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -234,16 +235,30 @@ def command_of(arm: str) -> str:
 
 def run_one(args: Args) -> None:
     """A single run in this process: train to a fifth, measure, go on to the next; a trial all at once."""
-    keep_freed_memory()
     arm, setting, seed = args.one.split("; ")
-    command = command_of(arm)
     lr = "" if "--lr" in setting else f"--lr {LR}"
-    path, *own = shlex.split(f"{command} {COMMON} {lr} {setting} --seed {seed}")
     name = f"{trial_name(arm, setting)}/seed{seed}" if args.trials else f"{arm}/seed{seed}"
-    run, target = args.scratch / name, args.out / name
+
+    def measured(folder: Path, steps: int) -> dict:
+        all_temperatures = steps == STEPS or arm.startswith("dr_grpo")  # which may be stopped here
+        return measure(folder, "dev" if args.trials else ("all" if all_temperatures else "test"))
+
+    command = f"{command_of(arm)} {COMMON} {lr} {setting} --seed {seed}"
+    train_in_parts(
+        command, (STEPS,) if args.trials else FIFTHS, args.scratch / name, args.out / name, measured
+    )
+
+
+def train_in_parts(command: str, stops: tuple[int, ...], run: Path, target: Path, measured: Callable) -> None:
+    """Train to one step after the other, and write what `measured(folder of the model, step)` finds at each.
+
+    A part whose file is there is skipped, a broken one resumed. The run's folder is removed at the end.
+    """
+    keep_freed_memory()
+    path, *own = shlex.split(command)
     module = importlib.import_module(path.removesuffix(".py").replace("/", "."))
     target.mkdir(parents=True, exist_ok=True)
-    for steps in (STEPS,) if args.trials else FIFTHS:
+    for steps in stops:
         file = target / f"step{steps}.json"
         if file.exists():
             continue
@@ -252,9 +267,7 @@ def run_one(args: Args) -> None:
         module.main(tyro.cli(module.Args, args=flags))
         if last_step(run / "metrics.jsonl") < steps:
             sys.exit("stopped before its end; the same command goes on")  # Ctrl-C saves and returns
-        all_temperatures = steps == STEPS or arm.startswith("dr_grpo")  # which may be stopped here
-        what = "dev" if args.trials else ("all" if all_temperatures else "test")
-        write_text(file, json.dumps(measure(run / "last", what)) + "\n")
+        write_text(file, json.dumps(measured(run / "last", steps)) + "\n")
     curves = read_metrics(run)
     columns = {
         name: [round(value, 5) for _, value in sorted(curves[name].items())]

@@ -1,0 +1,68 @@
+"""benchmarks/countdown_smollm2.py: the supervised start, trials, arms from it, and their tables."""
+
+import json
+from pathlib import Path
+
+import pytest
+from mutants import mutant
+
+from benchmarks import countdown_smollm2
+from benchmarks.countdown_tables import read_runs
+
+
+@mutant(
+    "of itself",
+    "benchmarks/countdown_smollm2.py",
+    "gains = (own - reference).mean(0)",
+    "gains = (reference - own).mean(0)",
+)
+def test_from_the_start_to_the_tables(monkeypatch, tmp_path, capsys):
+    """Catches arms that do not begin at the supervised model, a beta at another rate than the better one, a
+    difference with the wrong sign, and a second start."""
+    smaller = lambda text: text.replace("--train-size 2000", "--train-size 32").replace("step 8", "step 2")  # noqa: E731
+    monkeypatch.setattr(countdown_smollm2, "START", smaller(countdown_smollm2.START))
+    monkeypatch.setattr(countdown_smollm2, "COMMON", smaller(countdown_smollm2.COMMON))
+    monkeypatch.setattr(countdown_smollm2, "STOPS", (1, 2))
+    monkeypatch.setattr(countdown_smollm2.where_entropy_is, "positions", lambda *args: [])
+    monkeypatch.setattr(
+        countdown_smollm2.where_entropy_is, "shares", lambda found: {"shares": {"choice": 0.5}}
+    )
+    monkeypatch.setattr(countdown_smollm2, "RATES", ("1e-5", "3e-5"))
+    monkeypatch.setattr(countdown_smollm2, "BETAS", ("0.1",))
+    args = countdown_smollm2.Args(
+        model=Path("models/countdown"), problems=6, out=tmp_path / "out", scratch=tmp_path / "scratch"
+    )
+    args.trials = True
+    countdown_smollm2.main(args)
+    trials = json.loads((args.out / "trials.json").read_text())
+    rates = trials["dr_grpo"]
+    assert list(rates) == ["--lr 1e-5", "--lr 3e-5"]
+    better = max(rates, key=lambda rate: rates[rate]["score"])
+    assert list(trials["siren"]) == [f"--beta 0.1 {better}"]
+
+    starts = (args.folder() / "start").stat().st_mtime_ns
+    args.trials = False
+    chosen = {"dr_grpo": "--lr 3e-5", "siren": "--beta 0.1 --lr 3e-5"}
+    monkeypatch.setattr(countdown_smollm2, "CHOSEN", chosen)
+    capsys.readouterr()
+    countdown_smollm2.main(args)
+    assert (args.folder() / "start").stat().st_mtime_ns == starts
+    flags = json.loads((args.out / "siren/seed1/config.json").read_text())["flags"]
+    assert flags["model"].endswith("start/final") and (flags["beta"], flags["lr"]) == (0.1, 3e-5)
+
+    shown = capsys.readouterr().out
+    assert "| Dr. GRPO, stopped early |" in shown
+    runs = read_runs(args.out, ["dr_grpo", "siren"], 2)
+    runs.steps["siren"]["seed1"][2]["1"]["correct"] = [16] * 6
+    runs.steps["dr_grpo"]["seed1"] = {0: runs.start}
+    runs.start["1"]["correct"] = [0] * 5 + [8]
+    row = next(
+        line for line in countdown_smollm2.scores_table(runs, "seed1").split("\n") if "| SIREN |" in line
+    )
+    assert "| +0.917 [" in row
+
+
+def test_a_folder_that_is_not_there():
+    """Catches a traceback where the model was not converted."""
+    with pytest.raises(SystemExit, match="--model nowhere: no such folder; tools/convert_gguf.py makes it"):
+        countdown_smollm2.main(countdown_smollm2.Args(model=Path("nowhere")))
