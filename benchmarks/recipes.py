@@ -1,0 +1,303 @@
+"""What comparisons made of several commands have in common: materials, arms, trials, counts, tables.
+
+An experiment is a file of its own: its protocol in the docstring, its commands in an `Experiment`. For every
+seed the materials are made first, rows and models that all arms of the seed share. Then come the arms: each
+is one command, whose model is measured on test problems. Settings are chosen on the development seeds 100
+and 101, whose materials are their own; the reported seeds are others.
+
+What is finished is skipped and a broken run resumed, so the same command goes on after an interruption.
+"""
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.arms import cell, chosen_arms, trial_name
+from benchmarks.reference import ROOT
+from plainrl.curves import read_metrics
+from plainrl.folder import write_text
+from plainrl.metrics import evaluate, maj_at_k, pass_at_k
+from plainrl.models import eos_ids, keep_freed_memory, load_model
+from plainrl.sampler import HFSampler
+from plainrl.tasks import load_task
+
+DEVELOPMENT_SEEDS = (100, 101)
+KEPT = (
+    "sft/loss",
+    "eval/loss",
+    "rollout/tokens_total",
+    "sft/tokens_total",
+    "policy/entropy",
+    "mft/rate",
+    "distill/kl",
+)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Commands are what follows "python"; {here} in them is the folder of the seed's materials, {seed} the
+    seed."""
+
+    file: str  # the experiment's own, for the processes of its seeds
+    materials: dict[str, str]  # {what it makes in {here}: the command}, in this order
+    arms: dict[str, str]  # {arm: the command that trains}; it gets --seed and --out-dir besides
+    names: dict[str, str]  # {arm: what tables call it}
+    grids: dict[str, list[str]]  # {arm: settings that are tried}
+    chosen: dict[str, str]  # {arm: the one of the reported runs}
+    measured: dict[str, tuple[int, int]]  # {task: test problems and samples of each}
+    decides: str  # the task whose dev score chooses the settings
+    start: str = "models/tiny"  # the model that tables show as "before"; {here} and {seed} may be in it
+    model: str = "last"  # the checkpoint that is measured: last, or final (the best on dev)
+    max_new_tokens: int = 128
+    more: Callable | None = None  # (task, rollouts) -> {name: further number of the model}
+    more_shown: tuple[str, ...] = field(default=())  # which of these are columns of the tables
+
+    @property
+    def name(self) -> str:
+        return Path(self.file).stem
+
+    @property
+    def logs(self) -> Path:
+        return ROOT / "runs/reference" / self.name
+
+
+@dataclass
+class Args:
+    only: tuple[str, ...] = ()
+    """arms, instead of all"""
+    trials: bool = False
+    """the trials on the development seeds instead of the reported runs"""
+    tables: bool = False
+    """run nothing, show the tables"""
+    one: int | None = None
+    """a single seed, in this process"""
+    seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
+    """seeds of the reported runs"""
+    jobs: int = 2
+    """seeds side by side, one thread each"""
+    out: Path | None = None
+    """where the logs are collected (default: runs/reference/<experiment>)"""
+    scratch: Path = ROOT / "runs/scratch"
+    """where materials and runs live"""
+
+
+# --- running ------------------------------------------------------------------------------------------------
+
+
+def main(experiment: Experiment, args: Args) -> None:
+    """Run what is missing, seed by seed, and show the tables."""
+    args.out = args.out or experiment.logs
+    chosen_arms(args.only, experiment.arms)
+    if args.one is not None:
+        return run_seed(experiment, args, args.one)
+    if not args.tables:
+        run_side_by_side(experiment, args)
+    print(trials_table(experiment, args.out), *report(experiment, args.out).values(), sep="\n\n")
+
+
+def run_side_by_side(experiment: Experiment, args: Args) -> None:
+    """Every seed in a process of its own, with one thread."""
+
+    def start(seed: int) -> str:
+        log = args.scratch / experiment.name / f"seed{seed}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        own = ["--one", seed, "--out", args.out, "--scratch", args.scratch]
+        own += (["--trials"] if args.trials else []) + (["--only", *args.only] if args.only else [])
+        with open(log, "a") as file:
+            command = [sys.executable, experiment.file, *map(str, own)]
+            code = subprocess.run(command, cwd=ROOT, env=one_thread(), stdout=file, stderr=file).returncode
+        done = "done" if code == 0 else f"not finished, see {log}; the same command goes on"
+        return f"seed {seed}: {done}"
+
+    with ThreadPoolExecutor(args.jobs) as pool:
+        for message in pool.map(start, DEVELOPMENT_SEEDS if args.trials else args.seeds):
+            print(message, flush=True)
+
+
+def one_thread() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def run_seed(experiment: Experiment, args: Args, seed: int) -> None:
+    """Materials, then every arm that is missing: its settings on a development seed, else the chosen one."""
+    keep_freed_memory()
+    jobs = missing(experiment, args, seed)
+    here = args.scratch / experiment.name / f"seed{seed}"
+    here.mkdir(parents=True, exist_ok=True)
+    fill_in = lambda text: text.format(here=os.path.relpath(here, ROOT), seed=seed)  # noqa: E731
+    for made, command in experiment.materials.items() if jobs else ():
+        if not (here / f"{made}.done").exists():
+            run(fill_in(command), here / made)
+            (here / f"{made}.done").touch()
+    split = "dev" if args.trials else "test"
+    before = args.out / "before" / f"seed{seed}" / f"{split}.json"
+    if jobs and not before.exists():
+        save(before, measure(experiment, ROOT / fill_in(experiment.start), split))
+    for arm, setting, target in jobs:
+        folder = here / "runs" / target.relative_to(args.out)
+        out_dir = os.path.relpath(folder, ROOT)
+        run(f"{fill_in(experiment.arms[arm])} {setting} --seed {seed} --out-dir {out_dir}", folder)
+        save(target / f"{split}.json", measure(experiment, folder / experiment.model, split))
+        shutil.copy(folder / "config.json", target / "config.json")
+        save(target / "curves.json", curves_of(folder))
+        shutil.rmtree(folder)
+
+
+def missing(experiment: Experiment, args: Args, seed: int) -> list[tuple[str, str, Path]]:
+    """The runs of a seed that are not there yet: arm, setting, and the folder of their logs."""
+    trials = collect_trials(experiment, args.out) if args.trials else {}
+    found = []
+    for arm in chosen_arms(args.only, experiment.arms):
+        for setting in experiment.grids[arm] if args.trials else [experiment.chosen[arm]]:
+            target = args.out / (trial_name(arm, setting) if args.trials else arm) / f"seed{seed}"
+            summarised = str(seed) in trials.get(arm, {}).get(setting, {})
+            if not summarised and not (target / "curves.json").exists():
+                found.append((arm, setting, target))
+    return found
+
+
+def run(command: str, made: Path) -> None:
+    """A command in a process. A run's folder that is there already is gone on with."""
+    resume = ["--resume"] if (made / "config.json").exists() else []
+    words = [sys.executable, *shlex.split(command), *resume]
+    print(shlex.join(["python", *words[1:]]), flush=True)
+    code = subprocess.run(words, cwd=ROOT, env=one_thread()).returncode
+    if code != 0 or not made.exists():
+        sys.exit(f"error: not finished: {command}; the same command goes on")
+
+
+def curves_of(folder: Path) -> dict[str, dict[str, float]]:
+    """{metric: {step: value}} of those that are kept."""
+    curves = read_metrics(folder)
+    kept = [name for name in curves if name in KEPT or name.endswith(("avg@4", "avg@8", "avg@16"))]
+    return {name: {str(step): round(v, 5) for step, v in sorted(curves[name].items())} for name in kept}
+
+
+def save(file: Path, content: dict) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_text(file, json.dumps(content) + "\n")
+
+
+def measure(experiment: Experiment, folder: Path, split: str) -> dict:
+    """{task: counts} of a model, on the same problems with the same random numbers for all models."""
+    model, tokenizer = load_model(str(folder))
+    sampler, found = HFSampler(model.eval(), eos_ids(model, tokenizer)), {}
+    for name, (problems, samples) in experiment.measured.items():
+        if split == "dev" and name != experiment.decides:
+            continue
+        task, rollouts = load_task(name), []
+        settings = (split, problems, samples, experiment.max_new_tokens, 1.0)
+        _, rows = evaluate(sampler, tokenizer, task, *settings, rollouts=rollouts)
+        found[name] = {
+            "samples": samples,
+            "correct": [row["correct"] for row in rows],
+            "parsed": [row["parsed"] for row in rows],
+            "maj": round(float(np.mean([maj_at_k(row["votes"], row["right"], samples) for row in rows])), 4),
+        }
+        if experiment.more:
+            found[name]["more"] = experiment.more(task, rollouts)
+    return found
+
+
+# --- tables -------------------------------------------------------------------------------------------------
+
+
+def scores_of(counts: dict) -> dict[str, float]:
+    """Every score of one model on one task."""
+    n, right = counts["samples"], counts["correct"]
+    scores = {
+        "avg": float(np.mean(right)) / n,
+        "pass": float(np.mean([pass_at_k(n, count, n) for count in right])),
+        "maj": counts["maj"],
+        "unparsed": 1 - float(np.mean(counts["parsed"])) / n,
+    }
+    return scores | counts.get("more", {})
+
+
+def read(file: Path) -> dict:
+    return json.loads(file.read_text())
+
+
+def collect_trials(experiment: Experiment, out: Path) -> dict:
+    """Adds the trials whose files are there to trials.json, and returns all: {arm: {setting: {seed: dev
+    avg}}}."""
+    file = out / "trials.json"
+    trials = read(file) if file.exists() else {}
+    for arm, settings in experiment.grids.items():
+        for setting in settings:
+            for result in sorted((out / trial_name(arm, setting)).glob("seed*/dev.json")):
+                if (result.parent / "curves.json").exists():
+                    score = scores_of(read(result)[experiment.decides])["avg"]
+                    seed = result.parent.name.removeprefix("seed")
+                    trials.setdefault(arm, {}).setdefault(setting, {})[seed] = round(score, 4)
+    if trials:
+        save(file, trials)
+    return trials
+
+
+def best_setting(settings: dict[str, dict[str, float]]) -> str:
+    """The one with the highest mean over the development seeds; of equals the first."""
+    return max(settings, key=lambda setting: np.mean(list(settings[setting].values())))
+
+
+def trials_table(experiment: Experiment, out: Path) -> str:
+    """Dev avg of every setting that was tried; the one of the reported runs in bold."""
+    samples = experiment.measured[experiment.decides][1]
+    lines = [
+        f"| arm | setting | dev avg@{samples} on `{experiment.decides}` | seed by seed |",
+        "|---" * 4 + "|",
+    ]
+    for arm, settings in collect_trials(experiment, out).items():
+        for setting, seeds in settings.items():
+            mean = f"{np.mean(list(seeds.values())):.3f}"
+            mean = f"**{mean}**" if experiment.chosen.get(arm) == setting else mean
+            each = ", ".join(f"{value:.3f}" for value in seeds.values())
+            lines.append(f"| {experiment.names[arm]} | `{setting}` | {mean} | {each} |")
+    return "\n".join(lines)
+
+
+def reported(experiment: Experiment, out: Path) -> dict[str, dict[str, dict]]:
+    """{arm: {seed: {task: scores}}} of the finished runs; the models before training are the arm "before"."""
+    found = {}
+    for arm in ("before", *experiment.arms):
+        for file in sorted((out / arm).glob("seed*/test.json")):
+            if arm == "before" or (file.parent / "curves.json").exists():
+                scores = {task: scores_of(counts) for task, counts in read(file).items()}
+                found.setdefault(arm, {})[file.parent.name] = scores
+    return found
+
+
+def scores_table(experiment: Experiment, runs: dict, task: str, against: str) -> str:
+    """Test scores of every arm on a task, and what its avg has more than another arm's, paired by seed."""
+    n = experiment.measured[task][1]
+    shown = {f"avg@{n}": "avg", f"pass@{n}": "pass", f"maj@{n}": "maj", "unparsed": "unparsed"}
+    shown |= {
+        name: name for name in experiment.more_shown if name in next(iter(runs["before"].values()))[task]
+    }
+    titles = [f"`{task}`", "seeds", *shown, f"avg@{n} minus that of {experiment.names[against]}"]
+    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
+    for arm, seeds in runs.items():
+        cells = [str(len(seeds))]
+        cells += [cell([scores[task][name] for scores in seeds.values()]) for name in shown.values()]
+        both = sorted(seeds.keys() & runs.get(against, {}).keys())
+        gains = [seeds[seed][task]["avg"] - runs[against][seed][task]["avg"] for seed in both]
+        cells.append(cell(gains, signed=True) if gains and arm != against else "")
+        lines.append(f"| {experiment.names.get(arm, arm)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def report(experiment: Experiment, out: Path) -> dict[str, str]:
+    """{block: table} for every task; the first arm is what the others are compared with."""
+    runs, against = reported(experiment, out), next(iter(experiment.arms))
+    if against not in runs:
+        return {}
+    return {task: scores_table(experiment, runs, task, against) for task in experiment.measured}
