@@ -3,7 +3,8 @@ h1_curriculum.py, papers/adarft.py and papers/e2h.py.
 
     python benchmarks/horizons.py --trials              the trials on development seed 100
     python benchmarks/horizons.py                       the reported runs: every schedule on seeds 1 to 5
-    python benchmarks/horizons.py --only curriculum     some schedules
+    python benchmarks/horizons.py --only curriculum uniform_mix only_long --seeds 6 7 8 9 10
+                                                        some schedules, and five seeds more of them
     python benchmarks/horizons.py --reach               tokens until a horizon is learned, directly and by
                                                         the curriculum
     python benchmarks/horizons.py --tables              the tables again, from the committed logs
@@ -60,6 +61,7 @@ STAGE = 15  # steps of each stage of the curriculum: five of them use up the tok
 # steps between two dev scores, some 40,000 tokens; else 8
 EVERY = {"only_short": 18, "only_long": 5, "curriculum": 5}
 COMPARED = "curriculum"
+TEN = ("curriculum", "uniform_mix", "only_long")  # have seeds 1 to 10, the others 1 to 5
 
 # {horizon: tokens after which it is given up}
 DIRECT = {1: 100_000, 2: 150_000, 3: 300_000, 4: 500_000, 5: 800_000, 6: 1_100_000}
