@@ -22,9 +22,11 @@ Letters in shapes: N rows of a step, T completion tokens. Masks come from length
 """
 
 import functools
+import itertools
 import math
 import random
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -35,10 +37,10 @@ from plainrl.files import name_of
 from plainrl.flags import Fraction, NotNegative, RowFlags, by_size, parse
 from plainrl.ranks import total
 from plainrl.rollout import Batch
-from plainrl.rows import batch_of, load_rows, row_sums
+from plainrl.rows import batch_of, load_rows, read_mixture, row_sums
 from plainrl.run import Run
 from plainrl.scoring import logprob_and_entropy, micro_batches, score
-from plainrl.screen import fail, say
+from plainrl.screen import fail, or_fail, say
 from plainrl.tasks import NoTask
 
 WINDOW = 16  # steps whose rows are sorted by length together
@@ -48,6 +50,9 @@ WINDOW = 16  # steps whose rows are sorted by length together
 class Args(RowFlags):
     aggregation: Literal["token_mean", "sequence_mean"] = "token_mean"
     """the mean is over all tokens of a step, or over each row's tokens and then over rows"""
+    mixture: Path | None = None
+    """file with {"source": share}, as tools/influence.py writes it: each row that is drawn first draws its
+    source; an epoch is then as many draws as there are rows (default: each row once an epoch)"""
     lr: NotNegative | None = by_size(tiny=1e-3, small=1e-5, large=1e-5)
     """peak learning rate of AdamW"""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -125,11 +130,18 @@ def order_of_epoch(lengths: tuple[int, ...], rows_per_step: int, seed: int, epoc
     order = rows[:begun]
     for start in range(begun, end, WINDOW * rows_per_step):
         window = rows[start : min(start + WINDOW * rows_per_step, end)]
-        window.sort(key=lambda row: lengths[row])
-        steps = [window[first : first + rows_per_step] for first in range(0, len(window), rows_per_step)]
-        rng.shuffle(steps)
-        order += [row for step in steps for row in step]
+        order += steps_of_one_length(window, lengths, rows_per_step, rng)
     return order + rows[end:]
+
+
+def steps_of_one_length(
+    window: list[int], lengths: tuple[int, ...], rows_per_step: int, rng: random.Random
+) -> list[int]:
+    """The rows of a window's steps, sorted by length, and then the steps shuffled."""
+    window = sorted(window, key=lambda row: lengths[row])
+    steps = [window[first : first + rows_per_step] for first in range(0, len(window), rows_per_step)]
+    rng.shuffle(steps)
+    return [row for step in steps for row in step]
 
 
 def rows_of_step(lengths: tuple[int, ...], rows_per_step: int, seed: int, step: int) -> list[int]:
@@ -139,6 +151,38 @@ def rows_of_step(lengths: tuple[int, ...], rows_per_step: int, seed: int, step: 
     epochs = sorted({place // len(lengths) for place in places})
     orders = {epoch: order_of_epoch(lengths, rows_per_step, seed, epoch) for epoch in epochs}
     return [orders[place // len(lengths)][place % len(lengths)] for place in places]
+
+
+def order_of_mixture(
+    sources: tuple[str, ...],
+    lengths: tuple[int, ...],
+    shares: dict[str, float],
+    rows_per_step: int,
+    seed: int,
+    steps: int,
+) -> list[int]:
+    """The numbers of the rows of steps 1, 2, ... with --mixture, at least for `steps` steps.
+
+    Each draw first draws a source, with the probabilities `shares`, and then takes the next row of that
+    source's own endless stream of epochs. So the shares hold on average, and over a window better than in a
+    step, since the rows of WINDOW steps are sorted by length here too. More steps begin with the same rows.
+    `sources` and `lengths` are those of all rows.
+    """
+    rng = random.Random(f"{seed}/mixture")
+    rows_of = {source: [row for row, own in enumerate(sources) if own == source] for source in shares}
+    streams = {source: epochs_of_source(rows, f"{seed}/{source}") for source, rows in rows_of.items()}
+    order = []
+    while len(order) < steps * rows_per_step:  # whole windows, whatever `steps` is
+        drawn = rng.choices(list(shares), list(shares.values()), k=WINDOW * rows_per_step)
+        window = [next(streams[source]) for source in drawn]
+        order += steps_of_one_length(window, lengths, rows_per_step, rng)
+    return order
+
+
+def epochs_of_source(rows: list[int], key: str) -> Iterator[int]:
+    """The rows over and over, each once an epoch, in an order that depends on the key and the epoch."""
+    for epoch in itertools.count():
+        yield from random.Random(f"{key}/epoch {epoch}").sample(rows, len(rows))
 
 
 # --- the update ---------------------------------------------------------------------------------------------
@@ -188,13 +232,23 @@ def main(args: Args, task=None, sampler=None) -> Path:
     run.rows, run.dev_rows = load_rows(args, run.task, run.model, run.tokenizer)  # [D1], [D3]
     args.steps = number_of_steps(args, len(run.rows))
     lengths = tuple(row.length for row in run.rows)
+    mixed = None
+    if args.mixture:
+        # The shares themselves take the place of the path: config.json keeps them, and --resume finds the
+        # same ones or refuses.
+        args.mixture = or_fail(read_mixture, args.mixture, run.rows)
+        sources = tuple(row.source for row in run.rows)
+        mixed = order_of_mixture(sources, lengths, args.mixture, args.rows_per_step, args.seed, args.steps)
     optimizer = torch.optim.AdamW(
         run.model.parameters(), args.lr, args.betas, weight_decay=args.weight_decay, fused=True
     )
     run.restore(optimizer)
     for step in run.steps():
         # --- 1 the rows of the step
-        numbers = rows_of_step(lengths, args.rows_per_step, args.seed, step)  # [D2]
+        if mixed is None:
+            numbers = rows_of_step(lengths, args.rows_per_step, args.seed, step)  # [D2]
+        else:
+            numbers = mixed[(step - 1) * args.rows_per_step : step * args.rows_per_step]
         batch = batch_of([run.rows[number] for number in numbers], run.model.device)
 
         # --- 2 update

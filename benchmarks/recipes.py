@@ -44,21 +44,21 @@ KEPT = (
 
 @dataclass(frozen=True)
 class Experiment:
-    """Commands are what follows "python"; {here} in them is the folder of the seed's materials, {seed} the
-    seed."""
+    """Commands are what follows "python". In them {here} is the folder of the seed's materials, {seed} the
+    seed, and of an arm {out} the folder that it makes."""
 
     file: str  # the experiment's own, for the processes of its seeds
     materials: dict[str, str]  # {what it makes in {here}: the command}, in this order
-    arms: dict[str, str]  # {arm: the command that trains}; it gets --seed and --out-dir besides
+    arms: dict[str, str]  # {arm: the command that makes its model}; its setting is added
     names: dict[str, str]  # {arm: what tables call it}
     grids: dict[str, list[str]]  # {arm: settings that are tried}
     chosen: dict[str, str]  # {arm: the one of the reported runs}
     measured: dict[str, tuple[int, int]]  # {task: test problems and samples of each}
     decides: str  # the task whose dev score chooses the settings
     start: str = "models/tiny"  # the model that tables show as "before"; {here} and {seed} may be in it
-    model: str = "last"  # the checkpoint that is measured: last, or final (the best on dev)
+    model: str = "last"  # what is measured in {out}: last, final (the best on dev), or "." for itself
     max_new_tokens: int = 128
-    more: Callable | None = None  # (task, rollouts) -> {name: further number of the model}
+    more: Callable | None = None  # (task, rollouts, model, tokenizer) -> {name: further number of the model}
     more_shown: tuple[str, ...] = field(default=())  # which of these are columns of the tables
 
     @property
@@ -133,7 +133,8 @@ def run_seed(experiment: Experiment, args: Args, seed: int) -> None:
     jobs = missing(experiment, args, seed)
     here = args.scratch / experiment.name / f"seed{seed}"
     here.mkdir(parents=True, exist_ok=True)
-    fill_in = lambda text: text.format(here=os.path.relpath(here, ROOT), seed=seed)  # noqa: E731
+    place = lambda folder: os.path.relpath(folder, ROOT)  # noqa: E731
+    fill_in = lambda text, out=here: text.format(here=place(here), seed=seed, out=place(out))  # noqa: E731
     for made, command in experiment.materials.items() if jobs else ():
         if not (here / f"{made}.done").exists():
             run(fill_in(command), here / made)
@@ -144,8 +145,7 @@ def run_seed(experiment: Experiment, args: Args, seed: int) -> None:
         save(before, measure(experiment, ROOT / fill_in(experiment.start), split))
     for arm, setting, target in jobs:
         folder = here / "runs" / target.relative_to(args.out)
-        out_dir = os.path.relpath(folder, ROOT)
-        run(f"{fill_in(experiment.arms[arm])} {setting} --seed {seed} --out-dir {out_dir}", folder)
+        run(f"{fill_in(experiment.arms[arm], folder)} {setting}", folder)
         save(target / f"{split}.json", measure(experiment, folder / experiment.model, split))
         shutil.copy(folder / "config.json", target / "config.json")
         save(target / "curves.json", curves_of(folder))
@@ -176,8 +176,8 @@ def run(command: str, made: Path) -> None:
 
 
 def curves_of(folder: Path) -> dict[str, dict[str, float]]:
-    """{metric: {step: value}} of those that are kept."""
-    curves = read_metrics(folder)
+    """{metric: {step: value}} of those that are kept; nothing where nothing was trained."""
+    curves = read_metrics(folder) if (folder / "metrics.jsonl").exists() else {}
     kept = [name for name in curves if name in KEPT or name.endswith(("avg@4", "avg@8", "avg@16"))]
     return {name: {str(step): round(v, 5) for step, v in sorted(curves[name].items())} for name in kept}
 
@@ -204,7 +204,7 @@ def measure(experiment: Experiment, folder: Path, split: str) -> dict:
             "maj": round(float(np.mean([maj_at_k(row["votes"], row["right"], samples) for row in rows])), 4),
         }
         if experiment.more:
-            found[name]["more"] = experiment.more(task, rollouts)
+            found[name]["more"] = experiment.more(task, rollouts, model, tokenizer)
     return found
 
 

@@ -426,11 +426,17 @@ def seconds_on_rows(run) -> tuple[float, float, float]:
     args, device = run.args, run.model.device
     batch = batch_of(run.rows[: args.rows_per_step], device)
     part = next(iter(micro_batches(run.model, batch, args.micro_batch_tokens)))
+    inputs = (part.prompt_ids, part.completion_ids, 1.0)
     began = clock(device)
-    score(run.model, part.prompt_ids, part.completion_ids, 1.0)[0].sum().backward()
+    score(run.model, *inputs)[0].sum().backward()
     run.optimizer.zero_grad()
-    rows_per_second = len(part) / (clock(device) - began)
-    held = len(run.dev_rows) / rows_per_second / 3  # a forward pass is a third of the work
+    a_row = (clock(device) - began) / len(part)
+    held = len(run.dev_rows) * a_row / 3  # a forward pass is a third of the work
+    if run.teacher is not None:
+        began = clock(device)
+        with torch.no_grad():
+            score(run.teacher, *inputs)
+        a_row += (clock(device) - began) / len(part)
     first, in_all, a_token = *tokens_of_its_scores(run), 0.0
     if first:
         prompts = dev_prompts(run)
@@ -440,7 +446,7 @@ def seconds_on_rows(run) -> tuple[float, float, float]:
         found = run.sampler.generate(prompts, args.eval_samples, few, args.temperature, seeds)
         a_token = (clock(device) - began) / tokens_in(found)
     times = number_of_scores(args)
-    return args.rows_per_step / rows_per_second, first * a_token + held, in_all * a_token + times * held
+    return args.rows_per_step * a_row, first * a_token + held, in_all * a_token + times * held
 
 
 def dev_prompts(run, count: int = 8) -> list[list[int]]:
@@ -467,8 +473,9 @@ def memory_on_rows(run) -> tuple[dict[str, float], dict[str, float]]:
         rows=0,
         **common,
     )
+    teacher = {} if run.teacher is None else {"teacher": 4 * run.teacher.num_parameters()}
     if not run.has_task:
-        return training, nothing
+        return training | teacher, nothing | teacher
     problems = max(scored(run.task, "dev", args.eval_problems), scored(run.task, "test", args.test_problems))
     _, sampling = memory(
         sizes_of(run.model),
@@ -479,7 +486,7 @@ def memory_on_rows(run) -> tuple[dict[str, float], dict[str, float]]:
         vllm=not run.sampler.shares_weights and not args.vllm_server,
         **common,
     )
-    return training, sampling
+    return training | teacher, sampling | teacher
 
 
 def say_rows_and_hours(run) -> None:

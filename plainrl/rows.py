@@ -9,13 +9,14 @@ Of messages every turn of the assistant is a row; its prompt is everything befor
 
     end      false: the completion is only a beginning, and no end token follows (default true)
     split    train, dev (held out) or test (left out); without it rows are held out by --dev-share
-    source   where the row comes from
+    source   where the row comes from, for --mixture
 
 Prompts are made by the code that sampling uses. A completion is encoded by itself, without special tokens,
 and the end token follows. So both are what the sampler would see and should have written.
 """
 
 import hashlib
+import json
 import random
 from collections import Counter
 from collections.abc import Iterator
@@ -49,6 +50,7 @@ COMPLETIONS = ("completion", "solution", "response", "output")
 CHATS = ("messages", "conversations")
 MADE = 512  # rows of a task that makes problems without end, without --train-size
 MOST_HELD_OUT = 512  # rows: they are scored at every dev score
+MOST_SHARE = 10**9  # in a file of --mixture, whose shares need not sum to 1
 CHECKED = 64  # rows whose boundary between prompt and completion is compared with the template's
 KEPT_NUMBERS = ("last_logprob", "last_entropy", "last_weight")  # of each token, for samples.jsonl
 
@@ -87,16 +89,21 @@ class Row:
 
 def read_rows(paths: tuple[Path, ...]) -> list[Row]:
     """The rows of files. Raises ValueError with the file, the line and the field."""
-    rows = []
+    return [row for _, rows in entries_with_rows(paths) for row in rows]
+
+
+def entries_with_rows(paths: tuple[Path, ...], flag: str = "--data") -> Iterator[tuple[dict, list[Row]]]:
+    """Every object of the files with the rows that it makes. Raises ValueError with the file, the line and
+    the field."""
     for path in map(str, paths):
-        flag, before = f"--data {path}", len(rows)
-        with open_entries(path, flag, {"prompt": "", "answer": ""}, None) as (unit, entries):
+        which, count = f"{flag} {path}", 0
+        with open_entries(path, which, {"prompt": "", "answer": ""}, None) as (unit, entries):
             for line, entry in with_progress(entries, name_of(path), "entries are read"):
                 if line is not None:  # else the header of a table
-                    rows += rows_of(entry, f"{path}, {unit} {line}")
-        if len(rows) == before:
-            raise ValueError(f"{flag}: holds no row; give objects with prompt and completion, or messages")
-    return rows
+                    yield entry, rows_of(entry, f"{path}, {unit} {line}")
+                    count += 1
+        if not count:
+            raise ValueError(f"{which}: holds no row; give objects with prompt and completion, or messages")
 
 
 def rows_of(entry: dict | str, place: str) -> list[Row]:
@@ -318,13 +325,9 @@ def drop_long(rows: list[Row], limit: int, over_length: str) -> list[Row]:
     return [row for row in rows if row.length <= limit]
 
 
-def load_rows(args: RowFlags, task, model, tokenizer) -> tuple[list[Row], list[Row]]:
-    """The rows to learn and those that are held out, as the flags say; what a user should know about them
-    goes to the screen. What cannot work ends the run in one line."""
-    check_template(tokenizer, args.system_prompt)
-    if not args.data and not hasattr(task, "problem"):
-        fail("--task none: leaves nothing to learn from; give rows with --data")
-    rows = or_fail(read_rows, args.data) if args.data else solutions_or_fail(args, task)
+def encode_rows(rows: list[Row], args, model, tokenizer) -> list[Row]:
+    """The rows with their ids, as the flags --system-prompt and --loss-on say. What cannot be encoded ends
+    the run in one line."""
     end_id = end_token(model, tokenizer)
     made = with_progress(rows, "rows", f"of {len(rows):,} are made tokens")
     rows = [or_fail(encode, row, tokenizer, end_id, args.system_prompt, args.loss_on) for row in made]
@@ -334,8 +337,23 @@ def load_rows(args: RowFlags, task, model, tokenizer) -> tuple[list[Row], list[R
             f"--model: its tokenizer makes token {most}, and its weights have {vocabulary} tokens; the "
             "tokenizer is another model's"
         )
-    limit = min(args.max_length, context_length(model.config) or args.max_length)
-    rows = or_fail(drop_long, rows, limit, args.over_length)
+    return rows
+
+
+def longest_row(args, model) -> int:
+    """Most tokens that a row may have: --max-length, and never more than the model's context."""
+    return min(args.max_length, context_length(model.config) or args.max_length)
+
+
+def load_rows(args: RowFlags, task, model, tokenizer) -> tuple[list[Row], list[Row]]:
+    """The rows to learn and those that are held out, as the flags say; what a user should know about them
+    goes to the screen. What cannot work ends the run in one line."""
+    check_template(tokenizer, args.system_prompt)
+    if not args.data and not hasattr(task, "problem"):
+        fail("--task none: leaves nothing to learn from; give rows with --data")
+    rows = or_fail(read_rows, args.data) if args.data else solutions_or_fail(args, task)
+    rows = encode_rows(rows, args, model, tokenizer)
+    rows = or_fail(drop_long, rows, longest_row(args, model), args.over_length)
     learned, held = hold_out(rows, args.dev_share)
     if not learned:
         fail("--data: no row is left to learn from: all are dev or test; let some rows be train")
@@ -401,6 +419,44 @@ def leaks(learned: list[Row], args: RowFlags, task) -> int:
         indices = range(scored(task, split, count))
         found += sum(bare(task.problem(split, i, EVAL_SEED).prompt) in prompts for i in indices)
     return found
+
+
+def read_mixture(path: Path, rows: list[Row]) -> dict[str, float]:
+    """The shares of a --mixture file, {source: share}, divided by their sum, without those that are 0. What
+    they mean goes to the screen. A source that the file does not name has none. Raises ValueError."""
+    flag = f"--mixture {path}"
+    try:
+        shares = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        way_out = 'give a JSON file with {"source": share}'
+        raise ValueError(f"{flag}: cannot be read ({error}); {way_out}") from None
+    if not isinstance(shares, dict):
+        raise ValueError(f'{flag}: must hold one JSON object, {{"source": share}}')
+    for source, share in shares.items():
+        if type(share) not in (int, float) or not 0 <= share <= MOST_SHARE:
+            said = f"the share of {short(source)} is {short(str(share))}"
+            raise ValueError(f"{flag}: {said}; it must be a number from 0 to {MOST_SHARE:,}")
+    total = sum(shares.values())
+    if not total:
+        raise ValueError(f"{flag}: no share is above 0, so that there is nothing to learn; give one")
+    for row in rows:
+        if not row.source:
+            raise ValueError(f"{flag}: {row.place} has no field 'source'; every row to learn needs one")
+    counts = Counter(row.source for row in rows)
+    for source, share in shares.items():
+        if share and source not in counts:
+            said = f"no row to learn has the source {short(source)}"
+            raise ValueError(f"{flag}: {said}; there are {listed(counts)}")
+    if abs(total - 1) > 1e-6:
+        say(f"--mixture: the shares sum to {total:g} and are divided by that")
+    for source, count in counts.most_common(20):
+        share = shares.get(source, 0) / total
+        passes = share * len(rows) / count
+        said = f"{share:.3f} of the draws, {passes:.2f} passes an epoch over its {count:,} rows"
+        say(f"--mixture: {shown(source, one_line=True)}: {said}")
+    if len(counts) > 20:
+        say(f"--mixture: and {len(counts) - 20} more sources")
+    return {source: share / total for source, share in shares.items() if share}
 
 
 def rows_hash(rows: list[Row]) -> str:

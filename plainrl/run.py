@@ -100,6 +100,7 @@ MAY_GROW_ON_RESUME = {"epochs"}  # besides, where they are passes over all rows 
 
 COLUMNS = [  # title, metric, width, format; a script that does not log a metric has no such column
     ("loss", "sft/loss", 6, ".3f"),
+    ("kl", "distill/kl", 6, ".3f"),
     ("accuracy", "sft/accuracy", 8, ".3f"),
     ("epoch", "sft/epoch", 5, ".2f"),
     ("reward", "reward/mean", 6, ".3f"),
@@ -172,6 +173,7 @@ class Run:
         self.budget = math.inf if args.token_budget is None else args.token_budget
         self.optimizer, self.interrupted, self.lines, self.first_began = None, False, 0, None
         self.rows, self.dev_rows = [], []  # see plainrl/rows.py; none where a step samples its batch
+        self.teacher = None  # a frozen model that a script learns from besides
         self.best_is_due = False  # the current model is the best so far, and best/ is another
         self.dev_lines: dict[str, list[dict]] = {}  # of other logs, which go with the next record
         self.token_texts = samples.TokenTexts(self.tokenizer) if args.report else None
@@ -238,6 +240,7 @@ class Run:
             "parameters": self.model.num_parameters(),
             "model_hash": model_hash(self.model),
             **({"rows_hash": rows_hash(self.rows)} if self.rows else {}),
+            **({} if self.teacher is None else {"teacher_hash": model_hash(self.teacher)}),
             "git_commit": git_commit(),
             "device": device_name(),
             "versions": {
@@ -787,6 +790,11 @@ class Run:
         if before.get("rows_hash") != self.config.get("rows_hash"):
             fail(
                 f"--resume: the rows to learn have changed since {self.dir} was started; put them back{other}"
+            )
+        if before.get("teacher_hash") != self.config.get("teacher_hash"):
+            fail(
+                f"--resume: the weights of --teacher have changed since {self.dir} was started; put them "
+                f"back{other}"
             )
 
     def say_how_long(self) -> None:

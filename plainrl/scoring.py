@@ -43,6 +43,7 @@ def score(
     temperature: float,
     token_function: Callable = logprob_and_entropy,
     share_prompts: bool = True,
+    shown_ids: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, ...]:
     """Per-token numbers of completions under the model: a tuple of [N, T], zero where a row has no token.
 
@@ -50,16 +51,23 @@ def score(
     log-probabilities and entropies. It sees blocks of tokens, recomputed in the backward pass, so no [N, T,
     V] tensor ever exists. Equal prompts are run once, forward and backward, for all their completions;
     `share_prompts` False is the plain padded forward.
+
+    `shown_ids` [N, T] are what the model reads in place of the completions, which stay the targets: token t
+    is scored after the prompt and the first t - 1 of them. Raises ValueError where they have another shape.
     """
-    arguments = (model, prompt_ids, completion_ids, temperature, token_function, share_prompts)
+    arguments = (model, prompt_ids, completion_ids, temperature, token_function, share_prompts, shown_ids)
     return ranks.inside(model, _score, *arguments)
 
 
-def _score(model, prompt_ids, completion_ids, temperature, token_function, share_prompts):
+def _score(model, prompt_ids, completion_ids, temperature, token_function, share_prompts, shown_ids):
     if not all(completion_ids):
         empty = list(map(len, completion_ids)).index(0)
         raise ValueError(f"completion {empty} has no token: keep at least its EOS")
     targets, mask = pad(completion_ids, model.device)  # [N, T]
+    if shown_ids is not None:
+        if shown_ids.shape != mask.shape:
+            raise ValueError(f"shown_ids are {[*shown_ids.shape]}, and the completions {[*mask.shape]}")
+        completion_ids = [row[: len(ids)] for row, ids in zip(shown_ids.tolist(), completion_ids)]
     hidden_states = shared_hidden_states if share_prompts else padded_hidden_states
     hidden = hidden_states(model, prompt_ids, completion_ids)  # [M, hidden size]
 

@@ -19,6 +19,8 @@ r"""What a task is: problems and a grader. `load_task` makes the one that a --ta
     math500, aime24, aime25, amc23, olympiadbench,
     gsm_symbolic, gsm_symbolic_p1, gsm_symbolic_p2, mmlu_pro_math
                                  benchmarks, in the same way, for eval.py: they have the split "test" alone
+    subset:FILE                  problems that tools/select_data.py chose, with their own task's grader, dev
+                                 and test, see `plainrl.subset`
 
 A task is any object with a `name` and two methods:
 
@@ -87,7 +89,7 @@ class NoTask:
 
 def load_task(spec: str):
     """The task that a --task flag names. Raises ValueError with the flag and the way out."""
-    from plainrl import countdown, files, gym, sources, world  # here, because they import this module
+    from plainrl import countdown, files, gym, sources, subset, world  # here: they import this module
 
     name, settings = name_and_settings(spec)
     if name == "chain":
@@ -96,6 +98,10 @@ def load_task(spec: str):
     if name == "countdown":
         check_settings(spec, settings, "numbers", "largest")
         return countdown.CountdownTask(**settings)
+    if name.startswith("subset:"):
+        if settings:
+            raise ValueError(f"--task {spec}: a subset has no settings; its file says which task it is of")
+        return subset.SubsetTask(name[7:])
     horizon = settings.pop("horizon", None)
     if name.startswith("gym:") and ("," in name or "*" in name):
         task = gym.GymMixture(spec, name[4:], settings)
@@ -111,7 +117,7 @@ def load_task(spec: str):
         if Path(name).suffix or "/" in name:
             raise ValueError(f"--task {spec}: unknown; if it is a file, write --task jsonl:{spec}")
         known = ", ".join(sources.BENCHMARKS)
-        known = f"chain, countdown, jsonl:PATH, gym:NAME?key=value, gsm8k, {known}"
+        known = f"chain, countdown, jsonl:PATH, gym:NAME?key=value, gsm8k, {known}, subset:FILE"
         raise ValueError(f"--task {spec}: unknown; use {known}")
     return task if horizon is None else sources.ComposedTask(task, horizon)
 

@@ -357,7 +357,7 @@ def test_scripts_say_that_their_updates_score_the_batch(script):
     """Catches a script whose updates make a pass of their own, and whose Args do not say so. Guide's flag
     --trigger does."""
     Args = importlib.import_module(".".join(script.relative_to(ROOT).with_suffix("").parts)).Args
-    said = Args.pass_before_update or hasattr(Args, "trigger")
+    said = getattr(Args, "pass_before_update", False) or hasattr(Args, "trigger")
     assert said == ("score_all(" in script.read_text())
 
 

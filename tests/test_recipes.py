@@ -18,7 +18,10 @@ def experiment():
     return recipes.Experiment(
         file=str(ROOT / "benchmarks/some.py"),
         materials={"rows.jsonl": "tools/traces.py --seed {seed} --out {here}/rows.jsonl"},
-        arms={"plain": "sft.py --data {here}/rows.jsonl", "other": "papers/mft.py --data {here}/rows.jsonl"},
+        arms={
+            "plain": "sft.py --data {here}/rows.jsonl --seed {seed} --out-dir {out}",
+            "other": "papers/mft.py --data {here}/rows.jsonl --seed {seed} --out-dir {out}",
+        },
         names={"plain": "SFT", "other": "MFT", "before": "before"},
         grids={"plain": ["--lr 1e-3", "--lr 3e-3"], "other": ["--lr 1e-3"]},
         chosen={"plain": "--lr 3e-3", "other": "--lr 1e-3"},
@@ -66,8 +69,12 @@ def test_a_seed(experiment, commands, tmp_path):
     recipes.main(experiment, args)
     made, plain, other = commands
     assert made.startswith("tools/traces.py --seed 7 --out ") and made.endswith("seed7/rows.jsonl")
-    assert plain.startswith("sft.py --data ") and " --lr 3e-3 --seed 7 --out-dir " in plain
-    assert other.startswith("papers/mft.py --data ") and " --lr 1e-3 --seed 7 --out-dir " in other
+    assert (
+        plain.startswith("sft.py --data ")
+        and " --seed 7 --out-dir " in plain
+        and plain.endswith(" --lr 3e-3")
+    )
+    assert other.startswith("papers/mft.py --data ") and other.endswith(" --lr 1e-3")
     result = json.loads((args.out / "plain/seed7/test.json").read_text())
     assert result == json.loads((args.out / "before/seed7/test.json").read_text())  # models/tiny both times
     counts = result["chain?horizon=1"]

@@ -2,6 +2,7 @@
 the end token, and a run from beginning to end."""
 
 import functools
+import itertools
 import json
 import math
 import os
@@ -103,8 +104,8 @@ def test_each_row_is_learned_once_an_epoch(count, rows_per_step):
         assert epochs[0] != epochs[1] and epochs[0] != sft.order_of_epoch(lengths, rows_per_step, 2, 0)
 
 
-@mutant("sft: rows as they come", "sft.py", "        window.sort(key=lambda row: lengths[row])\n", "")
-@mutant("sft: short rows first", "sft.py", "        rng.shuffle(steps)\n", "")
+@mutant("sft: rows as they come", "sft.py", "    window = sorted(window, key=lambda row: lengths[row])\n", "")
+@mutant("sft: short rows first", "sft.py", "    rng.shuffle(steps)\n", "")
 @mutant("sft: windows of all rows", "sft.py", "WINDOW = 16", "WINDOW = 10**6")
 def test_rows_of_a_step_have_about_one_length():
     """Catches steps that mix all lengths, that come in the order of their lengths, and one window for all."""
@@ -115,6 +116,116 @@ def test_rows_of_a_step_have_about_one_length():
     assert 10 < sum(spread) / len(spread) < 60  # of 640 lengths; in one window of all rows it would be 3
     first = [min(step) for step in steps[:16]]
     assert first != sorted(first)
+
+
+# --- --mixture ----------------------------------------------------------------------------------------------
+
+SOURCES = ("a",) * 50 + ("b",) * 20 + ("c",) * 30
+
+
+@mutant(
+    "sft: sources without their shares",
+    "sft.py",
+    "(list(shares), list(shares.values()), k",
+    "(list(shares), k",
+)
+@mutant("sft: rows of a source by chance", "sft.py", "next(streams[source])", "rng.choice(rows_of[source])")
+@mutant("sft: sources without the seed", "sft.py", 'f"{seed}/mixture"', '"mixture"')
+@mutant("sft: rows of a source without the seed", "sft.py", 'f"{seed}/{source}"', "source")
+@mutant(
+    "sft: a mixture as it comes",
+    "sft.py",
+    "steps_of_one_length(window, lengths, rows_per_step, rng)\n    return order\n",
+    "window\n    return order\n",
+)
+def test_each_draw_of_a_mixture_draws_its_source_first():
+    """Catches shares of rows in place of draws, a source that is drawn without a share, rows of a source
+    that are passed over or repeated before all have had their turn, and a seed without effect."""
+    shares, N, lengths = {"a": 0.2, "b": 0.8, "c": 0.0}, 4, tuple(range(100))
+    order = sft.order_of_mixture(SOURCES, lengths, shares, N, 0, 500)
+    assert len(order) == 32 * 64  # whole windows of 16 steps of 4 rows
+    counts = [0] * 100
+    for first in range(0, len(order), 64):
+        window = order[first : first + 64]
+        for row in window:
+            counts[row] += 1
+        for rows_of_source in (counts[:50], counts[50:70]):
+            assert max(rows_of_source) - min(rows_of_source) <= 1
+        spread = [max(window[i : i + N]) - min(window[i : i + N]) for i in range(0, 64, N)]
+        assert sum(spread) / len(spread) < 12  # of 70 lengths; some 40 where rows come as they are drawn
+    assert sum(counts[70:]) == 0
+    assert abs(sum(counts[:50]) / 2048 - 0.2) < 0.03  # three deviations: sqrt(0.2 x 0.8 / 2048) = 0.009
+    other = sft.order_of_mixture(SOURCES, lengths, shares, N, 1, 500)
+    as_sources = lambda rows: [SOURCES[row] for row in rows]  # noqa: E731
+    assert sum(map(str.__ne__, as_sources(order), as_sources(other))) > 300
+    one_source = [sft.order_of_mixture(("a",) * 100, (1,) * 100, {"a": 1.0}, N, seed, 16) for seed in (0, 1)]
+    assert set(one_source[0]) != set(one_source[1])  # the first 64 of its 100 rows
+
+
+@mutant("sft: each epoch of a source in one order", "sft.py", "{key}/epoch {epoch}", "{key}/epoch")
+def test_a_source_is_an_endless_stream_of_epochs():
+    """Catches a row that is missing from an epoch, epochs that are all alike, and a stream that ends."""
+    stream = list(itertools.islice(sft.epochs_of_source(list(range(10)), "0/a"), 30))
+    epochs = [stream[first : first + 10] for first in (0, 10, 20)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert len(set(map(tuple, epochs))) == 3
+
+
+def test_more_steps_of_a_mixture_begin_with_the_same_rows():
+    """Catches a run that is continued with more steps and meets other rows, or some twice."""
+    arguments = (SOURCES, LENGTHS[:100], {"a": 0.5, "b": 0.5}, 3, 0)
+    longer = sft.order_of_mixture(*arguments, 100)
+    for steps in (1, 15, 16, 17, 40):
+        shorter = sft.order_of_mixture(*arguments, steps)
+        assert 3 * steps <= len(shorter) and shorter == longer[: len(shorter)]
+
+
+def of_sources(*sources) -> list[Row]:
+    return [row([1], [2], source=source, place=f"x, line {n}") for n, source in enumerate(sources, 1)]
+
+
+@mutant("sft: shares as they stand", "plainrl/rows.py", "source: share / total for", "source: share for")
+def test_shares_need_not_sum_to_one(tmp_path, capsys):
+    """Catches shares that are taken as they are, a source without a share that is not said, and rows that are
+    asked of a source without one."""
+    path = written(tmp_path, {"a": 3, "b": 1.0, "c": 0, "gone": 0}, name="w.json")
+    shares = rows.read_mixture(path, of_sources("a", "a", "a", "b", "c", "d"))
+    assert shares == {"a": 0.75, "b": 0.25}
+    screen = capsys.readouterr().out
+    assert "--mixture: the shares sum to 4 and are divided by that" in screen
+    assert "--mixture: a: 0.750 of the draws, 1.50 passes an epoch over its 3 rows" in screen
+    assert "--mixture: d: 0.000 of the draws, 0.00 passes an epoch over its 1 rows" in screen
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ('{"a": 1, "e": 1}', "no row to learn has the source 'e'; there are 'a', 'b'"),
+        ('{"a": -0.5}', "the share of 'a' is '-0.5'; it must be a number from 0 to 1,000,000,000"),
+        ('{"a": NaN}', "the share of 'a' is 'nan'; it must be a number"),
+        ('{"a": 1e999}', "the share of 'a' is 'inf'; it must be a number"),
+        ('{"a": true}', "the share of 'a' is 'True'; it must be a number"),
+        ('{"a": "half"}', "the share of 'a' is 'half'; it must be a number"),
+        ('{"a": 0, "b": 0.0}', "no share is above 0, so that there is nothing to learn; give one"),
+        ("{}", "no share is above 0"),
+        ('["a"]', "must hold one JSON object"),
+        ('{"a": ', "cannot be read .Expecting value.*; give a JSON file with"),
+    ],
+)
+def test_a_mixture_that_cannot_work_is_named(tmp_path, text, said):
+    """Catches a source that is misspelt and never drawn, and shares that are no probabilities."""
+    path = written(tmp_path, text, name="w.json")
+    with pytest.raises(ValueError, match=f"^--mixture .*w.json: {said}"):
+        rows.read_mixture(path, of_sources("a", "b"))
+
+
+def test_a_mixture_needs_the_source_of_every_row(tmp_path):
+    """Catches rows that are never drawn because nobody knows where they are from, and a missing file."""
+    path = written(tmp_path, {"a": 1}, name="w.json")
+    with pytest.raises(ValueError, match="w.json: x, line 2 has no field 'source'; every row to learn needs"):
+        rows.read_mixture(path, of_sources("a", ""))
+    with pytest.raises(ValueError, match="--mixture .*no.json: cannot be read .* No such file"):
+        rows.read_mixture(tmp_path / "no.json", of_sources("a"))
 
 
 # --- loss and gradient --------------------------------------------------------------------------------------
@@ -715,6 +826,47 @@ def test_plan_says_what_a_run_needs_and_writes_nothing(flags, capsys):
         assert ended.value.code == 0 and not flags["out_dir"].exists()
         screen = capsys.readouterr().out
         assert "36 rows, 5 steps of 8; nothing is written" in screen and "time, measured" in screen
+
+
+@pytest.fixture
+def mixed(flags, tmp_path) -> dict:
+    """Flags of a run on 40 rows of two sources, three of four draws from a."""
+    lines = [line | {"source": "ab"[i % 2]} for i, line in enumerate(lines_of_sums())]
+    weights = written(tmp_path, {"a": 0.75, "b": 0.25}, name="w.json")
+    return flags | dict(
+        data=(written(tmp_path, *lines),), task="none", mixture=weights, report=False, schedule="constant"
+    )
+
+
+@mutant(
+    "sft: the mixture of the next step",
+    "sft.py",
+    "mixed[(step - 1) * args.rows_per_step : step * args.rows_per_step]",
+    "mixed[step * args.rows_per_step : (step + 1) * args.rows_per_step]",
+)
+def test_a_run_learns_the_rows_of_its_mixture_also_when_it_goes_on(mixed, monkeypatch):
+    """Catches a mixture that the run does not follow, one that begins anew on resume, and one that is
+    another than before."""
+    learned, loaded, load = [], [], sft.load_rows
+    monkeypatch.setattr(sft, "load_rows", lambda *them: loaded.append(load(*them)) or loaded[-1])
+    monkeypatch.setattr(
+        sft, "batch_of", lambda batch, device: learned.append(batch) or rows.batch_of(batch, device)
+    )
+    whole = train(mixed, out_dir=mixed["out_dir"].with_name("whole"))
+    all_rows, drawn = loaded[0][0], sum(learned, [])
+    sources, lengths = tuple(each.source for each in all_rows), tuple(each.length for each in all_rows)
+    numbers = sft.order_of_mixture(sources, lengths, {"a": 0.75, "b": 0.25}, 8, 0, 5)[:40]
+    assert drawn == [all_rows[number] for number in numbers]
+    learned.clear()
+    folder = train(mixed, steps=2)
+    train(mixed, resume=True)
+    assert sum(learned, []) == drawn
+    assert [record for record in toys.records(folder) if record["step"] > 2] == [
+        record for record in toys.records(whole) if record["step"] > 2
+    ]
+    mixed["mixture"].write_text('{"a": 1}')
+    with pytest.raises(SystemExit, match="--resume: --mixture was {'a': 0.75, 'b': 0.25} and is now {'a': 1"):
+        train(mixed, steps=6, resume=True)
 
 
 # --- resume and ranks ---------------------------------------------------------------------------------------

@@ -35,6 +35,8 @@ BASES = {  # a script, and the one that it is read as a diff of
     "papers/kl_cov.py": "papers/dr_grpo.py",
     "papers/rloo.py": "papers/dr_grpo.py",
     "papers/guide_ablations.py": "guide.py",
+    "papers/mft.py": "sft.py",
+    "papers/distill.py": "sft.py",
 }
 PLUMBING = re.compile(
     r"(import |from |    [A-Za-z_]+,$|\)$|sys\.path|    run = Run\(|    main\(parse|MOVED|ABLATIONS|"

@@ -1,0 +1,366 @@
+r"""Masked Thought fine-tuning, MFT (arXiv 2403.02178, ACL 2024). Read it as `diff sft.py papers/mft.py`.
+
+Cross-entropy on the tokens of the completions, some of which the model does not get to read:
+
+    L = - 1/M sum_i sum_t log pi(o_it | q_i, s_i<t),      M = sum_i T_i over the rows of one optimizer step
+    s_it = o_it with probability 1 - p, else a substitute
+    p = min(p_max, p_max d / (0.66 D + 1)) after d of D optimizer steps
+
+or, with --aggregation sequence_mean, 1/N sum_i 1/T_i sum_t. The denominators are counted over the whole step,
+on all ranks, before it is split into micro-batches. Rows are those of --data, or a task's worked solutions.
+
+What changes against sft.py, numbered here and where it happens:
+[1] A random part of what is shown of a completion is replaced, so that the next token cannot be read off the
+    last few alone, and the model has to look back at the question. Prompts are never touched.
+[2] The targets stay as they are, and all of them are in the loss, those too whose own id was replaced.
+[3] The share p rises over the first two thirds of the run. Scores and eval/loss are without replacements.
+With --mask-rate 0 it equals sft.py to the last bit.
+
+Deviations from the paper's code, tagged again where they happen; D1 to D4 are sft.py's own choices:
+[D1] The end token is the one that the sampler stops at, once, and it is learned; `end: false` in a row leaves
+     it out.
+[D2] No packing: rows of another text never meet. The scorer runs the linear layers without padding and equal
+     prompts once; rows of about one length share a step, which takes the padding from attention.
+[D3] A row is never cut. One that is too long is left out and counted, or the run stops.
+[D4] AdamW's betas are 0.9 and 0.95, and the learning rate falls by a cosine to a tenth.
+[D5] A random substitute is no special token (the code: any id of the vocabulary).
+[D6] The mask of --mask-with pad is the tokenizer's padding token, so that no embedding is added.
+[D7] p follows the optimizer steps in every setting. In parts of the code it counts micro-batches, and begins
+     anew after a resume.
+[D8] The loss is divided by the tokens of the step (the code: a mean of the means of micro-batches).
+
+    python papers/mft.py          on 512 worked solutions of the embedded world; not measured yet
+
+Letters in shapes: N rows of a step, T completion tokens. Masks come from lengths; the end token is inside.
+"""
+
+import functools
+import itertools
+import math
+import random
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # where plainrl/ lies
+
+from plainrl.files import name_of
+from plainrl.flags import Fraction, NotNegative, RowFlags, by_size, parse
+from plainrl.ranks import total
+from plainrl.rollout import Batch, pad
+from plainrl.rows import batch_of, load_rows, read_mixture, row_sums
+from plainrl.run import Run
+from plainrl.scoring import logprob_and_entropy, micro_batches, score
+from plainrl.screen import fail, or_fail, say
+from plainrl.tasks import NoTask
+
+WINDOW = 16  # steps whose rows are sorted by length together
+
+
+@dataclass
+class Args(RowFlags):
+    aggregation: Literal["token_mean", "sequence_mean"] = "token_mean"
+    """the mean is over all tokens of a step, or over each row's tokens and then over rows"""
+    mixture: Path | None = None
+    """file with {"source": share}, as tools/influence.py writes it: each row that is drawn first draws its
+    source; an epoch is then as many draws as there are rows (default: each row once an epoch)"""
+    mask_rate: Fraction | None = by_size(tiny=0.05, small=0.4, large=0.4)
+    """p_max, the largest share of a completion's tokens that are replaced in what the model reads; lines of
+    bare sums, as the embedded worlds have them, bear less than text"""
+    mask_warmup_share: Fraction = 0.66
+    """share of the steps in which this share rises from 0"""
+    mask_with: Literal["random", "pad"] = "random"
+    """what replaces them: random tokens, or the tokenizer's padding token"""
+    lr: NotNegative | None = by_size(tiny=1e-3, small=1e-5, large=1e-5)
+    """peak learning rate of AdamW"""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """how the learning rate goes from its peak to --final-lr-share of it"""
+    warmup_share: Fraction = 0.03
+    """share of the steps in which the learning rate rises to its peak"""
+    final_lr_share: Fraction = 0.1
+    """learning rate of the last step, as a share of the peak"""
+    weight_decay: NotNegative = 0.0
+    """AdamW's weight decay"""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's decay rates of the mean and of the mean square of the gradients"""
+
+
+# --- the mathematics ----------------------------------------------------------------------------------------
+
+
+def cross_entropy(logprobs: torch.Tensor) -> torch.Tensor:
+    """The loss of each token, - log pi(o_it | q_i, o_i<t), in nats. [N, T] -> [N, T]"""
+    return -logprobs
+
+
+def token_mean(mask: torch.Tensor) -> torch.Tensor:
+    """Weights of a mean over all tokens of a step, so that long completions weigh more. [N, T] -> [N, T]
+
+    The loss is the weighted sum of the tokens' losses: rows with losses 1, 2, 3 and 4 have 10/4 = 2.5.
+    """
+    return mask / mask.sum().clamp(min=1)
+
+
+def sequence_mean(mask: torch.Tensor) -> torch.Tensor:
+    """Weights of a mean over a completion's tokens, then over completions. [N, T] -> [N, T]
+
+    Rows with losses 1, 2, 3 and 4 have (2 + 4)/2 = 3.
+    """
+    lengths = mask.sum(dim=1, keepdim=True)  # [N, 1]
+    return mask / lengths.clamp(min=1) / (lengths > 0).sum().clamp(min=1)
+
+
+def mask_rate(done: int, steps: int, most: float, warmup_share: float) -> float:
+    """The share p of tokens that are replaced after `done` of `steps` optimizer steps.
+
+    It rises evenly from 0, and is `most` from the first step after the share of the steps.
+
+    >>> [round(mask_rate(done, 100, 0.4, 0.66), 6) for done in (0, 1, 33, 66, 67)]
+    [0.0, 0.00597, 0.197015, 0.39403, 0.4]
+    """
+    return min(most, most * done / (warmup_share * steps + 1))
+
+
+def corrupt(
+    ids: list[int], rate: float, substitutes: np.ndarray, seed: int, step: int, place: int
+) -> list[int]:
+    """What the model reads in place of a completion: T ids, each replaced with probability `rate`.
+
+    The substitutes are drawn evenly. All is a function of the seed, the step and the row's place in it.
+    """
+    rng = np.random.default_rng((seed, step, place))
+    replaced = rng.random(len(ids)) < rate  # [T]
+    return np.where(replaced, rng.choice(substitutes, len(ids)), ids).tolist()
+
+
+AGGREGATIONS = {"token_mean": token_mean, "sequence_mean": sequence_mean}
+
+
+def lr_share(step: int, steps: int, schedule: str, warmup_share: float, final_share: float) -> float:
+    """The learning rate of a step as a share of its peak; steps count from 1.
+
+    It rises evenly over the first W steps, then falls to `final_share` at the last one.
+
+    >>> [round(lr_share(step, 100, "cosine", 0.1, 0.1), 6) for step in (1, 10, 30, 55, 100)]
+    [0.1, 1.0, 0.89472, 0.55, 0.1]
+    """
+    warmup = round(warmup_share * steps)  # W
+    if step <= warmup:
+        return step / warmup
+    done = (step - warmup) / (steps - warmup)  # of the way down, above 0 and at most 1
+    left = {"cosine": (1 + math.cos(math.pi * done)) / 2, "linear": 1 - done, "constant": 1.0}[schedule]
+    return 1.0 if schedule == "constant" else final_share + (1 - final_share) * left
+
+
+# --- what takes the place of a token ------------------------------------------------------------------------
+
+
+def substitutes_for(mask_with: str, tokenizer, vocabulary: int) -> np.ndarray:
+    """The ids that may take the place of a token, of a model with so many. Raises ValueError without any."""
+    if mask_with == "pad":
+        if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= vocabulary:
+            raise ValueError("--mask-with pad: --model has no padding token; use --mask-with random")
+        return np.array([tokenizer.pad_token_id])  # [D6]
+    special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special |= set(tokenizer.all_special_ids)
+    plain = [id for id in tokenizer.get_vocab().values() if id not in special and id < vocabulary]
+    return np.array(sorted(plain))  # [D5]
+
+
+def share_changed(shown: list[list[int]], clean: list[list[int]]) -> float:
+    """The share of tokens, over all rows, that are not what they were."""
+    pairs = [pair for rows in zip(shown, clean) for pair in zip(*rows)]
+    return sum(ours != theirs for ours, theirs in pairs) / len(pairs)
+
+
+# --- the order of rows --------------------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=2)
+def order_of_epoch(lengths: tuple[int, ...], rows_per_step: int, seed: int, epoch: int) -> list[int]:
+    """All rows once, by number, in the order of an epoch: a function of the seed and the epoch.
+
+    `lengths` are those of the rows, in tokens. Within WINDOW steps rows are sorted by length and the steps
+    shuffled. The step that the epoch before has begun, and the one that the next will end, take rows as they
+    come.
+    """
+    rng = random.Random(f"{seed}/epoch {epoch}")
+    rows = list(range(len(lengths)))
+    rng.shuffle(rows)
+    begun = min(-epoch * len(rows) % rows_per_step, len(rows))  # rows that fill the step begun before
+    end = begun + (len(rows) - begun) // rows_per_step * rows_per_step  # of the last whole step
+    order = rows[:begun]
+    for start in range(begun, end, WINDOW * rows_per_step):
+        window = rows[start : min(start + WINDOW * rows_per_step, end)]
+        order += steps_of_one_length(window, lengths, rows_per_step, rng)
+    return order + rows[end:]
+
+
+def steps_of_one_length(
+    window: list[int], lengths: tuple[int, ...], rows_per_step: int, rng: random.Random
+) -> list[int]:
+    """The rows of a window's steps, sorted by length, and then the steps shuffled."""
+    window = sorted(window, key=lambda row: lengths[row])
+    steps = [window[first : first + rows_per_step] for first in range(0, len(window), rows_per_step)]
+    rng.shuffle(steps)
+    return [row for step in steps for row in step]
+
+
+def rows_of_step(lengths: tuple[int, ...], rows_per_step: int, seed: int, step: int) -> list[int]:
+    """The numbers of a step's rows. The epochs follow one another without a gap, so that resuming needs the
+    step alone; steps count from 1."""
+    places = range((step - 1) * rows_per_step, step * rows_per_step)  # in the endless stream of epochs
+    epochs = sorted({place // len(lengths) for place in places})
+    orders = {epoch: order_of_epoch(lengths, rows_per_step, seed, epoch) for epoch in epochs}
+    return [orders[place // len(lengths)][place % len(lengths)] for place in places]
+
+
+def order_of_mixture(
+    sources: tuple[str, ...],
+    lengths: tuple[int, ...],
+    shares: dict[str, float],
+    rows_per_step: int,
+    seed: int,
+    steps: int,
+) -> list[int]:
+    """The numbers of the rows of steps 1, 2, ... with --mixture, at least for `steps` steps.
+
+    Each draw first draws a source, with the probabilities `shares`, and then takes the next row of that
+    source's own endless stream of epochs. So the shares hold on average, and over a window better than in a
+    step, since the rows of WINDOW steps are sorted by length here too. More steps begin with the same rows.
+    `sources` and `lengths` are those of all rows.
+    """
+    rng = random.Random(f"{seed}/mixture")
+    rows_of = {source: [row for row, own in enumerate(sources) if own == source] for source in shares}
+    streams = {source: epochs_of_source(rows, f"{seed}/{source}") for source, rows in rows_of.items()}
+    order = []
+    while len(order) < steps * rows_per_step:  # whole windows, whatever `steps` is
+        drawn = rng.choices(list(shares), list(shares.values()), k=WINDOW * rows_per_step)
+        window = [next(streams[source]) for source in drawn]
+        order += steps_of_one_length(window, lengths, rows_per_step, rng)
+    return order
+
+
+def epochs_of_source(rows: list[int], key: str) -> Iterator[int]:
+    """The rows over and over, each once an epoch, in an order that depends on the key and the epoch."""
+    for epoch in itertools.count():
+        yield from random.Random(f"{key}/epoch {epoch}").sample(rows, len(rows))
+
+
+# --- the update ---------------------------------------------------------------------------------------------
+
+
+def numbers_of_token(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Log-probability, entropy, and whether the likeliest token is the right one. [M, V], [M] -> [M] each"""
+    logprobs, entropy = logprob_and_entropy(logits, targets)
+    return logprobs, entropy, logits.argmax(dim=-1) == targets
+
+
+def accumulate_gradients(model, batch: Batch, args: Args) -> Counter:
+    """Backward pass of one optimizer step's loss, micro-batch by micro-batch. Returns sums for the log.
+
+    The weights of the tokens are made before the split: loss and gradient are the same for any micro-batches.
+    """
+    sums = Counter()
+    batch["weights"] = AGGREGATIONS[args.aggregation](batch["completion_mask"])  # [N, T], [2], [D8]
+    for part in micro_batches(model, batch, args.micro_batch_tokens):
+        temperature = 1.0
+        inputs = (model, part.prompt_ids, part.completion_ids, temperature, numbers_of_token)
+        logprobs, entropy, right = score(*inputs, shown_ids=part["shown_ids"])  # [n, T'], [2]
+        loss = (cross_entropy(logprobs) * part["weights"]).sum()
+        loss.backward()
+        sums.update(row_sums(part, logprobs, entropy, right, loss))
+    return total(sums)  # over ranks
+
+
+# --- the loop -----------------------------------------------------------------------------------------------
+
+
+def number_of_steps(args: Args, rows: int) -> int:
+    """As many as --epochs need, or --steps, whichever is less."""
+    needed = math.ceil(args.epochs * rows / args.rows_per_step)
+    if args.steps is not None and args.steps > needed:
+        say(f"--epochs {args.epochs} ends the run after {needed} steps, before --steps {args.steps}")
+    return min(needed, args.steps or needed)
+
+
+def main(args: Args, task=None, sampler=None) -> Path:
+    """Train and return the folder of the final model. A task or sampler of your own can be passed in."""
+    if not all(0 <= beta < 1 for beta in args.betas):
+        fail(f"--betas {args.betas[0]:g} {args.betas[1]:g}: must be at least 0 and below 1")
+    if args.loss_on == "all":
+        fail("--loss-on all: makes prompts targets, and prompts are never masked; use --loss-on completion")
+    if task is None and args.task == "none":
+        task = NoTask(name_of(str(args.data[0])) if args.data else "none")
+    run = Run("mft", args, task, sampler, state={"tokens_seen": 0})
+    run.rows, run.dev_rows = load_rows(args, run.task, run.model, run.tokenizer)  # [D1], [D3]
+    args.steps = number_of_steps(args, len(run.rows))
+    lengths = tuple(row.length for row in run.rows)
+    mixed = None
+    if args.mixture:
+        # The shares themselves take the place of the path: config.json keeps them, and --resume finds the
+        # same ones or refuses.
+        args.mixture = or_fail(read_mixture, args.mixture, run.rows)
+        sources = tuple(row.source for row in run.rows)
+        mixed = order_of_mixture(sources, lengths, args.mixture, args.rows_per_step, args.seed, args.steps)
+    vocabulary = run.model.get_input_embeddings().num_embeddings
+    substitutes = or_fail(substitutes_for, args.mask_with, run.tokenizer, vocabulary)
+    optimizer = torch.optim.AdamW(
+        run.model.parameters(), args.lr, args.betas, weight_decay=args.weight_decay, fused=True
+    )
+    run.restore(optimizer)
+    for step in run.steps():
+        # --- 1 the rows of the step
+        if mixed is None:
+            numbers = rows_of_step(lengths, args.rows_per_step, args.seed, step)  # [D2]
+        else:
+            numbers = mixed[(step - 1) * args.rows_per_step : step * args.rows_per_step]
+        batch = batch_of([run.rows[number] for number in numbers], run.model.device)
+
+        # --- 2 corrupt what is shown of the completions
+        rate = mask_rate(step - 1, args.steps, args.mask_rate, args.mask_warmup_share)  # [3], [D7]
+        rows = enumerate(batch.completion_ids)
+        shown = [corrupt(ids, rate, substitutes, args.seed, step, place) for place, ids in rows]  # [1]
+        batch["shown_ids"], _ = pad(shown, run.model.device)  # [N, T]
+
+        # --- 3 update
+        share = lr_share(step, args.steps, args.schedule, args.warmup_share, args.final_lr_share)  # [D4]
+        optimizer.param_groups[0]["lr"] = args.lr * share
+        sums = accumulate_gradients(run.model, batch, args)
+        run.optimizer_step(optimizer, sums)
+
+        # --- 4 log, score dev, save
+        run.state["tokens"] += sums["tokens"]  # what --token-budget counts
+        run.state["tokens_seen"] += sum(lengths[number] for number in numbers)
+        own = {
+            "sft/loss": sums["nll"] / sums["tokens"],
+            "sft/accuracy": sums["right"] / sums["tokens"],
+            "sft/tokens_total": run.state["tokens"],
+            "sft/tokens_seen": run.state["tokens_seen"],
+            "sft/rows_total": step * args.rows_per_step,
+            "sft/epoch": step * args.rows_per_step / len(run.rows),
+            "mft/rate": rate,
+            "mft/frac_corrupted": share_changed(shown, batch.completion_ids),
+            "policy/entropy": sums["entropy"] / sums["tokens"],
+        }
+        run.end_step_on_rows(batch, own)
+    return run.finish()
+
+
+if __name__ == "__main__":
+    main(parse(Args, __doc__))
+
+
+# /// script
+# requires-python = ">=3.11"
+# dependencies = [
+#     "torch==2.13.0", "transformers>=5.16.1,<5.20", "safetensors", "numpy", "tyro", "filelock",
+#     "math-verify>=0.9,<0.10", "antlr4-python3-runtime==4.13.2", "matplotlib", "jinja2",
+# ]
+# ///
