@@ -105,8 +105,8 @@ def supervised_start(args: Args) -> Path:
         sft.main(tyro.cli(sft.Args, args=[*START.split(), *paths, *resume]))
     args.out.mkdir(parents=True, exist_ok=True)
     if not file.exists():
-        write_text(file, json.dumps(measure(run / "final", args, "all")) + "\n")
-    return run / "final"
+        write_text(file, json.dumps(measure(run / "last", args, "all")) + "\n")
+    return run / "last"
 
 
 def train(args: Args, arm: str, setting: str, seed: int) -> dict:

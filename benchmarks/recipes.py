@@ -45,7 +45,8 @@ KEPT = (
 @dataclass(frozen=True)
 class Experiment:
     """Commands are what follows "python". In them {here} is the folder of the seed's materials, {seed} the
-    seed, and of an arm {out} the folder that it makes."""
+    seed, and of an arm {out} the folder that it makes. Several commands of an arm have " && " between them;
+    all but the last make {out}.1, {out}.2, ..., and {setting} in them is the arm's."""
 
     file: str  # the experiment's own, for the processes of its seeds
     materials: dict[str, str]  # {what it makes in {here}: the command}, in this order
@@ -53,13 +54,14 @@ class Experiment:
     names: dict[str, str]  # {arm: what tables call it}
     grids: dict[str, list[str]]  # {arm: settings that are tried}
     chosen: dict[str, str]  # {arm: the one of the reported runs}
-    measured: dict[str, tuple[int, int]]  # {task: test problems and samples of each}
+    measured: dict[str, tuple[int, int]]  # {task: test problems and samples of each}; {here} may be in a task
     decides: str  # the task whose dev score chooses the settings
     start: str = "models/tiny"  # the model that tables show as "before"; {here} and {seed} may be in it
     model: str = "last"  # what is measured in {out}: last, final (the best on dev), or "." for itself
     max_new_tokens: int = 128
     more: Callable | None = None  # (task, rollouts, model, tokenizer) -> {name: further number of the model}
     more_shown: tuple[str, ...] = field(default=())  # which of these are columns of the tables
+    describe: Callable | None = None  # (folder of the materials) -> what is to be known of them
 
     @property
     def name(self) -> str:
@@ -136,20 +138,25 @@ def run_seed(experiment: Experiment, args: Args, seed: int) -> None:
     place = lambda folder: os.path.relpath(folder, ROOT)  # noqa: E731
     fill_in = lambda text, out=here: text.format(here=place(here), seed=seed, out=place(out))  # noqa: E731
     for made, command in experiment.materials.items() if jobs else ():
-        if not (here / f"{made}.done").exists():
-            run(fill_in(command), here / made)
-            (here / f"{made}.done").touch()
+        run_once(fill_in(command), here / made)
     split = "dev" if args.trials else "test"
     before = args.out / "before" / f"seed{seed}" / f"{split}.json"
     if jobs and not before.exists():
-        save(before, measure(experiment, ROOT / fill_in(experiment.start), split))
+        save(before, measure(experiment, ROOT / fill_in(experiment.start), split, fill_in))
+    described = args.out / "materials" / f"seed{seed}.json"
+    if jobs and experiment.describe and not described.exists():
+        save(described, experiment.describe(here))
     for arm, setting, target in jobs:
         folder = here / "runs" / target.relative_to(args.out)
-        run(f"{fill_in(experiment.arms[arm], folder)} {setting}", folder)
-        save(target / f"{split}.json", measure(experiment, folder / experiment.model, split))
+        *first, last = fill_in(experiment.arms[arm].replace("{setting}", setting), folder).split(" && ")
+        for number, command in enumerate(first, start=1):
+            run_once(command, folder.with_name(f"{folder.name}.{number}"))
+        run_once(f"{last} {setting}", folder)
+        save(target / f"{split}.json", measure(experiment, folder / experiment.model, split, fill_in))
         shutil.copy(folder / "config.json", target / "config.json")
         save(target / "curves.json", curves_of(folder))
-        shutil.rmtree(folder)
+        for path in folder.parent.glob(f"{folder.name}*"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def missing(experiment: Experiment, args: Args, seed: int) -> list[tuple[str, str, Path]]:
@@ -163,6 +170,14 @@ def missing(experiment: Experiment, args: Args, seed: int) -> list[tuple[str, st
             if not summarised and not (target / "curves.json").exists():
                 found.append((arm, setting, target))
     return found
+
+
+def run_once(command: str, made: Path) -> None:
+    """`run`, unless it came to its end before."""
+    done = made.with_name(f"{made.name}.done")
+    if not done.exists():
+        run(command, made)
+        done.touch()
 
 
 def run(command: str, made: Path) -> None:
@@ -187,14 +202,14 @@ def save(file: Path, content: dict) -> None:
     write_text(file, json.dumps(content) + "\n")
 
 
-def measure(experiment: Experiment, folder: Path, split: str) -> dict:
+def measure(experiment: Experiment, folder: Path, split: str, fill_in: Callable[[str], str]) -> dict:
     """{task: counts} of a model, on the same problems with the same random numbers for all models."""
     model, tokenizer = load_model(str(folder))
     sampler, found = HFSampler(model.eval(), eos_ids(model, tokenizer)), {}
     for name, (problems, samples) in experiment.measured.items():
         if split == "dev" and name != experiment.decides:
             continue
-        task, rollouts = load_task(name), []
+        task, rollouts = load_task(fill_in(name)), []
         settings = (split, problems, samples, experiment.max_new_tokens, 1.0)
         _, rows = evaluate(sampler, tokenizer, task, *settings, rollouts=rollouts)
         found[name] = {

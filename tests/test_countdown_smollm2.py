@@ -48,7 +48,7 @@ def test_from_the_start_to_the_tables(monkeypatch, tmp_path, capsys):
     countdown_smollm2.main(args)
     assert (args.folder() / "start").stat().st_mtime_ns == starts
     flags = json.loads((args.out / "siren/seed1/config.json").read_text())["flags"]
-    assert flags["model"].endswith("start/final") and (flags["beta"], flags["lr"]) == (0.1, 3e-5)
+    assert flags["model"].endswith("start/last") and (flags["beta"], flags["lr"]) == (0.1, 3e-5)
 
     shown = capsys.readouterr().out
     assert "| Dr. GRPO, stopped early |" in shown

@@ -20,7 +20,7 @@ def experiment():
         materials={"rows.jsonl": "tools/traces.py --seed {seed} --out {here}/rows.jsonl"},
         arms={
             "plain": "sft.py --data {here}/rows.jsonl --seed {seed} --out-dir {out}",
-            "other": "papers/mft.py --data {here}/rows.jsonl --seed {seed} --out-dir {out}",
+            "other": "sft.py {setting} --out-dir {out}.1 && papers/mft.py --model {out}.1 --out-dir {out}",
         },
         names={"plain": "SFT", "other": "MFT", "before": "before"},
         grids={"plain": ["--lr 1e-3", "--lr 3e-3"], "other": ["--lr 1e-3"]},
@@ -67,14 +67,12 @@ def test_a_seed(experiment, commands, tmp_path):
     not in the grid, and models that are not measured."""
     args = recipes.Args(out=tmp_path / "out", scratch=tmp_path / "scratch", one=7)
     recipes.main(experiment, args)
-    made, plain, other = commands
+    made, plain, first, other = commands
     assert made.startswith("tools/traces.py --seed 7 --out ") and made.endswith("seed7/rows.jsonl")
-    assert (
-        plain.startswith("sft.py --data ")
-        and " --seed 7 --out-dir " in plain
-        and plain.endswith(" --lr 3e-3")
-    )
-    assert other.startswith("papers/mft.py --data ") and other.endswith(" --lr 1e-3")
+    assert plain.startswith("sft.py --data ") and " --seed 7 --out-dir " in plain
+    assert plain.endswith("plain/seed7 --lr 3e-3")
+    assert first.startswith("sft.py --lr 1e-3 --out-dir ") and first.endswith("other/seed7.1")
+    assert "other/seed7.1 --out-dir " in other and other.endswith("other/seed7 --lr 1e-3")
     result = json.loads((args.out / "plain/seed7/test.json").read_text())
     assert result == json.loads((args.out / "before/seed7/test.json").read_text())  # models/tiny both times
     counts = result["chain?horizon=1"]
@@ -85,17 +83,17 @@ def test_a_seed(experiment, commands, tmp_path):
     assert not list((args.scratch / "some/seed7/runs").glob("*/*"))
 
     recipes.main(experiment, args)
-    assert len(commands) == 3  # all is there
+    assert len(commands) == 4  # all is there
     args.trials, args.one = True, 100
     recipes.main(experiment, args)
-    assert [command.split(" --lr ")[1][:4] for command in commands[4:]] == ["1e-3", "3e-3", "1e-3"]
+    assert [command.split(" --lr ")[1][:4] for command in commands[5:]] == ["1e-3", "3e-3", "1e-3", "1e-3"]
     trials = recipes.collect_trials(experiment, args.out)
     assert trials["plain"].keys() == {"--lr 1e-3", "--lr 3e-3"} and trials["plain"]["--lr 1e-3"].keys() == {
         "100"
     }
     shutil.rmtree(args.out / "trials")
     recipes.main(experiment, args)
-    assert len(commands) == 7  # their summary is enough
+    assert len(commands) == 9  # their summary is enough
 
 
 @mutant(
