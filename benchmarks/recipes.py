@@ -52,7 +52,7 @@ class Experiment:
     materials: dict[str, str]  # {what it makes in {here}: the command}, in this order
     arms: dict[str, str]  # {arm: the command that makes its model}; its setting is added
     names: dict[str, str]  # {arm: what tables call it}
-    grids: dict[str, list[str]]  # {arm: settings that are tried}
+    grids: dict[str, list[str]]  # {arm: settings that are tried}; an arm that is not here has no choice
     chosen: dict[str, str]  # {arm: the one of the reported runs}
     measured: dict[str, tuple[int, int]]  # {task: test problems and samples of each}; {here} may be in a task
     decides: str  # the task whose dev score chooses the settings
@@ -61,6 +61,7 @@ class Experiment:
     max_new_tokens: int = 128
     more: Callable | None = None  # (task, rollouts, model, tokenizer) -> {name: further number of the model}
     more_shown: tuple[str, ...] = field(default=())  # which of these are columns of the tables
+    against: str | None = None  # the arm that the others are compared with, or "before"; default: the first
     describe: Callable | None = None  # (folder of the materials) -> what is to be known of them
 
     @property
@@ -164,7 +165,7 @@ def missing(experiment: Experiment, args: Args, seed: int) -> list[tuple[str, st
     trials = collect_trials(experiment, args.out) if args.trials else {}
     found = []
     for arm in chosen_arms(args.only, experiment.arms):
-        for setting in experiment.grids[arm] if args.trials else [experiment.chosen[arm]]:
+        for setting in experiment.grids.get(arm, []) if args.trials else [experiment.chosen[arm]]:
             target = args.out / (trial_name(arm, setting) if args.trials else arm) / f"seed{seed}"
             summarised = str(seed) in trials.get(arm, {}).get(setting, {})
             if not summarised and not (target / "curves.json").exists():
@@ -298,7 +299,8 @@ def scores_table(experiment: Experiment, runs: dict, task: str, against: str) ->
     shown |= {
         name: name for name in experiment.more_shown if name in next(iter(runs["before"].values()))[task]
     }
-    titles = [f"`{task}`", "seeds", *shown, f"avg@{n} minus that of {experiment.names[against]}"]
+    against_it = experiment.names.get(against, against)
+    titles = [f"`{task}`", "seeds", *shown, f"avg@{n} minus that of {against_it}"]
     lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
     for arm, seeds in runs.items():
         cells = [str(len(seeds))]
@@ -311,8 +313,8 @@ def scores_table(experiment: Experiment, runs: dict, task: str, against: str) ->
 
 
 def report(experiment: Experiment, out: Path) -> dict[str, str]:
-    """{block: table} for every task; the first arm is what the others are compared with."""
-    runs, against = reported(experiment, out), next(iter(experiment.arms))
+    """{block: table} for every task."""
+    runs, against = reported(experiment, out), experiment.against or next(iter(experiment.arms))
     if against not in runs:
         return {}
     return {task: scores_table(experiment, runs, task, against) for task in experiment.measured}
