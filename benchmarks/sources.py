@@ -55,6 +55,7 @@ TRAIN = (
 )
 MIXED = f"{TRAIN} --data {{here}}/mix.jsonl"
 TUNED = ("equal", "influence", "best", "oracle", "all", "positive")
+CHOSEN: dict[str, str] = {}
 RATES = [f"--lr {lr}" for lr in ("3e-4", "1e-3", "2e-3")]
 
 
@@ -130,7 +131,7 @@ EXPERIMENT = recipes.Experiment(
     }
     | {f"without_{source}": f"equal shares, without {source}" for source in SOURCES},
     grids=dict.fromkeys(TUNED, RATES),
-    chosen={},
+    chosen=CHOSEN | {arm: CHOSEN.get("equal", "") for arm in ARMS if arm not in TUNED},
     measured={TASK: (200, 16)},
     decides=TASK,
     describe=describe,

@@ -7,8 +7,8 @@ another?
 Rules and protocol, written down before the first reported run:
 
 - The ancestor of all models is models/tiny. Every seed makes: minus, by sft.py on worked chains of three;
-  plus, by 80 steps of grpo.py on such chains, from the ancestor (a) or from minus (b), the two readings of the
-  paper; and the target, by sft.py on 256 worked one-step problems with the rare reading.
+  plus, by 80 steps of grpo.py on such chains, from the ancestor (a) or from minus (b), the two readings of
+  the paper; and the target, by sft.py on 256 worked one-step problems with the rare reading.
 - Arms: the target, with alpha times plus a minus minus, for alpha of -1, -0.5, 0.5, 1 and 1.5; with that of
   plus b; with plus a minus the ancestor (does subtracting SFT matter?); and with a random vector that has the
   norm of the first in every tensor. Nothing is tuned: alpha is 1 in the paper.

@@ -1,10 +1,13 @@
 """benchmarks/recipes.py: materials before arms, what is finished is skipped, tables by hand."""
 
+import importlib
 import json
+import shlex
 import shutil
 from pathlib import Path
 
 import pytest
+import tyro
 from mutants import mutant
 
 from benchmarks import recipes
@@ -53,7 +56,7 @@ def commands(monkeypatch):
 @mutant(
     "settings of the trials",
     "benchmarks/recipes.py",
-    "experiment.grids[arm] if args.trials else [experiment.chosen[arm]]",
+    "experiment.grids.get(arm, []) if args.trials else [experiment.chosen[arm]]",
     "experiment.grids[arm]",
 )
 @mutant(
@@ -125,3 +128,26 @@ def test_tables_by_hand(experiment, tmp_path):
     assert recipes.report(experiment, tmp_path).keys() == experiment.measured.keys()
     settings = {"a": {"100": 0.9, "101": 0.1}, "b": {"100": 0.6, "101": 0.6}}
     assert recipes.best_setting(settings) == "b"
+
+
+EXPERIMENTS = ("deepdistill", "distill", "eit", "fslr", "mft", "rounds", "shape", "sources", "vectors")
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_commands_can_be_read(name):
+    """Catches a flag that a script does not have, hours before the run that would find it, and a choice that
+    is not of the grid."""
+    experiment = importlib.import_module(f"benchmarks.{name}").EXPERIMENT
+    commands = list(experiment.materials.values())
+    for arm, command in experiment.arms.items():
+        assert arm in experiment.names and (arm in experiment.grids or arm in experiment.chosen)
+        grid = experiment.grids.get(arm, [experiment.chosen.get(arm)])
+        assert experiment.chosen.get(arm, grid[0]) in grid
+        setting = grid[0]
+        *first, last = command.replace("{setting}", setting).split(" && ")
+        commands += [*first, f"{last} {setting}"]
+    for command in commands:
+        file, *flags = shlex.split(command.format(here="here", seed=7, out="out"))
+        assert "{" not in command.format(here="here", seed=7, out="out")
+        module = importlib.import_module(file.removesuffix(".py").replace("/", "."))
+        tyro.cli(module.Args, args=flags)
