@@ -312,8 +312,12 @@ def run_all(args: Args) -> None:
     if not args.trials:
         return run_jobs(args, [(arm, CHOSEN[arm], seed) for seed in args.seeds for arm in arms])
     for arm in arms:
-        for settings in (GRIDS[arm][1], other_rates(collect_trials(args.out), arm)):
-            run_jobs(args, [(arm, setting, seed) for setting in settings for seed in DEVELOPMENT_SEEDS])
+        run_settings(args, arm, GRIDS[arm][1])
+        run_settings(args, arm, other_rates(collect_trials(args.out), arm))
+
+
+def run_settings(args: Args, arm: str, settings: list[str]) -> None:
+    run_jobs(args, [(arm, setting, seed) for setting in settings for seed in DEVELOPMENT_SEEDS])
 
 
 # --- tables -------------------------------------------------------------------------------------------------

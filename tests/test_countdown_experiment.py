@@ -94,6 +94,24 @@ def test_what_is_finished_is_skipped(small, monkeypatch, capsys):
         countdown.run_all(small)
 
 
+def test_other_rates_follow_in_the_same_command(small, monkeypatch):
+    """Catches other rates that are looked for before the coefficients have been tried."""
+    tried = {}
+
+    def run_jobs(args, jobs):
+        for arm, setting, seed in jobs:
+            score = {"score": 0.7 if "0.3" in setting else 0.5}
+            tried.setdefault(arm, {}).setdefault(setting, {})[str(seed)] = score
+
+    monkeypatch.setattr(countdown, "run_jobs", run_jobs)
+    monkeypatch.setattr(countdown, "collect_trials", lambda out: tried)
+    monkeypatch.setattr(countdown, "measure", lambda *args: {"H": 1.0})
+    small.only, small.trials = ("siren",), True
+    countdown.run_all(small)
+    rates = [f"--beta 0.3 --lr {rate}" for rate in countdown.OTHER_RATES]
+    assert list(tried["siren"]) == [*countdown.GRIDS["siren"][1], *rates]
+
+
 @mutant("the worst", "benchmarks/countdown.py", "best = max(first, key", "best = min(first, key")
 @mutant("before all are tried", "benchmarks/countdown.py", "< len(DEVELOPMENT_SEEDS) for", "< 1 for")
 def test_other_rates_are_of_the_best_coefficient(small):
