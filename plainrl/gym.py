@@ -183,7 +183,8 @@ class GymTask:
                 asked.add(entry["question"])
                 in_vain = 0
                 source = f"{self.spec}#{seed}#{position}"
-                yield Problem(self.prompt(entry), shown_answer(entry), source=source)
+                solution = worked_solution(entry)
+                yield Problem(self.prompt(entry), shown_answer(entry), solution=solution, source=source)
 
     # --- is the task fit for training? ----------------------------------------------------------------------
 
@@ -408,6 +409,16 @@ def shown_answer(entry: dict) -> str:
         if example:
             return example if isinstance(example, str) else json.dumps(example)
     return ANY_ANSWER
+
+
+def worked_solution(entry: dict) -> str | None:
+    r"""The worked solution that gsm_symbolic knows of each question, with the answer in a box at its end.
+
+    >>> worked_solution({"metadata": {"answer_cot": "There are 80+17 = 97 of them.\n#### 97"}})
+    'There are 80+17 = 97 of them.\n\\boxed{97}'
+    """
+    work, mark, answer = entry["metadata"].get("answer_cot", "").rpartition("####")
+    return f"{work.rstrip()}\n\\boxed{{{answer.strip()}}}" if mark else None
 
 
 def fixed_part(entry: dict | None) -> tuple[str, str] | None:

@@ -605,3 +605,19 @@ def test_gym_table_has_every_task(gym):
     assert len(rows) == len(log["rows"]) and all(row.count(" | ") == rows[0].count(" | ") for row in rows)
     if log["version"] == version("reasoning-gym"):
         assert [row["task"] for row in log["rows"]] == gym_tasks.all_tasks()
+
+
+@mutant(
+    "gym: a solution without its box",
+    "plainrl/gym.py",
+    """{work.rstrip()}\\n\\\\boxed{{{answer.strip()}}}""",
+    """{work.rstrip()}""",
+)
+def test_worked_solutions_are_right():
+    """Catches a solution that its own task does not accept, and one where a task knows none."""
+    task = load_task("gym:gsm_symbolic")
+    for index in range(20):
+        problem = task.problem("train", index, 0)
+        assert "####" not in problem.solution and len(problem.solution.splitlines()) > 1
+        assert task.grade(problem.solution, problem).correct
+    assert load_task("gym:chain_sum").problem("train", 0, 0).solution is None
