@@ -340,13 +340,15 @@ def mean_score(seeds: dict[str, dict]) -> float:
 def collect_trials(out: Path) -> dict:
     """Adds the trials that are there to trials.json, and returns all: {arm: {setting: {seed: summary}}}."""
     file = out / "trials.json"
-    trials = json.loads(file.read_text()) if file.exists() else {}
+    before = file.read_text() if file.exists() else "{}"
+    trials = json.loads(before)
     for arm, (_, first) in GRIDS.items():
         for setting in first:
             add_trials(trials, out, arm, setting)
         for setting in other_rates(trials, arm):
             add_trials(trials, out, arm, setting)
-    write_text(file, json.dumps(trials, indent=1) + "\n")
+    if trials != json.loads(before):
+        write_text(file, json.dumps(trials, indent=1) + "\n")
     return trials
 
 

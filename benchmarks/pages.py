@@ -33,6 +33,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks import (  # noqa: E402
     calibration,
     compare,
+    countdown,
     entropy,
     graders,
     guide_smollm2,
@@ -243,6 +244,7 @@ def tables() -> dict[str, Callable[[], str]]:
         "calibration_countdown": lambda: calibration.countdown_table(
             read(ROOT / "benchmarks/calibration_countdown.json")["rows"]
         ),
+        "countdown.trials": partial(countdown.trials_table, countdown.LOGS),
         "where_entropy_is": partial(where_entropy_is.page_table, LOGS / "where_entropy"),
         "sft": sft_table,
         "real_model": lambda: real_model.page_table(read(LOGS / "grpo/smollm2/seed1/summary.json")),
