@@ -21,12 +21,8 @@ No paper is its source. Where common trainers differ, this is what it does, tagg
 Letters in shapes: N rows of a step, T completion tokens. Masks come from lengths; the end token is inside.
 """
 
-import functools
-import itertools
 import math
-import random
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -37,13 +33,12 @@ from plainrl.files import name_of
 from plainrl.flags import Fraction, NotNegative, RowFlags, by_size, parse
 from plainrl.ranks import total
 from plainrl.rollout import Batch
+from plainrl.row_order import number_of_steps, rows_of_steps
 from plainrl.rows import batch_of, load_rows, read_mixture, row_sums
 from plainrl.run import Run
 from plainrl.scoring import logprob_and_entropy, micro_batches, score
-from plainrl.screen import fail, or_fail, say
+from plainrl.screen import fail, or_fail
 from plainrl.tasks import NoTask
-
-WINDOW = 16  # steps whose rows are sorted by length together
 
 
 @dataclass
@@ -111,80 +106,6 @@ def lr_share(step: int, steps: int, schedule: str, warmup_share: float, final_sh
     return 1.0 if schedule == "constant" else final_share + (1 - final_share) * left
 
 
-# --- the order of rows --------------------------------------------------------------------------------------
-
-
-@functools.lru_cache(maxsize=2)
-def order_of_epoch(lengths: tuple[int, ...], rows_per_step: int, seed: int, epoch: int) -> list[int]:
-    """All rows once, by number, in the order of an epoch: a function of the seed and the epoch.
-
-    `lengths` are those of the rows, in tokens. Within WINDOW steps rows are sorted by length and the steps
-    shuffled. The step that the epoch before has begun, and the one that the next will end, take rows as they
-    come.
-    """
-    rng = random.Random(f"{seed}/epoch {epoch}")
-    rows = list(range(len(lengths)))
-    rng.shuffle(rows)
-    begun = min(-epoch * len(rows) % rows_per_step, len(rows))  # rows that fill the step begun before
-    end = begun + (len(rows) - begun) // rows_per_step * rows_per_step  # of the last whole step
-    order = rows[:begun]
-    for start in range(begun, end, WINDOW * rows_per_step):
-        window = rows[start : min(start + WINDOW * rows_per_step, end)]
-        order += steps_of_one_length(window, lengths, rows_per_step, rng)
-    return order + rows[end:]
-
-
-def steps_of_one_length(
-    window: list[int], lengths: tuple[int, ...], rows_per_step: int, rng: random.Random
-) -> list[int]:
-    """The rows of a window's steps, sorted by length, and then the steps shuffled."""
-    window = sorted(window, key=lambda row: lengths[row])
-    steps = [window[first : first + rows_per_step] for first in range(0, len(window), rows_per_step)]
-    rng.shuffle(steps)
-    return [row for step in steps for row in step]
-
-
-def rows_of_step(lengths: tuple[int, ...], rows_per_step: int, seed: int, step: int) -> list[int]:
-    """The numbers of a step's rows. The epochs follow one another without a gap, so that resuming needs the
-    step alone; steps count from 1."""
-    places = range((step - 1) * rows_per_step, step * rows_per_step)  # in the endless stream of epochs
-    epochs = sorted({place // len(lengths) for place in places})
-    orders = {epoch: order_of_epoch(lengths, rows_per_step, seed, epoch) for epoch in epochs}
-    return [orders[place // len(lengths)][place % len(lengths)] for place in places]
-
-
-def order_of_mixture(
-    sources: tuple[str, ...],
-    lengths: tuple[int, ...],
-    shares: dict[str, float],
-    rows_per_step: int,
-    seed: int,
-    steps: int,
-) -> list[int]:
-    """The numbers of the rows of steps 1, 2, ... with --mixture, at least for `steps` steps.
-
-    Each draw first draws a source, with the probabilities `shares`, and then takes the next row of that
-    source's own endless stream of epochs. So the shares hold on average, and over a window better than in a
-    step, since the rows of WINDOW steps are sorted by length here too. More steps begin with the same rows.
-    `sources` and `lengths` are those of all rows.
-    """
-    rng = random.Random(f"{seed}/mixture")
-    rows_of = {source: [row for row, own in enumerate(sources) if own == source] for source in shares}
-    streams = {source: epochs_of_source(rows, f"{seed}/{source}") for source, rows in rows_of.items()}
-    order = []
-    while len(order) < steps * rows_per_step:  # whole windows, whatever `steps` is
-        drawn = rng.choices(list(shares), list(shares.values()), k=WINDOW * rows_per_step)
-        window = [next(streams[source]) for source in drawn]
-        order += steps_of_one_length(window, lengths, rows_per_step, rng)
-    return order
-
-
-def epochs_of_source(rows: list[int], key: str) -> Iterator[int]:
-    """The rows over and over, each once an epoch, in an order that depends on the key and the epoch."""
-    for epoch in itertools.count():
-        yield from random.Random(f"{key}/epoch {epoch}").sample(rows, len(rows))
-
-
 # --- the update ---------------------------------------------------------------------------------------------
 
 
@@ -214,14 +135,6 @@ def accumulate_gradients(model, batch: Batch, args: Args) -> Counter:
 # --- the loop -----------------------------------------------------------------------------------------------
 
 
-def number_of_steps(args: Args, rows: int) -> int:
-    """As many as --epochs need, or --steps, whichever is less."""
-    needed = math.ceil(args.epochs * rows / args.rows_per_step)
-    if args.steps is not None and args.steps > needed:
-        say(f"--epochs {args.epochs} ends the run after {needed} steps, before --steps {args.steps}")
-    return min(needed, args.steps or needed)
-
-
 def main(args: Args, task=None, sampler=None) -> Path:
     """Train and return the folder of the final model. A task or sampler of your own can be passed in."""
     if not all(0 <= beta < 1 for beta in args.betas):
@@ -231,25 +144,19 @@ def main(args: Args, task=None, sampler=None) -> Path:
     run = Run("sft", args, task, sampler, state={"tokens_seen": 0})
     run.rows, run.dev_rows = load_rows(args, run.task, run.model, run.tokenizer)  # [D1], [D3]
     args.steps = number_of_steps(args, len(run.rows))
-    lengths = tuple(row.length for row in run.rows)
-    mixed = None
     if args.mixture:
         # The shares themselves take the place of the path: config.json keeps them, and --resume finds the
         # same ones or refuses.
         args.mixture = or_fail(read_mixture, args.mixture, run.rows)
-        sources = tuple(row.source for row in run.rows)
-        mixed = order_of_mixture(sources, lengths, args.mixture, args.rows_per_step, args.seed, args.steps)
+    steps = rows_of_steps(run.rows, args.mixture, args.rows_per_step, args.seed, args.steps)  # [D2]
     optimizer = torch.optim.AdamW(
         run.model.parameters(), args.lr, args.betas, weight_decay=args.weight_decay, fused=True
     )
     run.restore(optimizer)
     for step in run.steps():
         # --- 1 the rows of the step
-        if mixed is None:
-            numbers = rows_of_step(lengths, args.rows_per_step, args.seed, step)  # [D2]
-        else:
-            numbers = mixed[(step - 1) * args.rows_per_step : step * args.rows_per_step]
-        batch = batch_of([run.rows[number] for number in numbers], run.model.device)
+        rows = steps[step - 1]
+        batch = batch_of(rows, run.model.device)
 
         # --- 2 update
         share = lr_share(step, args.steps, args.schedule, args.warmup_share, args.final_lr_share)  # [D4]
@@ -259,7 +166,7 @@ def main(args: Args, task=None, sampler=None) -> Path:
 
         # --- 3 log, score dev, save
         run.state["tokens"] += sums["tokens"]  # what --token-budget counts
-        run.state["tokens_seen"] += sum(lengths[number] for number in numbers)
+        run.state["tokens_seen"] += sum(row.length for row in rows)
         own = {
             "sft/loss": sums["nll"] / sums["tokens"],
             "sft/accuracy": sums["right"] / sums["tokens"],

@@ -32,13 +32,9 @@ Letters in shapes: N rows of a step, T completion tokens, M tokens end to end, V
 lengths; the end token is inside.
 """
 
-import functools
-import itertools
 import math
-import random
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -50,18 +46,11 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # where plainrl/ lies
 
 from plainrl import ranks
 from plainrl.files import name_of
-from plainrl.flags import (
-    Fraction,
-    NotNegative,
-    RowFlags,
-    Temperature,
-    by_size,
-    check_model_is_there,
-    parse,
-)
-from plainrl.models import load_model
+from plainrl.flags import Fraction, NotNegative, RowFlags, Temperature, by_size, parse
+from plainrl.models import check_same_tokens, load_model
 from plainrl.ranks import total
 from plainrl.rollout import Batch, pad
+from plainrl.row_order import number_of_steps, rows_of_steps
 from plainrl.rows import batch_of, load_rows, read_mixture, row_sums
 from plainrl.run import Run
 from plainrl.scoring import (
@@ -71,10 +60,9 @@ from plainrl.scoring import (
     micro_batches,
     shared_hidden_states,
 )
-from plainrl.screen import fail, or_fail, say, shown
+from plainrl.screen import fail, or_fail, say
 from plainrl.tasks import NoTask
 
-WINDOW = 16  # steps whose rows are sorted by length together
 TEACHER = "runs/grpo/chain-seed0/final"  # where `python grpo.py` leaves its model
 
 
@@ -175,80 +163,6 @@ def lr_share(step: int, steps: int, schedule: str, warmup_share: float, final_sh
     return 1.0 if schedule == "constant" else final_share + (1 - final_share) * left
 
 
-# --- the order of rows --------------------------------------------------------------------------------------
-
-
-@functools.lru_cache(maxsize=2)
-def order_of_epoch(lengths: tuple[int, ...], rows_per_step: int, seed: int, epoch: int) -> list[int]:
-    """All rows once, by number, in the order of an epoch: a function of the seed and the epoch.
-
-    `lengths` are those of the rows, in tokens. Within WINDOW steps rows are sorted by length and the steps
-    shuffled. The step that the epoch before has begun, and the one that the next will end, take rows as they
-    come.
-    """
-    rng = random.Random(f"{seed}/epoch {epoch}")
-    rows = list(range(len(lengths)))
-    rng.shuffle(rows)
-    begun = min(-epoch * len(rows) % rows_per_step, len(rows))  # rows that fill the step begun before
-    end = begun + (len(rows) - begun) // rows_per_step * rows_per_step  # of the last whole step
-    order = rows[:begun]
-    for start in range(begun, end, WINDOW * rows_per_step):
-        window = rows[start : min(start + WINDOW * rows_per_step, end)]
-        order += steps_of_one_length(window, lengths, rows_per_step, rng)
-    return order + rows[end:]
-
-
-def steps_of_one_length(
-    window: list[int], lengths: tuple[int, ...], rows_per_step: int, rng: random.Random
-) -> list[int]:
-    """The rows of a window's steps, sorted by length, and then the steps shuffled."""
-    window = sorted(window, key=lambda row: lengths[row])
-    steps = [window[first : first + rows_per_step] for first in range(0, len(window), rows_per_step)]
-    rng.shuffle(steps)
-    return [row for step in steps for row in step]
-
-
-def rows_of_step(lengths: tuple[int, ...], rows_per_step: int, seed: int, step: int) -> list[int]:
-    """The numbers of a step's rows. The epochs follow one another without a gap, so that resuming needs the
-    step alone; steps count from 1."""
-    places = range((step - 1) * rows_per_step, step * rows_per_step)  # in the endless stream of epochs
-    epochs = sorted({place // len(lengths) for place in places})
-    orders = {epoch: order_of_epoch(lengths, rows_per_step, seed, epoch) for epoch in epochs}
-    return [orders[place // len(lengths)][place % len(lengths)] for place in places]
-
-
-def order_of_mixture(
-    sources: tuple[str, ...],
-    lengths: tuple[int, ...],
-    shares: dict[str, float],
-    rows_per_step: int,
-    seed: int,
-    steps: int,
-) -> list[int]:
-    """The numbers of the rows of steps 1, 2, ... with --mixture, at least for `steps` steps.
-
-    Each draw first draws a source, with the probabilities `shares`, and then takes the next row of that
-    source's own endless stream of epochs. So the shares hold on average, and over a window better than in a
-    step, since the rows of WINDOW steps are sorted by length here too. More steps begin with the same rows.
-    `sources` and `lengths` are those of all rows.
-    """
-    rng = random.Random(f"{seed}/mixture")
-    rows_of = {source: [row for row, own in enumerate(sources) if own == source] for source in shares}
-    streams = {source: epochs_of_source(rows, f"{seed}/{source}") for source, rows in rows_of.items()}
-    order = []
-    while len(order) < steps * rows_per_step:  # whole windows, whatever `steps` is
-        drawn = rng.choices(list(shares), list(shares.values()), k=WINDOW * rows_per_step)
-        window = [next(streams[source]) for source in drawn]
-        order += steps_of_one_length(window, lengths, rows_per_step, rng)
-    return order
-
-
-def epochs_of_source(rows: list[int], key: str) -> Iterator[int]:
-    """The rows over and over, each once an epoch, in an order that depends on the key and the epoch."""
-    for epoch in itertools.count():
-        yield from random.Random(f"{key}/epoch {epoch}").sample(rows, len(rows))
-
-
 # --- the update ---------------------------------------------------------------------------------------------
 
 
@@ -312,87 +226,52 @@ def accumulate_gradients(model, batch: Batch, args: Args, teacher) -> Counter:
 # --- the teacher --------------------------------------------------------------------------------------------
 
 
-def check_teacher_is_there(args: Args) -> None:
-    """Before anything is loaded. The default teacher has to be made first."""
-    if args.teacher == TEACHER and not Path(TEACHER).exists():
-        fail(
-            f"--teacher {TEACHER}: is not there yet; `python grpo.py` makes it in about five minutes; or "
-            "give another model with the vocabulary of --model"
-        )
-    check_model_is_there(args.teacher, "--teacher")
-
-
 def load_teacher(name: str, student, tokenizer):
     """The frozen model to learn from. What cannot be a teacher ends the run in one line."""
-    try:
-        teacher, its_tokenizer = load_model(name)
-        check_model(teacher)
-    except SystemExit as stop:  # which speaks of --model
-        fail(str(stop).removeprefix("error: ").replace("--model", "--teacher", 1))
+    teacher, its_tokenizer = load_model(name, flag="--teacher")
+    check_model(teacher, "--teacher")
     ranks.release_weights(teacher)
-    or_fail(check_vocabulary, name, its_tokenizer.get_vocab(), tokenizer.get_vocab())
+    flag = f"--teacher {name}"
+    or_fail(check_same_tokens, flag, its_tokenizer.get_vocab(), "--model", tokenizer.get_vocab())
     sizes = [model.get_output_embeddings().weight.shape[0] for model in (teacher, student)]
     if sizes[0] != sizes[1]:
-        fail(f"--teacher {name}: its head has {sizes[0]:,} tokens, that of --model {sizes[1]:,}")
+        fail(f"{flag}: its head has {sizes[0]:,} tokens, that of --model {sizes[1]:,}")
     if its_tokenizer.chat_template != tokenizer.chat_template:
         say("warning: --teacher has another chat template; it sees the rows as that of --model writes them")
     return teacher.eval().requires_grad_(False)
 
 
-def check_vocabulary(name: str, theirs: dict[str, int], ours: dict[str, int]) -> None:
-    """Raises ValueError where a token has another id, or only one of the models has it."""
-    differing = [token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token)]
-    if differing:
-        first = min(differing, key=lambda token: (ours.get(token, math.inf), token))
-        ids = [f"id {vocab[first]}" if first in vocab else "missing" for vocab in (theirs, ours)]
-        raise ValueError(
-            f"--teacher {name}: its vocabulary differs from that of --model in {len(differing):,} tokens, "
-            f"first in {shown(repr(first), one_line=True)}: {ids[0]}, here {ids[1]}; give a model with the "
-            "same tokens"
-        )
-
-
 # --- the loop -----------------------------------------------------------------------------------------------
-
-
-def number_of_steps(args: Args, rows: int) -> int:
-    """As many as --epochs need, or --steps, whichever is less."""
-    needed = math.ceil(args.epochs * rows / args.rows_per_step)
-    if args.steps is not None and args.steps > needed:
-        say(f"--epochs {args.epochs} ends the run after {needed} steps, before --steps {args.steps}")
-    return min(needed, args.steps or needed)
 
 
 def main(args: Args, task=None, sampler=None) -> Path:
     """Train and return the folder of the final model. A task or sampler of your own can be passed in."""
     if not all(0 <= beta < 1 for beta in args.betas):
         fail(f"--betas {args.betas[0]:g} {args.betas[1]:g}: must be at least 0 and below 1")
-    check_teacher_is_there(args)
+    if args.teacher == TEACHER and not Path(TEACHER).exists():
+        fail(
+            f"--teacher {TEACHER}: is not there yet; `python grpo.py` makes it in about five minutes; or "
+            "give another model with the vocabulary of --model"
+        )
     if task is None and args.task == "none":
         task = NoTask(name_of(str(args.data[0])) if args.data else "none")
     run = Run("distill", args, task, sampler, state={"tokens_seen": 0})
     run.teacher = load_teacher(args.teacher, run.model, run.tokenizer)  # [D6]
     run.rows, run.dev_rows = load_rows(args, run.task, run.model, run.tokenizer)  # [D1], [D3]
     args.steps = number_of_steps(args, len(run.rows))
-    lengths = tuple(row.length for row in run.rows)
-    mixed = None
     if args.mixture:
         # The shares themselves take the place of the path: config.json keeps them, and --resume finds the
         # same ones or refuses.
         args.mixture = or_fail(read_mixture, args.mixture, run.rows)
-        sources = tuple(row.source for row in run.rows)
-        mixed = order_of_mixture(sources, lengths, args.mixture, args.rows_per_step, args.seed, args.steps)
+    steps = rows_of_steps(run.rows, args.mixture, args.rows_per_step, args.seed, args.steps)  # [D2]
     optimizer = torch.optim.AdamW(
         run.model.parameters(), args.lr, args.betas, weight_decay=args.weight_decay, fused=True
     )
     run.restore(optimizer)
     for step in run.steps():
         # --- 1 the rows of the step
-        if mixed is None:
-            numbers = rows_of_step(lengths, args.rows_per_step, args.seed, step)  # [D2]
-        else:
-            numbers = mixed[(step - 1) * args.rows_per_step : step * args.rows_per_step]
-        batch = batch_of([run.rows[number] for number in numbers], run.model.device)
+        rows = steps[step - 1]
+        batch = batch_of(rows, run.model.device)
 
         # --- 2 update
         share = lr_share(step, args.steps, args.schedule, args.warmup_share, args.final_lr_share)  # [D4]
@@ -402,7 +281,7 @@ def main(args: Args, task=None, sampler=None) -> Path:
 
         # --- 3 log, score dev, save
         run.state["tokens"] += sums["tokens"]  # what --token-budget counts
-        run.state["tokens_seen"] += sum(lengths[number] for number in numbers)
+        run.state["tokens_seen"] += sum(row.length for row in rows)
         own = {
             "distill/kl": sums["teacher_kl"] / sums["tokens"],
             "distill/teacher_entropy": sums["teacher_entropy"] / sums["tokens"],

@@ -30,7 +30,7 @@ from plainrl.screen import fail, say
 
 EVAL_SEED = 2**31  # evaluation has its own seed: every checkpoint meets the same problems and random numbers
 EVAL_LENGTHS = {"tiny": 160, "small": 1024, "large": 3072}  # longest completions of eval.py, by size
-MODEL_FLAGS = ("model", "baseline")
+MODEL_FLAGS = ("model", "baseline", "teacher", "plus", "minus", "to")  # flags that name a model
 
 # --- defaults by the size of the model ----------------------------------------------------------------------
 

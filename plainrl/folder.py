@@ -1,12 +1,13 @@
 """The output folder of a run: who may write there, its logs, and checkpoints that neither a kill nor a bad
-disk turns into another run without a word."""
+disk turns into another run without a word. Besides, the files and folders that tools write."""
 
 import contextlib
 import io
 import json
 import os
 import pickle
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from plainrl import ranks
 from plainrl.models import damage, put_weights, real_folder, save_model
-from plainrl.screen import fail, say
+from plainrl.screen import fail, say, shown
 
 LOGS = ("metrics.jsonl", "samples.jsonl", "dev_samples.jsonl", "groups.jsonl")
 # What a run may have written before its first record.
@@ -93,16 +94,17 @@ def remove_if_unused(folder: Path, held: FileLock) -> None:
     held.release(force=True)
 
 
-def lock(folder: Path, message: str = "") -> FileLock:
-    """Keep other processes from writing into the folder, until it is released or this process ends."""
+def lock(folder: Path, message: str = "", flag: str = "--out-dir") -> FileLock:
+    """Keep other processes from writing into the folder, until it is released or this process ends. `flag`
+    is how a user names the folder, `message` what is said where another process has it."""
     held = FileLock(folder / ".lock", timeout=0, is_singleton=True)
     try:
         held.acquire()
     except Timeout:
-        in_use = f"--out-dir {folder}: another process is writing there"
-        fail(message or f"{in_use}; wait for its end, or choose another --out-dir")
+        in_use = f"{flag} {folder}: another process is writing there"
+        fail(message or f"{in_use}; wait for its end, or choose another {flag}")
     except OSError as error:
-        fail(f"--out-dir {folder}: cannot be written ({error.strerror}); choose another --out-dir")
+        fail(f"{flag} {folder}: cannot be written ({error.strerror or error}); choose another {flag}")
     return held
 
 
@@ -124,6 +126,93 @@ def write_text(path: Path, text: str) -> None:
     aside = path.with_name(path.name + ".tmp")
     aside.write_bytes(text.encode("utf-8"))
     aside.replace(path)
+
+
+# --- what tools write ---------------------------------------------------------------------------------------
+
+
+def refuse_existing(flag: str, path: Path) -> None:
+    """Nothing that is there is written over."""
+    if path.exists():
+        fail(f"{flag} {path}: exists and is never overwritten; give another name or delete it")
+
+
+def write_or_fail(flag: str, path: Path, text: str, way_out: str) -> None:
+    """`write_text`, or one line that says why not."""
+    try:
+        write_text(path, text)
+    except OSError as error:
+        fail(f"{flag} {path}: cannot be written ({error.strerror or error}); {way_out}")
+
+
+def json_lines(rows: Iterable[dict]) -> str:
+    """One object a line. What JSON has no word for, such as a date of a Parquet file, becomes a text."""
+    return "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+
+
+@contextlib.contextmanager
+def written_aside(path: Path):
+    """A path beside this one to write a file or a folder to. At the end it gets the name. Whatever ends the
+    work earlier leaves nothing behind."""
+    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield aside
+        if path.exists():
+            raise FileExistsError(f"{path} has come into being meanwhile")
+        aside.rename(path)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        with contextlib.suppress(OSError):  # where nothing may be written, there is nothing to remove
+            aside.unlink(missing_ok=True)
+        raise
+
+
+# Work of hours goes into a folder as it comes, a line for each result, and the same command goes on from
+# there.
+
+
+@contextlib.contextmanager
+def claimed(flag: str, folder: Path, own: str):
+    """Make the folder, or find that it is empty or has the tool's `own` file. While this lasts, other
+    processes are kept out of it."""
+    if folder.exists() and not folder.is_dir():
+        fail(f"{flag} {folder}: is a file; choose a folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        names = {path.name for path in folder.iterdir()}
+        if names - {".lock"} and own not in names:
+            fail(f"{flag} {folder}: has files, and no {own} of this tool; choose another folder")
+    except OSError as error:
+        fail(f"{flag} {folder}: cannot be used ({error.strerror or error}); choose another")
+    held = lock(folder, flag=flag)
+    try:
+        yield
+    finally:
+        held.release()
+
+
+def refuse_other_settings(where: str, before: dict, now: dict, way_out: str) -> None:
+    """What was begun with some settings goes on with the same ones. Names the first that is another."""
+    for name, value in now.items():
+        if value != before.get(name):
+            old, new = (shown(str(each), one_line=True) for each in (before.get(name), value))
+            fail(f"{where}: {name} was {old} and is now {new}; {way_out}")
+
+
+def whole_lines(path: Path) -> list[bytes]:
+    """The lines of a file, without a half one that a kill left at its end; none where there is no file."""
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    return lines[:-1] if lines and not lines[-1].endswith(b"\n") else lines
+
+
+def append_or_fail(path: Path, rows: list[dict]) -> None:
+    """Add rows to a file of JSON lines."""
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write("".join(json.dumps(row) + "\n" for row in rows))
+    except OSError as error:
+        fail(f"{path}: cannot be written ({error.strerror or error}); the same command goes on from here")
 
 
 # --- logs ---------------------------------------------------------------------------------------------------

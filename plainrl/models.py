@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from plainrl import lora, ranks
 from plainrl.flags import looks_like_a_path
-from plainrl.screen import fail, or_fail, say
+from plainrl.screen import fail, or_fail, say, shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -31,52 +31,88 @@ CHECKSUMS = "checksums.json"
 WAY_OUT = "give a Hugging Face folder, a hub name or a .gguf file"
 
 
-def find_model(name: str) -> str:
+def find_model(name: str, flag: str = "--model") -> str:
     """The path or hub name that transformers gets. The embedded models, which lie in plainrl/, are found from
     any folder.
 
-    What looks like a path and is none is refused at once, before transformers asks the hub for it.
+    What looks like a path and is none is refused at once, before transformers asks the hub for it. `flag` is
+    how the user named the model, here and below.
     """
     if name in EMBEDDED and not os.path.isdir(name):
         return str(EMBEDDED[name])
     if looks_like_a_path(name) and not os.path.exists(name):
-        fail(f"--model {name}: no such folder or file; {WAY_OUT}")
+        fail(f"{flag} {name}: no such folder or file; {WAY_OUT}")
     return name
 
 
+def path_and_options(name: str, flag: str) -> tuple[str, dict]:
+    """What `from_pretrained` of transformers gets for a model. Of a .gguf file its folder, and its name."""
+    path = find_model(name, flag)
+    if not path.endswith(".gguf"):
+        return path, {}
+    try:
+        version("gguf"), version("accelerate")
+    except PackageNotFoundError:
+        fail(f"{flag} {name}: reading a .gguf file needs two more packages; run: pip install gguf accelerate")
+    return os.path.dirname(path) or ".", {"gguf_file": os.path.basename(path)}
+
+
+def load_tokenizer(name: str, flag: str = "--model") -> "PreTrainedTokenizerBase":
+    """The tokenizer of a folder, a hub name or a .gguf file."""
+    from transformers import AutoTokenizer
+
+    path, options = path_and_options(name, flag)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, **options)
+    except (OSError, ValueError) as error:
+        fail(f"{flag} {name}: cannot be loaded ({str(error).splitlines()[0]}); {WAY_OUT}")
+    # No warning of a text longer than the context: `plainrl.rollout.check_prompt` looks at each prompt.
+    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
+    return tokenizer
+
+
+def check_same_tokens(
+    flag: str, theirs: dict[str, int], other_flag: str, ours: dict[str, int], may_miss: bool = False
+) -> None:
+    """Raises ValueError where an id stands for two tokens in two vocabularies, {token: id}. An id that one of
+    them does not have is as bad, unless it `may_miss` it."""
+    mine, other = ({id: token for token, id in vocabulary.items()} for vocabulary in (theirs, ours))
+    ids = mine.keys() & other.keys() if may_miss else mine.keys() | other.keys()
+    differing = sorted(id for id in ids if mine.get(id) != other.get(id))
+    if differing:
+        first = differing[0]
+        here, there = (
+            shown(repr(tokens[first]), True) if first in tokens else "no token" for tokens in (mine, other)
+        )
+        raise ValueError(
+            f"{flag}: differs from {other_flag} in {len(differing):,} of {len(ids):,} token ids, first in "
+            f"{first}: {here}, there {there}; give models with the same tokens"
+        )
+
+
 def load_model(
-    name: str, activation_checkpointing: bool = False, lora_rank: int | None = None
+    name: str,
+    activation_checkpointing: bool = False,
+    lora_rank: int | None = None,
+    flag: str = "--model",
 ) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
     """Load a folder, a hub name or a .gguf file, in float32 whatever the file says (bfloat16 loses small
     updates).
 
     On a GPU the model body computes in bfloat16 autocast over these float32 weights; the head stays float32.
     """
-    from transformers import AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # one line a step is progress enough
-    path = find_model(name)
-    kwargs = {}
-    if path.endswith(".gguf"):
-        try:
-            version("gguf"), version("accelerate")
-        except PackageNotFoundError:
-            fail(
-                f"--model {name}: reading a .gguf file needs two more packages; run: pip install gguf "
-                "accelerate"
-            )
-        path, kwargs = os.path.dirname(path) or ".", {"gguf_file": os.path.basename(path)}
+    path, options = path_and_options(name, flag)
+    tokenizer = load_tokenizer(name, flag)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, **kwargs)
-        model = read_model(path, **kwargs)
+        model = read_model(path, **options)
     except (OSError, ValueError) as error:
-        fail(f"--model {name}: cannot be loaded ({str(error).splitlines()[0]}); {WAY_OUT}")
-    # No warning of a text longer than the context: `plainrl.rollout.check_prompt` looks at each prompt.
-    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
-    if kwargs:
+        fail(f"{flag} {name}: cannot be loaded ({str(error).splitlines()[0]}); {WAY_OUT}")
+    if options:
         forget_quantisation(model)
-    check_head(model, name)
+    check_head(model, name, flag)
     turn_off_dropout(model)
     tokens = max(tokenizer.get_vocab().values()) + 1
     if model.get_input_embeddings().num_embeddings > tokens:  # the rest mean nothing, and would be sampled
@@ -102,19 +138,18 @@ def forget_quantisation(model) -> None:
             delattr(owner, mark)
 
 
-def check_head(model, name: str) -> None:
+def check_head(model, name: str, flag: str) -> None:
     """Refuse a model whose logits are more than head times hidden state: the scorer computes no more than
     that."""
     config = model.config.get_text_config()
     for scaling in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
         if getattr(config, scaling, None) not in (None, 1, 1.0):
             fail(
-                f"--model {name}: its logits are changed after the head ({scaling}), which the scorer does "
-                "not do; "
-                "use another model"
+                f"{flag} {name}: its logits are changed after the head ({scaling}), which the scorer does "
+                "not do; use another model"
             )
     if model.get_output_embeddings() is None:
-        fail(f"--model {name}: is no causal language model with an output head")
+        fail(f"{flag} {name}: is no causal language model with an output head")
 
 
 def turn_off_dropout(model) -> None:

@@ -87,9 +87,9 @@ class Row:
 # --- from files and tasks to rows ---------------------------------------------------------------------------
 
 
-def read_rows(paths: tuple[Path, ...]) -> list[Row]:
+def read_rows(paths: tuple[Path, ...], flag: str = "--data") -> list[Row]:
     """The rows of files. Raises ValueError with the file, the line and the field."""
-    return [row for _, rows in entries_with_rows(paths) for row in rows]
+    return [row for _, rows in entries_with_rows(paths, flag) for row in rows]
 
 
 def entries_with_rows(paths: tuple[Path, ...], flag: str = "--data") -> Iterator[tuple[dict, list[Row]]]:

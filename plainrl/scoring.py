@@ -229,7 +229,7 @@ def update_sums(
 # --- does it work for this model? ---------------------------------------------------------------------------
 
 
-def check_model(model) -> None:
+def check_model(model, flag: str = "--model") -> None:
     """Stop the run if prompts that are run once do not give the model's own log-probabilities.
 
     Then some layer is no plain attention, or the head is more than a matrix product.
@@ -251,6 +251,6 @@ def check_model(model) -> None:
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         fail(
-            f"--model: {type(model).__name__} is none of the models that can share prompts ({reason}); use a "
+            f"{flag}: {type(model).__name__} is none of the models that can share prompts ({reason}); use a "
             "plain one, such as Llama, Qwen2, Qwen3, Mistral, SmolLM or OLMo 2"
         )

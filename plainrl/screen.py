@@ -93,6 +93,15 @@ def in_one_process(script: str) -> None:
         fail(f"{script} runs in one process; start one on each GPU (CUDA_VISIBLE_DEVICES) without torchrun")
 
 
+@contextlib.contextmanager
+def stoppable(said: str):
+    """Ctrl-C ends a command with one line, which says what becomes of its work."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.exit(f"\nstopped; {said}")
+
+
 # --- what takes long ----------------------------------------------------------------------------------------
 
 
@@ -124,6 +133,11 @@ def say_if_slow(began: float, text: str) -> None:
     """Say it where more than some seconds have passed since `began`, a time.monotonic()."""
     if time.monotonic() - began > SLOW:
         say(text)
+
+
+def time_left(began: float, done: float, left: float) -> str:
+    """How long work will take that is `left`, by what was `done` of it since `began`, a time.monotonic()."""
+    return minutes((time.monotonic() - began) / done * left)
 
 
 def minutes(seconds: float) -> str:

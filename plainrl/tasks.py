@@ -45,6 +45,7 @@ from urllib.parse import parse_qsl
 FILE_FIELDS = ("prompt", "answer", "hint", "solution", "split")  # of a file, with other names by --task
 FILE_SETTINGS = (*FILE_FIELDS, "horizon", "level")
 
+ENDLESS = 1000  # problems of a task that makes them without end, where nobody says how many
 BOXED_INSTRUCTION = "Put the final answer in \\boxed{}."
 
 
@@ -159,6 +160,17 @@ def scored(task, split: str, asked: int) -> int:
     """How many problems of a split are scored: as many as are asked for, or all where there are fewer. A task
     without a size makes as many as are asked for."""
     return min(asked, task.size(split)) if hasattr(task, "size") else asked
+
+
+def first_problems(task, split: str, asked: int | None, seed: int) -> tuple[int, dict[int, Problem]]:
+    """The problems that a tool works on: as many as are asked for, or all, or ENDLESS of a task without a
+    size. Returns their number, and by index those whose prompt no earlier one has. Raises ValueError."""
+    size = task.size(split) if hasattr(task, "size") else asked or ENDLESS
+    count, by_prompt = min(asked or size, size), {}
+    for index in range(count):
+        problem = task.problem(split, index, seed)
+        by_prompt.setdefault(problem.prompt, (index, problem))
+    return count, dict(by_prompt.values())
 
 
 def hash_number(text: str) -> int:

@@ -1,12 +1,9 @@
 """papers/distill.py: the KL and its gradient, what tau and the hard loss do to it, its memory, which teachers
 it refuses, and a run from beginning to end."""
 
-import functools
 import json
 import math
-import os
 import shutil
-import signal
 from pathlib import Path
 
 import kit
@@ -14,16 +11,15 @@ import numpy as np
 import pytest
 import torch
 import toys
-from distributed_driver import as_rank, free_port
 from mutants import mutant
-from random_model import Float64, distance, gradient, random_model
+from random_model import distance, gradient, random_model
 from safetensors.torch import load_file, save_file
-from test_sft import end_of, forked, lines_of_sums, some_rows, written
+from test_sft import kill_after, lines_of_sums, on_one_and_two_ranks, some_rows, written
 from torch.distributions import Categorical, kl_divergence
 
 import sft
 from papers import distill
-from plainrl import models, plan, rows, run
+from plainrl import models, plan, rows
 
 # --- the divergence -----------------------------------------------------------------------------------------
 
@@ -304,14 +300,16 @@ def test_no_logits_and_no_graph_of_the_teacher_are_kept(monkeypatch):
 
 def test_vocabularies_are_compared_by_ids():
     """Catches two vocabularies of the same tokens in another order, which would teach another language."""
-    ours = {"a": 0, "b": 1, "c": 2}
-    distill.check_vocabulary("t", {"c": 2, "a": 0, "b": 1}, ours)
-    with pytest.raises(ValueError, match=r"^--teacher t: .* in 2 tokens, first in 'b': id 2, here id 1;"):
-        distill.check_vocabulary("t", {"a": 0, "b": 2, "c": 1}, ours)
-    with pytest.raises(ValueError, match=r" in 1 tokens, first in 'c': missing, here id 2;"):
-        distill.check_vocabulary("t", {"a": 0, "b": 1}, ours)
-    with pytest.raises(ValueError, match=r" in 1 tokens, first in 'd\\x1b': id 3, here missing;"):
-        distill.check_vocabulary("t", {**ours, "d\x1b": 3}, ours)
+    ours, compare = {"a": 0, "b": 1, "c": 2}, models.check_same_tokens
+    compare("--teacher t", {"c": 2, "a": 0, "b": 1}, "--model", ours)
+    said = r"^--teacher t: differs from --model in 2 of 3 token ids, first in 1: 'c', there 'b'; give models"
+    with pytest.raises(ValueError, match=said):
+        compare("--teacher t", {"a": 0, "b": 2, "c": 1}, "--model", ours)
+    with pytest.raises(ValueError, match=r" in 1 of 3 token ids, first in 2: no token, there 'c';"):
+        compare("--teacher t", {"a": 0, "b": 1}, "--model", ours)
+    compare("--teacher t", {"a": 0, "b": 1}, "--model", ours, True)  # ids without a token do not matter
+    with pytest.raises(ValueError, match=r" in 1 of 4 token ids, first in 3: 'd\\x1b', there no token;"):
+        compare("--teacher t", {**ours, "d\x1b": 3}, "--model", ours)
 
 
 @pytest.fixture(scope="module")
@@ -329,11 +327,8 @@ def teacher(toy_model, tmp_path_factory) -> str:
 @pytest.fixture
 def flags(toy_model, teacher, tmp_path, quick):
     """Flags of a run of five steps on a file of 40 rows, 4 of which are held out."""
-    given = toys.quick_flags(toy_model, tmp_path / "run")
-    for name in ("prompts_per_step", "group_size", "warmup_steps"):
-        del given[name]
-    own = dict(data=(written(tmp_path, *lines_of_sums()),), rows_per_step=8, dev_share=0.2, lr=1e-2)
-    return given | own | dict(micro_batch_tokens=100, warmup_share=0.2, teacher=teacher)
+    own = dict(data=(written(tmp_path, *lines_of_sums()),), eval_every=5, warmup_share=0.2, teacher=teacher)
+    return toys.quick_row_flags(toy_model, tmp_path / "run", **own)
 
 
 def train(flags: dict, **changes) -> Path:
@@ -345,8 +340,8 @@ def train(flags: dict, **changes) -> Path:
 @mutant(
     "distill: any teacher is taken",
     "papers/distill.py",
-    "    or_fail(check_vocabulary, name, its_tokenizer.get_vocab(), tokenizer.get_vocab())\n",
-    "",
+    "or_fail(check_same_tokens, flag, its_tokenizer.get_vocab(),",
+    "or_fail(check_same_tokens, flag, tokenizer.get_vocab(),",
 )
 @pytest.mark.parametrize(
     "name, said",
@@ -354,7 +349,7 @@ def train(flags: dict, **changes) -> Path:
         (distill.TEACHER, "is not there yet; `python grpo.py` makes it in about five minutes"),
         (
             "models/countdown",
-            "its vocabulary differs from that of --model in .* tokens, first in .*; give a model",
+            "differs from --model in .* token ids, first in .*; give models with the same tokens",
         ),
         ("./nowhere", "no such folder or file"),
         ("runs/nowhere", "no such folder or file"),
@@ -373,8 +368,8 @@ def test_a_teacher_with_a_larger_head_is_refused(flags, teacher, tmp_path, monke
     """Catches logits of two lengths, which torch would complain of in the middle of a step."""
     original = distill.load_model
 
-    def with_fewer_tokens(name):
-        model, tokenizer = original(name)
+    def with_fewer_tokens(name, flag):
+        model, tokenizer = original(name, flag=flag)
         model.resize_token_embeddings(200)
         return model, tokenizer
 
@@ -455,26 +450,13 @@ def test_the_plan_counts_the_teacher(flags, teacher, capsys, monkeypatch):
     'if before.get("teacher_hash") != self.config.get("teacher_hash"):',
     "if False:",
 )
-def test_killed_and_resumed_equals_the_uninterrupted(flags, teacher, tmp_path, monkeypatch):
+def test_killed_and_resumed_equals_the_uninterrupted(flags, teacher, tmp_path):
     """Catches a teacher that has moved, or may have moved, in a run that goes on."""
-    original, calls = run.Run.optimizer_step, []
-
-    def die_there(*arguments):
-        calls.append(arguments)
-        made = original(*arguments)
-        if len(calls) == 4:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return made
-
-    def killed():
-        run.Run.optimizer_step = die_there
-        train(flags)
-
     own = tmp_path / "own teacher"
     shutil.copytree(teacher, own)
     flags = flags | dict(teacher=str(own), distill_temperature=2.0, hard_weight=0.5)
     whole = train(flags, out_dir=flags["out_dir"].with_name("whole"))
-    assert end_of(forked(killed)) == -signal.SIGKILL
+    kill_after(4, lambda: train(flags))
     kept = (own / "model.safetensors").read_bytes()
     shutil.copy(Path(flags["model"]) / "model.safetensors", own)
     log = (flags["out_dir"] / "metrics.jsonl").read_text()
@@ -493,18 +475,8 @@ def test_killed_and_resumed_equals_the_uninterrupted(flags, teacher, tmp_path, m
 def test_two_ranks_change_nothing(flags):
     """Catches a teacher that is not gathered, and denominators, metrics or gradients of one rank's rows. In
     float64."""
-    import transformers
-
-    def as_one_of(rank: int, count: int, port: int, folder: Path):
-        if count > 1:
-            as_rank(rank, count, port)
-        transformers.AutoModelForCausalLM = Float64
-        train(flags, out_dir=folder, steps=3, eval_every=3, distill_temperature=2.0, hard_weight=0.5)
-
-    port, folders = free_port(), [flags["out_dir"].with_name(name) for name in ("one", "two")]
-    jobs = [(0, 1, port, folders[0]), (0, 2, port, folders[1]), (1, 2, port, folders[1])]
-    children = [forked(functools.partial(as_one_of, *job)) for job in jobs]
-    assert [end_of(child) for child in children] == [0, 0, 0]
+    own = dict(steps=2, distill_temperature=2.0, hard_weight=0.5)
+    folders = on_one_and_two_ranks(lambda folder: train(flags, out_dir=folder, **own), flags["out_dir"])
     one, two = map(toys.records, folders)
     assert [record.keys() for record in one] == [record.keys() for record in two]
     for left, right in zip(one, two):

@@ -542,10 +542,9 @@ def test_adapters_alone_have_gradients_and_fresh_ones_are_said(flags, tmp_path, 
     """Catches gradients of a frozen base, a checkpoint whose adapter is not loaded, and a measurement of half
     of the adapter without a word."""
     pytest.importorskip("peft")
-    run = toys.quick_flags(flags["model"], tmp_path / "run", lora_rank=2, lr=0.1, steps=2, eval_every=5)
-    for name in ("prompts_per_step", "group_size", "warmup_steps"):
-        del run[name]
-    sft.main(sft.Args(**run | dict(data=flags["data"], rows_per_step=4, dev_share=0.2)), task=toys.HashTask())
+    own = dict(lora_rank=2, lr=0.1, steps=2, eval_every=5, data=flags["data"], rows_per_step=4)
+    run = toys.quick_row_flags(flags["model"], tmp_path / "run", **own)
+    sft.main(sft.Args(**run), task=toys.HashTask())
     capsys.readouterr()
     fresh = command(flags, lora_rank=2)
     assert "warning: --lora-rank: every B of" in capsys.readouterr().out
@@ -577,7 +576,7 @@ def test_adapters_alone_have_gradients_and_fresh_ones_are_said(flags, tmp_path, 
         (dict(mixture="probe.jsonl"), "--mixture .*probe.jsonl: exists and is never overwritten"),
         (dict(scores_dir="mix.jsonl"), "--scores-dir .*: is a file; choose a folder"),
         (dict(checkpoints=("a", "b")), "--model: --checkpoints are models already; leave one of them out"),
-        (dict(model=None, checkpoints=("./no",)), "--model ./no: no such folder or file"),
+        (dict(model=None, checkpoints=("./no",)), "--checkpoints ./no: no such folder or file"),
         (dict(probe=("no.jsonl",)), "--probe no.jsonl: no such file"),
         (dict(probe=("nothing",)), "--probe nothing: unknown; use chain"),
         (dict(probe=("chain?step=3",)), "--probe chain.step=3: unknown setting 'step'"),

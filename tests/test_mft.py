@@ -1,11 +1,7 @@
 """papers/mft.py: what is replaced, how often and with what, the loss under it, and a run from beginning to
 end. What it has of sft.py is tests/test_sft.py's: without replacements both are the same."""
 
-import functools
 import json
-import os
-import signal
-from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,16 +11,15 @@ import pytest
 import test_sft
 import torch
 import toys
-from distributed_driver import as_rank, free_port
 from mutants import mutant
-from random_model import EOS, Float64, distance, gradient, random_model
+from random_model import EOS, distance, gradient, random_model
 from safetensors.torch import load_file
-from test_sft import end_of, forked, row, some_rows
+from test_sft import row, some_rows
 from transformers import AutoTokenizer
 
 import sft
 from papers import mft
-from plainrl import rows, run, scoring
+from plainrl import rows, scoring
 from plainrl.rollout import Batch, pad
 
 # --- how much is replaced -----------------------------------------------------------------------------------
@@ -285,12 +280,8 @@ def test_what_is_shown_has_the_completions_shape_and_changes_nothing_where_it_is
 @pytest.fixture
 def flags(toy_model, tmp_path, quick):
     """Flags of a run of five steps on a file of 40 rows, 4 of which are held out."""
-    quick_flags = toys.quick_flags(toy_model, tmp_path / "run")
-    for name in ("prompts_per_step", "group_size", "warmup_steps"):
-        del quick_flags[name]
     data = test_sft.written(tmp_path, *test_sft.lines_of_sums())
-    own = dict(data=(data,), rows_per_step=8, dev_share=0.2, lr=1e-2, micro_batch_tokens=100)
-    return quick_flags | own
+    return toys.quick_row_flags(toy_model, tmp_path / "run", data=(data,), eval_every=5)
 
 
 def train(flags: dict, script=mft, **changes) -> Path:
@@ -328,8 +319,8 @@ def test_without_replacements_it_is_sft(flags):
 @mutant(
     "mft: shares of the tokens that stay",
     "papers/mft.py",
-    "return sum(ours != theirs",
-    "return sum(ours == theirs",
+    "sum(id != other for",
+    "sum(id == other for",
 )
 def test_a_run_replaces_more_and_more_and_scores_without(flags, capsys):
     """Catches a share that is not the schedule's, replacements that are not logged or reach the held-out
@@ -399,44 +390,22 @@ def test_a_model_without_padding_token_is_refused(flags, toy_model, tmp_path):
 )
 def test_killed_and_resumed_equals_the_uninterrupted(flags):
     """Catches replacements or a share that begin anew with the process."""
-    original, calls = run.Run.optimizer_step, Counter()
-
-    def die_there(*given):
-        made = original(*given)
-        calls["updates"] += 1
-        if calls["updates"] == 4:  # the last checkpoint is of step 2
-            os.kill(os.getpid(), signal.SIGKILL)
-        return made
-
-    def killed():
-        run.Run.optimizer_step = die_there
-        train(flags)
-
     whole = train(flags, out_dir=flags["out_dir"].with_name("whole"))
-    assert end_of(forked(killed)) == -signal.SIGKILL
+    test_sft.kill_after(4, lambda: train(flags))  # the last checkpoint is of step 2
     ours = train(flags, resume=True)
     assert toys.records(ours) == toys.records(whole)
     assert all(torch.equal(weights(ours)[name], values) for name, values in weights(whole).items())
-    with pytest.raises(SystemExit, match="--resume: --mask-rate was 0.4 and is now 0.2; give the old value"):
+    with pytest.raises(SystemExit, match="--resume: --mask-rate was 0.05 and is now 0.2; give the old value"):
         train(flags, resume=True, mask_rate=0.2)
 
 
 def test_two_ranks_change_nothing(flags):
     """Catches replacements by the place in a rank's part of the step. In float64."""
-    import transformers
-
-    def as_one_of(rank: int, count: int, port: int, folder: Path):
-        if count > 1:
-            as_rank(rank, count, port)
-        transformers.AutoModelForCausalLM = Float64
-        train(flags, out_dir=folder, steps=3, eval_every=3, mask_warmup_share=0.0)
-
-    port, folders = free_port(), [flags["out_dir"].with_name(name) for name in ("one", "two")]
-    jobs = [(0, 1, port, folders[0]), (0, 2, port, folders[1]), (1, 2, port, folders[1])]
-    children = [forked(functools.partial(as_one_of, *job)) for job in jobs]
-    assert [end_of(child) for child in children] == [0, 0, 0]
+    own = dict(steps=2, mask_warmup_share=0.0)
+    both = test_sft.on_one_and_two_ranks
+    folders = both(lambda folder: train(flags, out_dir=folder, **own), flags["out_dir"])
     one, two = map(steps_of, folders)
-    assert [record["mft/frac_corrupted"] > 0 for record in two] == [False, True, True]
+    assert [record["mft/frac_corrupted"] > 0 for record in two] == [False, True]
     for left, right in zip(one, two, strict=True):
         for name in [name for name in left if name.startswith(("sft/", "mft/", "loss/", "optim/"))]:
             assert right[name] == pytest.approx(left[name], rel=1e-10, abs=1e-12), name

@@ -242,3 +242,18 @@ def test_rounds_of_refilling_are_said(quick, toy_model, tmp_path, monkeypatch, c
     script.main(script.Args(**flags), FunctionTask(lambda text, problem: 0.0), sampler)
     out = capsys.readouterr().out
     assert "  round 1: 0 of 2 groups have differences\n  round 2: 0 of 2 groups" in out
+
+
+@mutant("screen: time of all the work", "plainrl/screen.py", "/ done * left", "/ left * done")
+def test_time_left_and_ctrl_c(monkeypatch):
+    """Catches the time that the whole work takes, or took, and a traceback where a user stops a command."""
+    monkeypatch.setattr(screen.time, "monotonic", lambda: 100.0)
+    assert screen.time_left(began=40.0, done=30, left=15) == "0:00:30"  # half of the minute so far
+
+    @screen.stoppable("the same command goes on")
+    def stopped():
+        raise KeyboardInterrupt
+
+    for _ in range(2):
+        with pytest.raises(SystemExit, match="^\nstopped; the same command goes on$"):
+            stopped()

@@ -6,6 +6,7 @@ import doctest
 import itertools
 import json
 import math
+import re
 import statistics
 
 import pytest
@@ -214,7 +215,10 @@ def sampled(text: str, score: float, parsed="7", reason: str = "stop", why: str 
     "found[len(found)] = row",
 )
 @mutant(
-    "select: traces that no grader judged", "tools/select_data.py", "is not None and judged", "is not None"
+    "select: traces that no grader judged",
+    "tools/select_data.py",
+    "is not None and was_judged(row)",
+    "is not None",
 )
 def test_traces_that_may_be_learned_from():
     """Catches what was cut, has no answer or crashed the grader, taken for wrong reasoning; a text twice."""
@@ -303,8 +307,8 @@ def refused(run, *arguments, **flags) -> str:
 @mutant(
     "select: kept and dropped exchanged",
     "tools/select_data.py",
-    "counts[is_in][right] += 1",
-    "counts[not is_in][right] += 1",
+    "zip(rights, kept) if is_in)",
+    "zip(rights, kept) if not is_in)",
 )
 @mutant(
     "select: tokens of all samples",
@@ -379,7 +383,7 @@ def test_the_same_samples_under_another_rule(select, tokenizer, tmp_path):
         sampler = answering(tokenizer, CHAIN, RIGHTS, seed=1 if name == "seed" else 0)
         flags = {name: value, "samples_dir": tmp_path / "kept.samples"}
         said = refused(select, "other.jsonl", sampler, **flags)
-        assert said.startswith(f"error: --samples-dir {tmp_path}/kept.samples: was sampled with ")
+        assert re.match(rf"error: --samples-dir {tmp_path}/kept.samples: \w+ was .* and is now .*;", said)
         assert sampler.calls == [] and not (tmp_path / "other.jsonl").exists()
     (tmp_path / "kept.samples" / "config.json").write_text("[1]")
     said = refused(select, "other.jsonl", silent, samples_dir=tmp_path / "kept.samples")
@@ -415,12 +419,12 @@ def test_traces_are_rows_that_sft_learns(select, tokenizer, tmp_path):
 KINDS = ("correct", "wrong")
 
 
-@mutant("select: half a batch kept", "tools/select_data.py", "whole % (size * n)", "whole % n")
+@mutant("select: half a batch kept", "tools/select_data.py", "% (size * n)]", "% n]")
 @mutant(
     "select: half a line kept",
-    "tools/select_data.py",
-    ' - (bool(lines) and not lines[-1].endswith(b"\\n"))',
-    "",
+    "plainrl/folder.py",
+    'return lines[:-1] if lines and not lines[-1].endswith(b"\\n") else lines',
+    "return lines",
 )
 def test_interrupted_and_continued_equals_the_undisturbed(select, tokenizer, tmp_path, toy_model):
     """Catches samples that are lost, come twice, or depend on where the command stopped."""
@@ -567,7 +571,7 @@ def test_samples_that_say_nothing_of_difficulty(select, tokenizer, capsys):
         (dict(name="kept.csv"), "--out .*kept.csv: JSON lines are written; give a name that ends in .jsonl"),
         (dict(name="there.jsonl"), "--out .*there.jsonl: exists and is never overwritten"),
         (dict(name="there.jsonl/a.jsonl"), "--out .*a.jsonl: cannot be written"),
-        (dict(samples_dir="mine"), "--samples-dir mine: is not a folder of this tool's samples"),
+        (dict(samples_dir="mine"), "--samples-dir mine: has files, and no config.json of this tool"),
         (dict(samples_dir="there.jsonl"), "--samples-dir there.jsonl: is a file; choose a folder"),
     ],
 )
@@ -754,7 +758,7 @@ def test_files_that_are_no_subset_are_refused(tmp_path):
 @mutant(
     "subset: a subset of places in itself",
     "tools/select_data.py",
-    "place = task.places[problem.index]",
+    "place = task.places[job.problem.index]",
     "place = dict(place)",
 )
 def test_a_subset_is_measured_again_and_needs_no_older_file(select, tokenizer, tmp_path):

@@ -1,5 +1,5 @@
-"""sft.py and plainrl/rows.py: the loss, its gradient, the schedule, the order of rows, what a file may hold,
-the end token, and a run from beginning to end."""
+"""sft.py, plainrl/rows.py and plainrl/row_order.py: the loss, its gradient, the schedule, the order of
+rows, what a file may hold, the end token, and a run from beginning to end."""
 
 import functools
 import itertools
@@ -22,7 +22,7 @@ from random_model import EOS, Float64, distance, gradient, random_model
 from transformers import AutoTokenizer
 
 import sft
-from plainrl import models, report_data, rows, run
+from plainrl import models, report_data, row_order, rows, run
 from plainrl.rows import Row
 from plainrl.tasks import NoTask, Problem
 
@@ -84,33 +84,48 @@ def test_schedule_without_warm_up():
 LENGTHS = tuple(torch.randint(5, 400, (150,), generator=torch.Generator().manual_seed(0)).tolist())
 
 
-@mutant("sft: every epoch in the same order", "sft.py", "{seed}/epoch {epoch}", "{seed}/epoch")
-@mutant("sft: order without the seed", "sft.py", 'f"{seed}/epoch', 'f"epoch')
+@mutant("sft: every epoch in the same order", "plainrl/row_order.py", "{seed}/epoch {epoch}", "{seed}/epoch")
+@mutant("sft: order without the seed", "plainrl/row_order.py", 'f"{seed}/epoch', 'f"epoch')
 @mutant(
-    "sft: an epoch that begins anew", "sft.py", "places = range((step - 1) * r", "places = range(step * r"
+    "sft: an epoch that is passed over",
+    "plainrl/row_order.py",
+    "epochs = [], itertools.count()",
+    "epochs = [], itertools.count(1)",
+)
+@mutant(
+    "sft: rows of the step before",
+    "plainrl/row_order.py",
+    "order[first : first + rows_per_step]",
+    "order[max(0, first - 1) : first + rows_per_step]",
 )
 @pytest.mark.parametrize("count, rows_per_step", [(150, 4), (150, 5), (150, 7), (3, 8), (8, 8)])
 def test_each_row_is_learned_once_an_epoch(count, rows_per_step):
     """Catches rows that are skipped or replayed at the end of an epoch, and a seed without effect."""
     lengths = LENGTHS[:count]
     steps = math.ceil(3 * count / rows_per_step)
-    stream = [
-        row for step in range(1, steps + 1) for row in sft.rows_of_step(lengths, rows_per_step, 1, step)
-    ]
-    assert len(stream) == steps * rows_per_step
+    learned = [row([number], [1] * length) for number, length in enumerate(lengths)]
+    found = row_order.rows_of_steps(learned, None, rows_per_step, 1, steps)
+    assert [len(rows_of_step) for rows_of_step in found] == [rows_per_step] * steps
+    stream = [each.prompt_ids[0] for rows_of_step in found for each in rows_of_step]
+    assert stream[:count] == row_order.order_of_epoch([1 + length for length in lengths], rows_per_step, 1, 0)
     epochs = [stream[first : first + count] for first in range(0, 3 * count, count)]
     assert all(sorted(epoch) == list(range(count)) for epoch in epochs)
     if count > 8:
-        assert epochs[0] != epochs[1] and epochs[0] != sft.order_of_epoch(lengths, rows_per_step, 2, 0)
+        assert epochs[0] != epochs[1] and epochs[0] != row_order.order_of_epoch(lengths, rows_per_step, 2, 0)
 
 
-@mutant("sft: rows as they come", "sft.py", "    window = sorted(window, key=lambda row: lengths[row])\n", "")
-@mutant("sft: short rows first", "sft.py", "    rng.shuffle(steps)\n", "")
-@mutant("sft: windows of all rows", "sft.py", "WINDOW = 16", "WINDOW = 10**6")
+@mutant(
+    "sft: rows as they come",
+    "plainrl/row_order.py",
+    "    window = sorted(window, key=lambda row: lengths[row])\n",
+    "",
+)
+@mutant("sft: short rows first", "plainrl/row_order.py", "    rng.shuffle(steps)\n", "")
+@mutant("sft: windows of all rows", "plainrl/row_order.py", "WINDOW = 16", "WINDOW = 10**6")
 def test_rows_of_a_step_have_about_one_length():
     """Catches steps that mix all lengths, that come in the order of their lengths, and one window for all."""
     lengths, N = tuple(range(640)), 4
-    order = sft.order_of_epoch(lengths, N, 0, 0)
+    order = row_order.order_of_epoch(lengths, N, 0, 0)
     steps = [order[first : first + N] for first in range(0, 640, N)]
     spread = [max(step) - min(step) for step in steps]
     assert 10 < sum(spread) / len(spread) < 60  # of 640 lengths; in one window of all rows it would be 3
@@ -125,16 +140,21 @@ SOURCES = ("a",) * 50 + ("b",) * 20 + ("c",) * 30
 
 @mutant(
     "sft: sources without their shares",
-    "sft.py",
+    "plainrl/row_order.py",
     "(list(shares), list(shares.values()), k",
     "(list(shares), k",
 )
-@mutant("sft: rows of a source by chance", "sft.py", "next(streams[source])", "rng.choice(rows_of[source])")
-@mutant("sft: sources without the seed", "sft.py", 'f"{seed}/mixture"', '"mixture"')
-@mutant("sft: rows of a source without the seed", "sft.py", 'f"{seed}/{source}"', "source")
+@mutant(
+    "sft: rows of a source by chance",
+    "plainrl/row_order.py",
+    "next(streams[source])",
+    "rng.choice(rows_of[source])",
+)
+@mutant("sft: sources without the seed", "plainrl/row_order.py", 'f"{seed}/mixture"', '"mixture"')
+@mutant("sft: rows of a source without the seed", "plainrl/row_order.py", 'f"{seed}/{source}"', "source")
 @mutant(
     "sft: a mixture as it comes",
-    "sft.py",
+    "plainrl/row_order.py",
     "steps_of_one_length(window, lengths, rows_per_step, rng)\n    return order\n",
     "window\n    return order\n",
 )
@@ -142,7 +162,7 @@ def test_each_draw_of_a_mixture_draws_its_source_first():
     """Catches shares of rows in place of draws, a source that is drawn without a share, rows of a source
     that are passed over or repeated before all have had their turn, and a seed without effect."""
     shares, N, lengths = {"a": 0.2, "b": 0.8, "c": 0.0}, 4, tuple(range(100))
-    order = sft.order_of_mixture(SOURCES, lengths, shares, N, 0, 500)
+    order = row_order.order_of_mixture(SOURCES, lengths, shares, N, 0, 500)
     assert len(order) == 32 * 64  # whole windows of 16 steps of 4 rows
     counts = [0] * 100
     for first in range(0, len(order), 64):
@@ -155,17 +175,21 @@ def test_each_draw_of_a_mixture_draws_its_source_first():
         assert sum(spread) / len(spread) < 12  # of 70 lengths; some 40 where rows come as they are drawn
     assert sum(counts[70:]) == 0
     assert abs(sum(counts[:50]) / 2048 - 0.2) < 0.03  # three deviations: sqrt(0.2 x 0.8 / 2048) = 0.009
-    other = sft.order_of_mixture(SOURCES, lengths, shares, N, 1, 500)
+    other = row_order.order_of_mixture(SOURCES, lengths, shares, N, 1, 500)
     as_sources = lambda rows: [SOURCES[row] for row in rows]  # noqa: E731
     assert sum(map(str.__ne__, as_sources(order), as_sources(other))) > 300
-    one_source = [sft.order_of_mixture(("a",) * 100, (1,) * 100, {"a": 1.0}, N, seed, 16) for seed in (0, 1)]
+    one_source = [
+        row_order.order_of_mixture(("a",) * 100, (1,) * 100, {"a": 1.0}, N, seed, 16) for seed in (0, 1)
+    ]
     assert set(one_source[0]) != set(one_source[1])  # the first 64 of its 100 rows
 
 
-@mutant("sft: each epoch of a source in one order", "sft.py", "{key}/epoch {epoch}", "{key}/epoch")
+@mutant(
+    "sft: each epoch of a source in one order", "plainrl/row_order.py", "{key}/epoch {epoch}", "{key}/epoch"
+)
 def test_a_source_is_an_endless_stream_of_epochs():
     """Catches a row that is missing from an epoch, epochs that are all alike, and a stream that ends."""
-    stream = list(itertools.islice(sft.epochs_of_source(list(range(10)), "0/a"), 30))
+    stream = list(itertools.islice(row_order.epochs_of_source(list(range(10)), "0/a"), 30))
     epochs = [stream[first : first + 10] for first in (0, 10, 20)]
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
     assert len(set(map(tuple, epochs))) == 3
@@ -174,9 +198,9 @@ def test_a_source_is_an_endless_stream_of_epochs():
 def test_more_steps_of_a_mixture_begin_with_the_same_rows():
     """Catches a run that is continued with more steps and meets other rows, or some twice."""
     arguments = (SOURCES, LENGTHS[:100], {"a": 0.5, "b": 0.5}, 3, 0)
-    longer = sft.order_of_mixture(*arguments, 100)
+    longer = row_order.order_of_mixture(*arguments, 100)
     for steps in (1, 15, 16, 17, 40):
-        shorter = sft.order_of_mixture(*arguments, steps)
+        shorter = row_order.order_of_mixture(*arguments, steps)
         assert 3 * steps <= len(shorter) and shorter == longer[: len(shorter)]
 
 
@@ -676,12 +700,7 @@ def lines_of_sums(count: int = 40) -> list[dict]:
 def flags(toy_model, tmp_path, quick):
     """Flags of a run of five steps on a file of 40 rows, 4 of which are held out."""
     data = written(tmp_path, *lines_of_sums())
-    quick_flags = toys.quick_flags(toy_model, tmp_path / "run")
-    for name in ("prompts_per_step", "group_size", "warmup_steps"):
-        del quick_flags[name]
-    return quick_flags | dict(
-        data=(data,), rows_per_step=8, dev_share=0.2, lr=1e-2, micro_batch_tokens=100, warmup_share=0.2
-    )
+    return toys.quick_row_flags(toy_model, tmp_path / "run", data=(data,), warmup_share=0.2)
 
 
 def train(flags: dict, task=None, **changes) -> Path:
@@ -839,10 +858,10 @@ def mixed(flags, tmp_path) -> dict:
 
 
 @mutant(
-    "sft: the mixture of the next step",
+    "sft: the rows of the next step",
     "sft.py",
-    "mixed[(step - 1) * args.rows_per_step : step * args.rows_per_step]",
-    "mixed[step * args.rows_per_step : (step + 1) * args.rows_per_step]",
+    "steps[step - 1]",
+    "steps[step % len(steps)]",
 )
 def test_a_run_learns_the_rows_of_its_mixture_also_when_it_goes_on(mixed, monkeypatch):
     """Catches a mixture that the run does not follow, one that begins anew on resume, and one that is
@@ -855,7 +874,7 @@ def test_a_run_learns_the_rows_of_its_mixture_also_when_it_goes_on(mixed, monkey
     whole = train(mixed, out_dir=mixed["out_dir"].with_name("whole"))
     all_rows, drawn = loaded[0][0], sum(learned, [])
     sources, lengths = tuple(each.source for each in all_rows), tuple(each.length for each in all_rows)
-    numbers = sft.order_of_mixture(sources, lengths, {"a": 0.75, "b": 0.25}, 8, 0, 5)[:40]
+    numbers = row_order.order_of_mixture(sources, lengths, {"a": 0.75, "b": 0.25}, 8, 0, 5)[:40]
     assert drawn == [all_rows[number] for number in numbers]
     learned.clear()
     folder = train(mixed, steps=2)
@@ -899,31 +918,53 @@ def end_of(child: int, seconds: float = 60) -> int:
     return -999
 
 
-@mutant(
-    "sft: resume that replays a step",
-    "sft.py",
-    "args.rows_per_step, args.seed, step)",
-    "args.rows_per_step, args.seed, step - run.first_step)",
-)
-@pytest.mark.parametrize("at", [1, 4])
-def test_killed_and_resumed_equals_the_uninterrupted(flags, monkeypatch, at):
-    """Catches rows that are skipped or replayed, an optimizer or counts that begin anew: before the first
-    checkpoint (after step 2), and after it."""
+def kill_after(updates: int, train) -> None:
+    """`train()` in a process of its own, which is killed after so many updates."""
     original, calls = run.Run.optimizer_step, []
 
     def die_there(*arguments):
         calls.append(arguments)
         made = original(*arguments)
-        if len(calls) == at:
+        if len(calls) == updates:
             os.kill(os.getpid(), signal.SIGKILL)
         return made
 
     def killed():
         run.Run.optimizer_step = die_there
-        train(flags)
+        train()
 
-    whole = train(flags, out_dir=flags["out_dir"].with_name("whole"))
     assert end_of(forked(killed)) == -signal.SIGKILL
+
+
+def on_one_and_two_ranks(train, out_dir: Path) -> list[Path]:
+    """`train(folder)` in one process and in two, in float64. Returns the two folders, beside `out_dir`."""
+    import transformers
+
+    def as_one_of(rank: int, count: int, port: int, folder: Path):
+        if count > 1:
+            as_rank(rank, count, port)
+        transformers.AutoModelForCausalLM = Float64
+        train(folder)
+
+    port, folders = free_port(), [out_dir.with_name(name) for name in ("one", "two")]
+    jobs = [(0, 1, port, folders[0]), (0, 2, port, folders[1]), (1, 2, port, folders[1])]
+    children = [forked(functools.partial(as_one_of, *job)) for job in jobs]
+    assert [end_of(child) for child in children] == [0, 0, 0]
+    return folders
+
+
+@mutant(
+    "sft: resume that replays a step",
+    "sft.py",
+    "steps[step - 1]",
+    "steps[step - 1 - run.first_step]",
+)
+@pytest.mark.parametrize("at", [1, 4])
+def test_killed_and_resumed_equals_the_uninterrupted(flags, at):
+    """Catches rows that are skipped or replayed, an optimizer or counts that begin anew: before the first
+    checkpoint (after step 2), and after it."""
+    whole = train(flags, out_dir=flags["out_dir"].with_name("whole"))
+    kill_after(at, lambda: train(flags))
     ours = train(flags, resume=True)
     assert toys.records(ours) == toys.records(whole)
     assert (ours / "samples.jsonl").read_text() == (whole / "samples.jsonl").read_text()
@@ -961,20 +1002,10 @@ def test_epochs_may_be_raised_on_resume_and_the_rows_may_not(flags, toy_model):
 
 
 @mutant("sft: rows of one rank", "sft.py", "return total(sums)", "return sums")
-def test_two_ranks_change_nothing(flags, monkeypatch):
+def test_two_ranks_change_nothing(flags):
     """Catches denominators, metrics or gradients of one rank's rows. In float64."""
-    import transformers
-
-    def as_one_of(rank: int, count: int, port: int, folder: Path):
-        if count > 1:
-            as_rank(rank, count, port)
-        transformers.AutoModelForCausalLM = Float64
-        train(flags, out_dir=folder, steps=3, eval_every=3, aggregation="sequence_mean")
-
-    port, folders = free_port(), [flags["out_dir"].with_name(name) for name in ("one", "two")]
-    jobs = [(0, 1, port, folders[0]), (0, 2, port, folders[1]), (1, 2, port, folders[1])]
-    children = [forked(functools.partial(as_one_of, *job)) for job in jobs]
-    assert [end_of(child) for child in children] == [0, 0, 0]
+    own = dict(steps=3, eval_every=3, aggregation="sequence_mean")
+    folders = on_one_and_two_ranks(lambda folder: train(flags, out_dir=folder, **own), flags["out_dir"])
     one, two = map(toys.records, folders)
     assert [record.keys() for record in one] == [record.keys() for record in two]
     for left, right in zip(one, two):

@@ -14,7 +14,7 @@ from test_grading import box, message
 from plainrl import workers
 from plainrl.files import split_list
 from plainrl.sources import BENCHMARKS, ChoiceTask, ComposedTask, ListTask, gsm8k_problem
-from plainrl.tasks import Problem, load_task
+from plainrl.tasks import Problem, first_problems, load_task
 
 
 @pytest.fixture(autouse=True)
@@ -441,3 +441,31 @@ def test_load_task_passes_settings():
     """Catches settings of the flag that do not arrive."""
     task = load_task("chain?horizon=2-6&family=mixed&style=h1")
     assert (task.low, task.high, task.family, task.style, task.name) == (2, 6, "mixed", "h1", "chain")
+
+
+@mutant(
+    "tasks: the last of equal prompts",
+    "plainrl/tasks.py",
+    "by_prompt.setdefault(problem.prompt, (index, problem))",
+    "by_prompt[problem.prompt] = (index, problem)",
+)
+@mutant(
+    "tasks: more problems than there are", "plainrl/tasks.py", "min(asked or size, size)", "asked or size"
+)
+def test_the_problems_that_a_tool_works_on():
+    """Catches an index beyond the last, a prompt that comes twice, and another number than was asked for."""
+
+    class Letters:
+        def problem(self, split, index, seed):
+            return Problem("abac"[index % 4], str(index))
+
+    class Few(Letters):
+        def size(self, split):
+            return 4
+
+    found = {asked: first_problems(Few(), "train", asked, 0) for asked in (None, 2, 9)}
+    assert found[9] == found[None] and found[None][0] == 4 and found[2][0] == 2
+    assert {index: each.prompt for index, each in found[None][1].items()} == {0: "a", 1: "b", 3: "c"}
+    assert [*found[2][1]] == [0, 1]
+    assert first_problems(Letters(), "train", None, 0)[0] == 1000
+    assert first_problems(Letters(), "train", 2500, 0)[0] == 2500

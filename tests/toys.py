@@ -145,6 +145,14 @@ def quick_flags(toy_model: str, out_dir: Path, **changes) -> dict:
     return flags | changes
 
 
+def quick_row_flags(toy_model: str, out_dir: Path, **changes) -> dict:
+    """The same of a script that trains on rows: 8 a step."""
+    flags = quick_flags(toy_model, out_dir, lr=1e-2, micro_batch_tokens=100)
+    for name in ("prompts_per_step", "group_size", "warmup_steps"):
+        del flags[name]
+    return flags | {"rows_per_step": 8, "dev_share": 0.2} | changes
+
+
 def records(out_dir: Path) -> list[dict]:
     """metrics.jsonl without what the clock and the machine decide."""
     lines = (Path(out_dir) / "metrics.jsonl").read_text().splitlines()

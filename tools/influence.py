@@ -43,6 +43,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # where plainrl/ lies
@@ -60,7 +61,15 @@ from plainrl.flags import (
     check_model_is_there,
     parse,
 )
-from plainrl.folder import lock, write_text
+from plainrl.folder import (
+    append_or_fail,
+    claimed,
+    json_lines,
+    refuse_existing,
+    refuse_other_settings,
+    whole_lines,
+    write_or_fail,
+)
 from plainrl.models import device_name, keep_freed_memory, load_model, model_hash, put_weights
 from plainrl.rollout import check_template, set_thinking
 from plainrl.rows import (
@@ -76,11 +85,11 @@ from plainrl.rows import (
     rows_hash,
 )
 from plainrl.scoring import score
-from plainrl.screen import fail, in_one_process, minutes, or_fail, say, shown
+from plainrl.screen import EVERY, fail, in_one_process, or_fail, say, shown, stoppable, time_left
 from plainrl.tasks import load_task, scored
 
 HELD_OUT = ("dev", "test")  # splits of rows that are not learned
-EVERY = 10  # seconds between two lines of progress
+NOTHING_LOST = "nothing is lost: the same command writes it without taking a gradient"
 
 
 @dataclass
@@ -237,13 +246,14 @@ def load_checkpoint(name: str, args: Args):
     """A model of --checkpoints, or --model itself. With --lora-rank the weights of a checkpoint are those of
     its adapters, and they go onto --model."""
     base = args.model if args.lora_rank else name
-    model, tokenizer = load_model(base, args.activation_checkpointing, args.lora_rank)
+    flag = "--checkpoints" if args.checkpoints and not args.lora_rank else "--model"
+    model, tokenizer = load_model(base, args.activation_checkpointing, args.lora_rank, flag)
     if args.lora_rank and args.checkpoints:
         problem = "is no folder" if not Path(name).is_dir() else put_weights(Path(name), model)
         if problem:
             fail(f"--checkpoints {name}: {problem}; give folders of a run with --lora-rank {args.lora_rank}")
     B = [weight for own, weight in model.named_parameters() if ".lora_B." in own]
-    if args.lora_rank and not any(weight.any() for weight in B):
+    if B and not any(weight.any() for weight in B):
         say(
             f"warning: --lora-rank: every B of {name} is still 0, so that A has no gradient and B's alone is "
             "measured; warm up first, with some steps of sft.py --lora-rank, and give its final/ as "
@@ -276,10 +286,7 @@ def read_probe(args: Args) -> dict[str, list[Row]]:
 def rows_of_file(path: Path) -> list[Row]:
     """Those that their lines call dev, or where no line does, all but those that are called test: nothing is
     chosen by what is tested."""
-    try:
-        rows = read_rows((path,))
-    except ValueError as error:
-        fail(str(error).replace("--data", "--probe", 1))
+    rows = or_fail(read_rows, (path,), "--probe")
     rows = [row for row in rows if row.split == "dev"] or [row for row in rows if row.split != "test"]
     if not rows:
         fail(f"--probe {path}: all of its rows are of the split test, by which nothing is chosen")
@@ -330,25 +337,22 @@ def settings_of(args: Args, model, rows: list[Row], groups: dict[str, list[Row]]
 
 def finished_scores(path: Path, settings: dict) -> list[list[float]]:
     """The influences of the first rows, K numbers each, that are on the disk already. What a kill left of a
-    line is cut off. A file of other settings ends the run."""
+    line is cut off. A file of other settings ends the run: its first line has them."""
+    where = f"--scores-dir: {path}"
     if not path.exists():
-        write_text(path, json.dumps(settings) + "\n")
+        write_or_fail("--scores-dir", path, json_lines([settings]), "choose another folder")
         return []
-    lines = [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
-    groups = len(settings["groups"])
+    lines, groups = whole_lines(path), len(settings["groups"])
     try:
         before, *found = map(json.loads, lines)
-        for name, value in settings.items():
-            if value != before[name]:
-                said = f"{name} was {shown(str(before[name]), one_line=True)} and is now {value}"
-                fail(f"--scores-dir: {path}: {said}; give the old value, or another --scores-dir")
         influences = [[float(value) for value in line["influence"]] for line in found]
-        whole = [line["row"] for line in found] == list(range(len(found)))
-        whole = whole and all(len(each) == groups for each in influences) and len(found) <= settings["rows"]
+        numbers = [line["row"] for line in found]
     except (ValueError, KeyError, TypeError):
-        whole = False
-    if not whole:
-        fail(f"--scores-dir: {path}: is damaged; delete it, and its gradients are taken anew")
+        before, influences, numbers = None, [], []
+    in_order = numbers == list(range(len(numbers))) and len(numbers) <= settings["rows"]
+    if not isinstance(before, dict) or not in_order or any(len(each) != groups for each in influences):
+        fail(f"{where}: is damaged; delete it, and its gradients are taken anew")
+    refuse_other_settings(where, before, settings, "give the old value, or another --scores-dir")
     os.truncate(path, sum(map(len, lines)))
     return influences
 
@@ -369,22 +373,16 @@ def score_rows(model, rows: list[Row], groups: dict[str, list[Row]], args: Args,
         vectors.append(probe_vector((row_gradient(model, row) for row in coming), args.normalise))
     began = told = time.monotonic()
     done, left = 0, sum(row.length for row in rows[len(found) :])
-    with open(path, "a", encoding="utf-8") as file:
-        for number in range(len(found), len(rows)):
-            row = rows[number]
-            gradient = row_gradient(model, row)
-            found.append([influence(gradient, vector, args.normalise) for vector in vectors])
-            del gradient  # before the next one is taken
-            line = {"row": number, "place": row.place, "influence": found[-1]}
-            try:
-                file.write(json.dumps(line) + "\n")
-                file.flush()
-            except OSError as error:
-                fail(f"{path}: cannot be written ({error.strerror or error}); the same command goes on here")
-            done, left = done + row.length, left - row.length
-            if time.monotonic() - told > EVERY:
-                told = time.monotonic()
-                say(f"{number + 1:>8} of {len(rows)} rows | left {minutes((told - began) / done * left)}")
+    for number in range(len(found), len(rows)):
+        row = rows[number]
+        gradient = row_gradient(model, row)
+        found.append([influence(gradient, vector, args.normalise) for vector in vectors])
+        del gradient  # before the next one is taken
+        append_or_fail(path, [{"row": number, "place": row.place, "influence": found[-1]}])
+        done, left = done + row.length, left - row.length
+        if time.monotonic() - told > EVERY:
+            told = time.monotonic()
+            say(f"{number + 1:>8} of {len(rows)} rows | left {time_left(began, done, left)}")
     return found
 
 
@@ -402,12 +400,11 @@ def show(influences: list[float], tokens: list[int], sources: list[str]) -> None
         share = f"{shares[source]:7.3f}" if shares else f"{'-':>7}"
         name = shown(source, one_line=True) or "(none)"
         say(f"{name[:24]:24} {rows[source]:8,} {size[source]:10,} {rhos[source]:11.3g} {share}")
-    ordered = sorted(influences)
-    at = lambda part: ordered[min(int(part * len(ordered)), len(ordered) - 1)]  # noqa: E731
+    low, middle, high = np.quantile(influences, [0.1, 0.5, 0.9])
     positive = sum(value > 0 for value in influences)
     say(
-        f"influence: a tenth of the rows is below {at(0.1):.3g}, half below {at(0.5):.3g}, a tenth above "
-        f"{at(0.9):.3g}; {positive:,} of {len(ordered):,} are above 0"
+        f"influence: a tenth of the rows is below {low:.3g}, half below {middle:.3g}, a tenth above "
+        f"{high:.3g}; {positive:,} of {len(influences):,} are above 0"
     )
 
 
@@ -444,8 +441,8 @@ def check_args(args: Args) -> None:
     if not (args.out or args.mixture or args.scores_dir):
         fail("--out: nothing would be kept of it; give --out FILE, --mixture FILE or --scores-dir FOLDER")
     for flag, path in (("--out", args.out), ("--mixture", args.mixture)):
-        if path and path.exists():
-            fail(f"{flag} {path}: exists and is never overwritten; give another name or delete it")
+        if path:
+            refuse_existing(flag, path)
     if args.out and args.out == args.mixture:
         fail(f"--mixture {args.mixture}: is --out as well; give another name")
     if not args.out and (args.keep_share < 1 or args.keep_above is not None):
@@ -458,27 +455,10 @@ def check_args(args: Args) -> None:
     args.model = args.model or START_MODELS["countdown" if of_countdown else "tiny"]
 
 
-def make_folder(args: Args) -> Path:
+def scores_folder(args: Args) -> Path:
     """The folder of the scores: a file for each checkpoint."""
     beside = args.out or args.mixture
-    folder = args.scores_dir or beside.with_name(f"{beside.stem}.scores")
-    if folder.exists() and not folder.is_dir():
-        fail(f"--scores-dir {folder}: is a file; choose a folder")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        fail(f"--scores-dir {folder}: cannot be made ({error.strerror or error}); choose another")
-    return folder
-
-
-def write_or_fail(flag: str, path: Path, text: str) -> None:
-    try:
-        write_text(path, text)
-    except OSError as error:
-        fail(
-            f"{flag} {path}: cannot be written ({error.strerror or error}); nothing is lost: the same "
-            "command writes it without taking a gradient"
-        )
+    return args.scores_dir or beside.with_name(f"{beside.stem}.scores")
 
 
 def next_command(args: Args) -> str:
@@ -503,6 +483,7 @@ def at_checkpoint(name: str, rows: list[Row], probe: dict[str, list[Row]], args:
     return numbered, score_rows(model, [row for _, row in numbered], groups, args, path)
 
 
+@stoppable("the same command goes on where it was")
 def main(args: Args) -> list[float]:
     """Take gradients, show, write; returns I of every row that was scored."""
     in_one_process("tools/influence.py")
@@ -523,10 +504,9 @@ def main(args: Args) -> list[float]:
     probe = read_probe(args)
 
     # --- influences at each checkpoint
-    folder, numbered, found = make_folder(args), [], []
-    held = lock(folder, f"--scores-dir {folder}: another process is writing there; wait for its end")
-    try:
-        models = args.checkpoints or (args.model,)
+    folder, numbered, found = scores_folder(args), [], []
+    models = args.checkpoints or (args.model,)
+    with claimed("--scores-dir", folder, "checkpoint-1.jsonl"):
         for t, name in enumerate(models, start=1):
             say(f"{name}, {t} of {len(models)}")
             before = numbered
@@ -534,10 +514,6 @@ def main(args: Args) -> list[float]:
             if before and numbered != before:
                 fail(f"--checkpoints {name}: makes other tokens of the rows than {args.checkpoints[0]}")
             found.append(influences)
-    except KeyboardInterrupt:
-        sys.exit("\nstopped; the same command goes on where it was")
-    finally:
-        held.release()
 
     # --- one number a row
     influences = joint(torch.tensor(found, dtype=torch.float64), args.over_groups).tolist()  # [N]
@@ -551,8 +527,7 @@ def main(args: Args) -> list[float]:
         if not kept:
             fail(f"--keep-above {args.keep_above:g}: no row's influence is above it; give a lower one")
         of_row = {numbered[i][0]: influences[i] for i in kept}
-        lines = [json.dumps(line, ensure_ascii=False, default=str) for line in lines_to_keep(entries, of_row)]
-        write_or_fail("--out", args.out, "".join(line + "\n" for line in lines))
+        write_or_fail("--out", args.out, json_lines(lines_to_keep(entries, of_row)), NOTHING_LOST)
         say(f"{args.out}: {len(kept):,} of {len(influences):,} rows")
     if args.mixture:
         shares = mixture(rho(influences, tokens, sources))
@@ -561,7 +536,8 @@ def main(args: Args) -> list[float]:
                 "--mixture: no source helps, since no rho is above 0, so that there are no shares; look at "
                 "the rows, or take another probe"
             )
-        write_or_fail("--mixture", args.mixture, json.dumps(shares, indent=1, ensure_ascii=False) + "\n")
+        text = json.dumps(shares, indent=1, ensure_ascii=False) + "\n"
+        write_or_fail("--mixture", args.mixture, text, NOTHING_LOST)
         say(f"{args.mixture}: shares of {len(shares)} sources")
     say(f"next: {next_command(args)}")
     return influences

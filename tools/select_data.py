@@ -65,7 +65,15 @@ from plainrl.flags import (
     resolve_defaults,
     resolve_model,
 )
-from plainrl.folder import lock, write_text
+from plainrl.folder import (
+    append_or_fail,
+    claimed,
+    json_lines,
+    refuse_existing,
+    refuse_other_settings,
+    whole_lines,
+    write_or_fail,
+)
 from plainrl.grading import is_failure
 from plainrl.models import device_name, eos_ids, keep_freed_memory, load_model, model_hash
 from plainrl.rollout import (
@@ -77,12 +85,11 @@ from plainrl.rollout import (
     set_thinking,
 )
 from plainrl.sampler import make_sampler
-from plainrl.screen import fail, in_one_process, minutes, or_fail, say, shown
+from plainrl.screen import fail, in_one_process, or_fail, say, shown, stoppable, time_left
 from plainrl.subset import SubsetTask
-from plainrl.tasks import Problem, hash_number, load_task
+from plainrl.tasks import Problem, first_problems, hash_number, load_task
 
 SELECT_SEED = EVAL_SEED + 1  # no training run and no evaluation draws these random numbers
-ENDLESS = 1000  # problems of a task that makes them without end
 SHOWN_RATES = (0.01, 0.05, 0.2, 0.5, 0.9)  # for which the screen says how likely a band keeps a problem
 WIDTH = 40  # letters of the longest bar
 WORTH_SAYING = 0.1  # share of samples that were cut, or have no answer
@@ -208,6 +215,11 @@ def is_kept(scores: list[float], prompt: str, args: Args) -> bool:
     return is_solved and hash_number(f"{args.seed}/stable/{prompt}") / 2**64 < args.keep_stable
 
 
+def was_judged(row: dict) -> bool:
+    """Whether the grader came to a verdict: it did not break, and its time was not over."""
+    return not row["why"].startswith("timeout") and not is_failure(row["why"])
+
+
 def traces_of(rows: list[dict], kind: str, tau: float) -> list[dict]:
     """A problem's samples that are right, or wrong, and may be learned from [D3]. Equal texts come once.
 
@@ -216,8 +228,7 @@ def traces_of(rows: list[dict], kind: str, tau: float) -> list[dict]:
     found = {}  # by text
     for row in rows:
         right = row["score"] > tau
-        judged = not row["why"].startswith("timeout") and not is_failure(row["why"])
-        wrong = not right and row["parsed"] is not None and judged
+        wrong = not right and row["parsed"] is not None and was_judged(row)
         ended = row["finish_reason"] == "stop" and row["completion"].strip()
         if ended and (right if kind == "correct" else wrong):
             found.setdefault(row["completion"], row)
@@ -239,15 +250,14 @@ class Job:
 def jobs_of(task, args: Args, tokenizer) -> list[Job]:
     """The problems, each prompt once, in the order in which they are sampled: by the length of the prompt, so
     that a batch has little padding."""
-    size = or_fail(task.size, "train") if hasattr(task, "size") else args.problems or ENDLESS
-    count, jobs = min(args.problems or size, size), {}  # jobs: by prompt
-    for index in range(count):
-        problem = or_fail(task.problem, "train", index, args.seed)
-        ids = encode_prompt(tokenizer, problem.prompt, args.system_prompt)
-        jobs.setdefault(problem.prompt, Job(index, problem, ids))
-    if len(jobs) < count:
-        say(f"{count - len(jobs):,} of {count:,} problems have the prompt of another, and are left out")
-    return sorted(jobs.values(), key=lambda job: len(job.prompt_ids))
+    count, problems = or_fail(first_problems, task, "train", args.problems, args.seed)
+    if len(problems) < count:
+        say(f"{count - len(problems):,} of {count:,} problems have the prompt of another, and are left out")
+    jobs = [
+        Job(index, problem, encode_prompt(tokenizer, problem.prompt, args.system_prompt))
+        for index, problem in problems.items()
+    ]
+    return sorted(jobs, key=lambda job: len(job.prompt_ids))
 
 
 def that_fit(jobs: list[Job], sampler, args: Args) -> list[Job]:
@@ -288,61 +298,48 @@ def settings_of(args: Args, model, tokenizer, sampler, task, jobs: list[Job]) ->
     }
 
 
-def open_samples(folder: Path, settings: dict):
-    """Make the folder, or find that its samples are of the same settings. Returns its lock."""
-    way_out = "give the old value or another --out, or delete the folder"
+def check_settings(folder: Path, settings: dict) -> None:
+    """Write the settings into the folder of the samples, or find that it has the same ones."""
     path = folder / "config.json"
-    try:
-        if folder.exists() and not path.exists() and any(child.name != ".lock" for child in folder.iterdir()):
-            fail(f"--samples-dir {folder}: is not a folder of this tool's samples; choose another")
-        folder.mkdir(parents=True, exist_ok=True)
-        held = lock(folder, f"--samples-dir {folder}: another process is writing there; wait for its end")
-        if path.exists():
+    if path.exists():
+        try:
             before = dict(json.loads(path.read_text()))
-            for name, value in settings.items():
-                if value != before.get(name):
-                    old = shown(str(before.get(name)), one_line=True)
-                    fail(f"--samples-dir {folder}: was sampled with {name} {old}, now {value}; {way_out}")
-        write_text(path, json.dumps(settings, indent=1) + "\n")
-    except (ValueError, TypeError):
-        fail(f"--samples-dir {folder}: its config.json is damaged; put it back, or choose another folder")
-    except OSError as error:
-        fail(f"--samples-dir {folder}: cannot be written ({error.strerror or error}); choose another")
-    return held
+        except (OSError, ValueError, TypeError):
+            fail(f"--samples-dir {folder}: its config.json is damaged; put it back, or choose another folder")
+        way_out = "give the old value or another --out, or delete the folder"
+        refuse_other_settings(f"--samples-dir {folder}", before, settings, way_out)
+    write_or_fail("--samples-dir", path, json.dumps(settings, indent=1) + "\n", "choose another folder")
 
 
 def finished_samples(path: Path, jobs: list[Job], n: int, size: int) -> list[dict]:
     """The samples on the disk of batches of `size` problems that are complete. What a kill left of another
     batch is cut off, so that it is sampled again as a whole."""
-    if not path.exists():
-        return []
-    lines = path.read_bytes().splitlines(keepends=True)
-    whole = len(lines) - (bool(lines) and not lines[-1].endswith(b"\n"))
-    if whole < len(jobs) * n:
-        whole -= whole % (size * n)
+    lines, expected = whole_lines(path), [job.index for job in jobs for _ in range(n)]
+    if len(lines) < len(expected):
+        lines = lines[: len(lines) - len(lines) % (size * n)]
     try:
-        rows = [json.loads(line) for line in lines[:whole]]
-        are_ours = [row["index"] for row in rows] == [job.index for job in jobs for _ in range(n)][:whole]
+        rows = [json.loads(line) for line in lines]
+        are_ours = [row["index"] for row in rows] == expected[: len(lines)]
     except (ValueError, KeyError, TypeError):
         are_ours = False
-    if not are_ours or whole > len(jobs) * n:
+    if not are_ours or len(lines) > len(expected):
         fail(f"{path}: is damaged, or not of these problems; delete it, and everything is sampled again")
-    os.truncate(path, sum(map(len, lines[:whole])))
+    if path.exists():
+        os.truncate(path, sum(map(len, lines)))
     return rows
 
 
 def sample_batch(sampler, tokenizer, task, batch: list[Job], args: Args, stream: int) -> list[dict]:
     """Sample and grade some problems: a row for each of their n samples. `stream` is the model's own, so that
     two models draw different random numbers."""
-    n = args.samples
+    n, problems = args.samples, [job.problem for job in batch]
     seeds = [
         completion_seed(SELECT_SEED, args.seed, job.index, stream, sample)
         for job in batch
         for sample in range(n)
     ]
-    problems = [job.problem for job in batch]
-    how = (args.max_new_tokens, args.temperature, args.system_prompt, args.top_p)
     prompts = [problem.prompt for problem in problems]
+    how = (args.max_new_tokens, args.temperature, args.system_prompt, args.top_p)
     rollout = sample_rollout(sampler, tokenizer, task, problems, prompts, seeds, n, *how)
     return [
         {
@@ -364,26 +361,23 @@ def sample_batch(sampler, tokenizer, task, batch: list[Job], args: Args, stream:
 
 def sample_all(sampler, tokenizer, task, jobs: list[Job], args: Args, settings: dict, path: Path) -> list:
     """Sample what is not yet in samples.jsonl (`path`), and return the n rows of each job."""
-    n, size, stream = args.samples, max(1, args.rows_at_once // args.samples), int(settings["model_hash"], 16)
+    n, stream = args.samples, int(settings["model_hash"], 16)
+    size = max(1, args.rows_at_once // n)  # problems in a batch
     rows = finished_samples(path, jobs, n, size)
     first = len(rows) // n
     if first:
         say(f"{first:,} of {len(jobs):,} problems are sampled already, in {path}")
     # For the time left: longer prompts have longer answers.
     work = [len(job.prompt_ids) for job in jobs]
-    started, tokens = time.monotonic(), 0
+    began, tokens = time.monotonic(), 0
     for start in range(first, len(jobs), size):
         new = sample_batch(sampler, tokenizer, task, jobs[start : start + size], args, stream)
-        try:
-            with open(path, "a") as file:
-                file.write("".join(json.dumps(row) + "\n" for row in new))
-        except OSError as error:
-            fail(f"{path}: cannot be written ({error.strerror or error}); the same command goes on from here")
+        append_or_fail(path, new)
         rows += new
         tokens += sum(row["tokens"] for row in new)
-        seconds, done = max(time.monotonic() - started, 1e-9), len(rows) // n
-        left = minutes(seconds / sum(work[first:done]) * sum(work[done:]))
-        say(f"{done:>6} of {len(jobs)} problems | {tokens / seconds:7.0f} tokens/s | left {left}")
+        done, speed = len(rows) // n, tokens / max(time.monotonic() - began, 1e-9)
+        left = time_left(began, sum(work[first:done]), sum(work[done:]))
+        say(f"{done:>6} of {len(jobs)} problems | {speed:7.0f} tokens/s | left {left}")
     return [rows[i * n : (i + 1) * n] for i in range(len(jobs))]
 
 
@@ -405,13 +399,12 @@ def numbers_of(rows: list[dict], args: Args) -> dict:
 
 def problem_line(job: Job, rows: list[dict], task, args: Args) -> dict:
     """A problem for RL: what jsonl:FILE reads, and the place that subset:FILE finds it by."""
-    problem = job.problem
-    known = {name: getattr(problem, name) for name in ("prompt", "answer", "hint", "solution", "horizon")}
+    line = {name: getattr(job.problem, name) for name in ("prompt", "answer", "hint", "solution", "horizon")}
+    line = {name: value for name, value in line.items() if value is not None}
     place = {"task": args.task, "task_split": "train", "index": job.index, "seed": args.seed}
     if isinstance(task, SubsetTask):  # the place in the task itself, so that the older file is not needed
-        place = task.places[problem.index]
-    known = {name: value for name, value in known.items() if value is not None}
-    return known | place | numbers_of(rows, args)
+        place = task.places[job.problem.index]
+    return line | place | numbers_of(rows, args)
 
 
 def trace_lines(job: Job, rows: list[dict], task, args: Args) -> list[dict]:
@@ -419,14 +412,10 @@ def trace_lines(job: Job, rows: list[dict], task, args: Args) -> list[dict]:
     traces = {kind: traces_of(rows, kind, args.tau) for kind in ("correct", "wrong")}
     if args.paired and not (traces["correct"] and traces["wrong"]):
         return []
-    common = {"answer": job.problem.answer, "source": task.name, "horizon": job.problem.horizon}
-    common |= {"index": job.index} | numbers_of(rows, args)
-    return [
-        {"prompt": row["prompt"], "completion": row["completion"]}
-        | common
-        | {name: row[name] for name in ("parsed", "score", "tokens")}
-        for row in traces[args.traces][: args.per_problem]
-    ]
+    common = {"source": task.name, "horizon": job.problem.horizon} | numbers_of(rows, args)
+    own = ("prompt", "completion", "answer", "index", "parsed", "score", "tokens")
+    chosen = traces[args.traces][: args.per_problem]
+    return [{name: row[name] for name in own} | common for row in chosen]
 
 
 # --- what is shown ------------------------------------------------------------------------------------------
@@ -434,14 +423,13 @@ def trace_lines(job: Job, rows: list[dict], task, args: Args) -> list[dict]:
 
 def histogram(rights: list[int], kept: list[bool], n: int) -> list[str]:
     """Lines with how many problems have c right of n samples: kept (#) and dropped (.) ones."""
-    counts = {True: Counter(), False: Counter()}
-    for right, is_in in zip(rights, kept):
-        counts[is_in][right] += 1
-    most = max(Counter(rights).values())
-    lines = [f"{f'right of {n}':>14} | {'kept':>7} | {'dropped':>7} |"]
+    counts, counts_kept = Counter(rights), Counter(right for right, is_in in zip(rights, kept) if is_in)
+    most = max(counts.values())
+    title = f"right of {n}"
+    lines = [f"{title:>14} | {'kept':>7} | {'dropped':>7} |"]
     for c in range(n + 1):
-        inside, outside = counts[True][c], counts[False][c]
-        if n > 32 and not inside + outside:
+        inside, outside = counts_kept[c], counts[c] - counts_kept[c]
+        if n > 32 and not counts[c]:
             continue
         bar = "#" * math.ceil(WIDTH * inside / most) + "." * math.ceil(WIDTH * outside / most)
         lines.append(f"{c:>14} | {inside:>7,} | {outside:>7,} | {bar}".rstrip())
@@ -459,7 +447,7 @@ def notes_of(samples: list[dict], args: Args) -> list[str]:
     cut = sum(row["finish_reason"] == "length" for row in samples) / count
     ended = [row for row in samples if row["finish_reason"] != "length"]
     unread = sum(row["parsed"] is None for row in ended) / count
-    broken = sum(row["why"].startswith("timeout") or is_failure(row["why"]) for row in samples)
+    broken = sum(not was_judged(row) for row in samples)
     if cut > WORTH_SAYING:
         notes.append(
             f"warning: {cut:.0%} of the samples were cut at --max-new-tokens {args.max_new_tokens} and count "
@@ -491,10 +479,10 @@ def show(jobs: list[Job], groups: list[list[dict]], kept: list[bool], args: Args
     for note in notes_of(samples, args):
         say(note)
     if not any(row["parsed"] is not None or row["score"] > args.tau for row in samples):
-        whys = Counter(row["why"] for row in samples).most_common(1)[0][0]
+        [(why, _)] = Counter(row["why"] for row in samples).most_common(1)
         fail(
             f"--model {args.model}: none of its {len(samples):,} samples has an answer that can be read "
-            f"(most often: {shown(whys, one_line=True)}): that is format, not difficulty; raise "
+            f"(most often: {shown(why, one_line=True)}): that is format, not difficulty; raise "
             "--max-new-tokens, say with --system-prompt how to answer, or take another model"
         )
     if not any(kept):
@@ -515,11 +503,7 @@ def check_out(args: Args) -> None:
     """Refuse to write over anything."""
     if args.out.suffix != ".jsonl":
         fail(f"--out {args.out}: JSON lines are written; give a name that ends in .jsonl")
-    if args.out.exists():
-        fail(f"--out {args.out}: exists and is never overwritten; give another name or delete it")
-    folder = samples_folder(args)
-    if folder.exists() and not folder.is_dir():
-        fail(f"--samples-dir {folder}: is a file; choose a folder")
+    refuse_existing("--out", args.out)
     try:
         args.out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -563,13 +547,8 @@ def write_lines(lines: list[dict], args: Args) -> None:
             f"--traces {args.traces}: no problem that is kept has {both}, ended by itself; take a wider "
             "rule, more --samples or a higher --max-new-tokens"
         )
-    try:
-        write_text(args.out, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-    except OSError as error:
-        fail(
-            f"--out {args.out}: cannot be written ({error.strerror or error}); nothing is lost: the same "
-            "command writes it without sampling again"
-        )
+    way_out = "nothing is lost: the same command writes it without sampling again"
+    write_or_fail("--out", args.out, json_lines(lines), way_out)
     problems = len({line["index"] for line in lines})
     of = f"{len(lines):,} {args.traces} traces of " if args.traces else ""
     say(f"{args.out}: {of}{problems:,} problems")
@@ -590,6 +569,7 @@ def next_command(args: Args, task) -> str:
     return command
 
 
+@stoppable("the same command goes on after the last line of progress")
 def main(args: Args, task=None, sampler=None) -> Path:
     """Sample, show, write; returns the file. A task or sampler of your own can be passed in."""
     in_one_process("tools/select_data.py")
@@ -610,14 +590,10 @@ def main(args: Args, task=None, sampler=None) -> Path:
     sampler = sampler or make_sampler(args, model, eos_ids(model, tokenizer))
     jobs = that_fit(jobs_of(task, args, tokenizer), sampler, args)
     settings, folder = settings_of(args, model, tokenizer, sampler, task, jobs), samples_folder(args)
-    held = open_samples(folder, settings)
-    say(f"{args.model}: {len(jobs):,} problems x {args.samples} samples into {folder}")
-    try:
+    with claimed("--samples-dir", folder, "config.json"):
+        check_settings(folder, settings)
+        say(f"{args.model}: {len(jobs):,} problems x {args.samples} samples into {folder}")
         groups = sample_all(sampler, tokenizer, task, jobs, args, settings, folder / "samples.jsonl")
-    except KeyboardInterrupt:
-        sys.exit("\nstopped; the same command goes on after the last line of progress")
-    finally:
-        held.release()
 
     # --- choose
     scores = [[row["score"] for row in rows] for rows in groups]

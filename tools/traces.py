@@ -19,9 +19,7 @@ makes no row. Of any other text solution, steps and first_step are possible, and
 where it has one. What makes no row is counted by its reason.
 """
 
-import json
 import math
-import os
 import random
 import re
 import shlex
@@ -36,10 +34,10 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # where plainrl/ lies
 from plainrl.answers import last_boxed, number
 from plainrl.chains import run_program
 from plainrl.flags import Count, Fraction, check_flags, parse, resolve_model
-from plainrl.folder import write_text
-from plainrl.models import WAY_OUT, find_model
-from plainrl.screen import fail, or_fail, say
-from plainrl.tasks import Problem, load_task
+from plainrl.folder import json_lines, refuse_existing, write_or_fail
+from plainrl.models import load_tokenizer
+from plainrl.screen import fail, or_fail, say, stoppable
+from plainrl.tasks import Problem, first_problems, load_task
 from tools.hints import steps_of
 
 Kind = Literal["solution", "steps", "first_step", "sparse", "plan", "plan_steps", "dialect", "corrupt"]
@@ -128,10 +126,11 @@ def read_steps(solution: str) -> list[Step] | None:
     found = [LINE.fullmatch(line) for line in lines]
     if not lines or not all(found) or not re.fullmatch(r"\\boxed\{.*\}", last):
         return None
-    return [
-        Step(name, int(x), sign, int(k), int(value))
-        for name, x, sign, k, value in map(re.Match.groups, found)
-    ]
+    steps = []
+    for match in found:
+        name, received, sign, operand, value = match.groups()
+        steps.append(Step(name, int(received), sign, int(operand), int(value)))
+    return steps
 
 
 def right_steps(steps: list[Step]) -> int:
@@ -274,22 +273,6 @@ def beginning(solution: str, end: int, tokenizer) -> tuple[str, int, int]:
     return text, count, len(ids) + 1
 
 
-def load_tokenizer(name: str):
-    """The tokenizer of a model, in one line where that cannot be."""
-    from transformers import AutoTokenizer
-
-    path, options = find_model(name), {}
-    if path.endswith(".gguf"):
-        path, options = os.path.dirname(path) or ".", {"gguf_file": os.path.basename(path)}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, **options)
-    except (OSError, ValueError, ImportError) as error:
-        fail(f"--model {name}: its tokenizer cannot be loaded ({str(error).splitlines()[0]}); {WAY_OUT}")
-    if not tokenizer.is_fast:
-        fail(f"--model {name}: its tokenizer does not say where its tokens end; use one with tokenizer.json")
-    return tokenizer
-
-
 # --- rows ---------------------------------------------------------------------------------------------------
 
 
@@ -363,21 +346,16 @@ def say_what_was_made(args: Args, rows: list[dict], counts: Counter) -> None:
         say(f"next: python sft.py --data {data} --task {task}{model}")
 
 
+@stoppable("nothing is written")
 def main(args: Args) -> None:
-    if args.out.exists():
-        fail(f"--out {args.out}: exists and is never overwritten; give another name or delete it")
+    refuse_existing("--out", args.out)
     check_flags(args)
     task = or_fail(load_task, args.task)
     resolve_model(args, task)
     tokenizer = load_tokenizer(args.model) if args.kind == "first_step" else None
-    count = args.problems or 1000
-    if hasattr(task, "size"):
-        size = or_fail(task.size, args.split)
-        count = min(args.problems or size, size)
-    problems = {}  # by prompt: each makes one row
-    for index in range(count):
-        problem = or_fail(task.problem, args.split, index, args.seed)
-        problems.setdefault(problem.prompt, problem)
+    if tokenizer and not tokenizer.is_fast:
+        fail(f"--model {args.model}: its tokenizer does not say where its tokens end; use another model")
+    count, problems = or_fail(first_problems, task, args.split, args.problems, args.seed)
     rows, why, counts = [], Counter(), Counter()
     for problem in problems.values():
         try:
@@ -386,10 +364,7 @@ def main(args: Args) -> None:
             why[str(reason)] += 1
     if not rows:
         fail(nothing_left(args, len(problems), why))
-    try:
-        write_text(args.out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    except OSError as error:
-        fail(f"--out {args.out}: cannot be written ({error.strerror}); give another name")
+    write_or_fail("--out", args.out, json_lines(rows), "give another name")
     same = f"; the same prompt again: {count - len(problems):,}" if len(problems) < count else ""
     left_out = "".join(f"; {reason}: {number:,}" for reason, number in why.items())
     say(f"{args.out}: {len(rows):,} rows of kind {args.kind}{same}{left_out}")
