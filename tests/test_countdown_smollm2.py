@@ -1,13 +1,28 @@
 """benchmarks/countdown_smollm2.py: the supervised start, trials, arms from it, and their tables."""
 
+import importlib
 import json
+import shlex
 from pathlib import Path
 
 import pytest
+import tyro
 from mutants import mutant
 
 from benchmarks import countdown_smollm2
 from benchmarks.countdown_tables import read_runs
+
+
+def not_trained(command: str, stops: tuple, run: Path, target: Path, measured) -> None:
+    """In place of a run: the model that it would start from, measured at every stop."""
+    script, *flags = shlex.split(command)
+    module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
+    flags = vars(tyro.cli(module.Args, args=flags))
+    target.mkdir(parents=True)
+    for step in stops:
+        (target / f"step{step}.json").write_text(json.dumps(measured(Path(flags["model"]), step)))
+    (target / "curves.json").write_text(json.dumps({"rollout/tokens_total": [100, 200]}))
+    (target / "config.json").write_text(json.dumps({"flags": flags}, default=str))
 
 
 @mutant(
@@ -19,10 +34,10 @@ from benchmarks.countdown_tables import read_runs
 def test_from_the_start_to_the_tables(monkeypatch, tmp_path, capsys):
     """Catches arms that do not begin at the supervised model, a beta at another rate than the better one, a
     difference with the wrong sign, and a second start."""
-    smaller = lambda text: text.replace("--train-size 2000", "--train-size 32").replace("step 8", "step 2")  # noqa: E731
-    monkeypatch.setattr(countdown_smollm2, "START", smaller(countdown_smollm2.START))
-    monkeypatch.setattr(countdown_smollm2, "COMMON", smaller(countdown_smollm2.COMMON))
+    fewer = countdown_smollm2.START.replace("--train-size 2000", "--train-size 32")
+    monkeypatch.setattr(countdown_smollm2, "START", fewer)
     monkeypatch.setattr(countdown_smollm2, "STOPS", (1, 2))
+    monkeypatch.setattr(countdown_smollm2, "train_in_parts", not_trained)
     monkeypatch.setattr(countdown_smollm2.where_entropy_is, "positions", lambda *args: [])
     monkeypatch.setattr(
         countdown_smollm2.where_entropy_is, "shares", lambda found: {"shares": {"choice": 0.5}}
