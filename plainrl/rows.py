@@ -18,6 +18,7 @@ and the end token follows. So both are what the sampler would see and should hav
 import hashlib
 import json
 import random
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -43,7 +44,7 @@ from plainrl.models import eos_ids
 from plainrl.rollout import Batch, apply_template, check_template, encode_prompt, pad
 from plainrl.sampler import context_length
 from plainrl.screen import fail, or_fail, say, shown
-from plainrl.tasks import BOXED_INSTRUCTION, hash_number, scored
+from plainrl.tasks import BOXED_INSTRUCTION, Problem, hash_number, scored
 
 PROMPTS = ("prompt", "problem", "question", "query", "instruction")  # the first that there is
 COMPLETIONS = ("completion", "solution", "response", "output")
@@ -197,7 +198,16 @@ def solutions_of(task, count: int | None, seed: int) -> Iterator[Row]:
             )
         turns = ({"role": "user", "content": problem.prompt},)
         place = f"training problem {index} of {task.name}"
-        yield Row(turns, problem.solution, source=problem.source, place=place, is_text=True)
+        yield Row(turns, problem.solution, source=source_of(problem), place=place, is_text=True)
+
+
+def source_of(problem: Problem) -> str:
+    """Where a problem's row is from, for --mixture: of reasoning-gym its task, without the question's place.
+
+    >>> source_of(Problem("How many?", "3", source="gym:gsm_symbolic#0#141139"))
+    'gym:gsm_symbolic'
+    """
+    return re.sub(r"#\d+#\d+$", "", problem.source)
 
 
 # --- from rows to tokens ------------------------------------------------------------------------------------

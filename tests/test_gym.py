@@ -20,6 +20,7 @@ from plainrl import gym as gym_module, workers
 from plainrl.chains import run_program
 from plainrl.grading import is_error
 from plainrl.gym import ANY_ANSWER, TooSlow, shown_answer, time_limit
+from plainrl.rows import source_of
 from plainrl.tasks import BOXED_INSTRUCTION, Grade, load_task
 from plainrl.world import split_of
 
@@ -607,6 +608,7 @@ def test_gym_table_has_every_task(gym):
         assert [row["task"] for row in log["rows"]] == gym_tasks.all_tasks()
 
 
+@mutant("gym: a source for each question", "plainrl/rows.py", 'r"#\\d+#\\d+$"', 'r"#\\d+$"')
 @mutant(
     "gym: a solution without its box",
     "plainrl/gym.py",
@@ -620,4 +622,5 @@ def test_worked_solutions_are_right():
         problem = task.problem("train", index, 0)
         assert "####" not in problem.solution and len(problem.solution.splitlines()) > 1
         assert task.grade(problem.solution, problem).correct
+        assert source_of(problem) == "gym:gsm_symbolic"  # one source of a --mixture, not one for each
     assert load_task("gym:chain_sum").problem("train", 0, 0).solution is None

@@ -36,6 +36,7 @@ from plainrl.chains import run_program
 from plainrl.flags import Count, Fraction, check_flags, parse, resolve_model
 from plainrl.folder import json_lines, refuse_existing, write_or_fail
 from plainrl.models import load_tokenizer
+from plainrl.rows import source_of
 from plainrl.screen import fail, or_fail, say, stoppable
 from plainrl.tasks import Problem, first_problems, load_task
 from tools.hints import steps_of
@@ -312,7 +313,7 @@ def row_of(problem: Problem, completion: str, args: Args) -> dict:
     row = {"prompt": problem.prompt, "completion": completion}
     if args.kind == "first_step":
         row["end"] = False
-    more = {"answer": problem.answer, "horizon": problem.horizon, "source": problem.source}
+    more = {"answer": problem.answer, "horizon": problem.horizon, "source": source_of(problem)}
     return row | {"split": args.split} | more
 
 
