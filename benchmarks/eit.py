@@ -8,11 +8,11 @@ Rules and protocol, written down before the first reported run:
 
 - Rows are worked solutions of 256 chains of three steps, a quarter of which has the rare reading ("more"
   that means subtract): with their steps, with a plan before them, terse, or with a plan before the terse one.
-  tools/traces.py makes them. All arms of a seed have the same problems, start from models/tiny, and take 24
+  tools/traces.py makes them. All arms of a seed have the same problems, start from models/tiny, and take 36
   steps of 64 rows.
 - At equal target tokens: steps and sparse once more, for so many steps that they learn from as many tokens as
   the arm with the plan.
-- Every arm has the best of three learning rates, by dev avg@16 on the trained task.
+- Every arm has the best of four learning rates, by dev avg@16 on the trained task.
 - Measured: chains of three with the rare reading in a quarter, and of four and five, which no arm trains on.
 - The claim: plan and steps are better than steps, and plan better than sparse. Sparse against steps is no
   fair comparison here, since the model knows worked lines and no terse ones.
@@ -32,8 +32,8 @@ NO_SCORES = "--eval-every 1000 --eval-problems 8 --eval-samples 2 --test-problem
 TRAIN = (
     f'sft.py --task "{TASK}" --rows-per-step 64 --epochs 100 {NO_SCORES} --seed {{seed}} --out-dir {{out}}'
 )
-STEPS, LONGER = 24, {"steps": 36, "sparse": 45}  # as many target tokens as plan_steps and plan have in 24
-RATES = [f"--lr {lr}" for lr in ("3e-4", "1e-3", "2e-3")]
+STEPS, LONGER = 36, {"steps": 55, "sparse": 67}  # as many target tokens as plan_steps and plan have in 36
+RATES = [f"--lr {lr}" for lr in ("3e-4", "1e-3", "2e-3", "4e-3")]
 
 ARMS = {kind: f"{TRAIN} --data {{here}}/{kind}.jsonl --steps {STEPS}" for kind in KINDS}
 ARMS |= {f"{kind}_longer": f"{TRAIN} --data {{here}}/{kind}.jsonl --steps {n}" for kind, n in LONGER.items()}
