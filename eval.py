@@ -71,7 +71,7 @@ from plainrl.rollout import (
 )
 from plainrl.run import git_commit
 from plainrl.sampler import make_sampler
-from plainrl.screen import fail, minutes, or_fail, say
+from plainrl.screen import fail, or_fail, say, time_left
 from plainrl.sources import ComposedTask
 from plainrl.tasks import Problem, load_task
 from plainrl.world import ChainTask
@@ -265,16 +265,16 @@ def sample_all(sampler, tokenizer, jobs: list[Job], args: Args, settings: dict, 
     finished = math.ceil(len(rows) / args.samples / size)
     # For the time left: longer prompts have longer answers.
     work = [sum(len(job.prompt_ids) for job in batch) for batch in batches]
-    started, tokens = time.time(), 0
+    began, tokens = time.monotonic(), 0
     for i, batch in enumerate(batches[finished:], start=finished):
         new = sample_batch(sampler, tokenizer, batch, args, settings)
         with open(path, "a") as file:
             file.write("".join(json.dumps(row) + "\n" for row in new))
         rows, tokens = rows + new, tokens + sum(row["tokens"] for row in new)
-        seconds = max(time.time() - started, 1e-9)  # a clock may stand still
-        left = minutes(seconds / sum(work[finished : i + 1]) * sum(work[i + 1 :]))
+        speed = tokens / max(time.monotonic() - began, 1e-9)  # a clock may stand still
+        left = time_left(began, sum(work[finished : i + 1]), sum(work[i + 1 :]))
         done = f"{len(rows) // args.samples:>6} of {len(jobs)} problems"
-        say(f"{done} | {tokens / seconds:7.0f} tokens/s | left {left}")
+        say(f"{done} | {speed:7.0f} tokens/s | left {left}")
     return rows
 
 

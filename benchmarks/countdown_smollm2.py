@@ -37,6 +37,7 @@ from benchmarks import where_entropy_is  # noqa: E402
 from benchmarks.arms import RealModelArgs, trial_name  # noqa: E402
 from benchmarks.countdown import counts, masked_entropy, sampled, train_in_parts  # noqa: E402
 from benchmarks.countdown_tables import STOPPED, Runs, dev_score, read_runs, scores_of, tokens_at  # noqa: E402
+from benchmarks.recipes import NO_SCORES  # noqa: E402
 from plainrl.countdown import CountdownTask  # noqa: E402
 from plainrl.folder import write_text  # noqa: E402
 from plainrl.metrics import intervals, pass_at_k  # noqa: E402
@@ -45,7 +46,6 @@ from plainrl.sampler import HFSampler  # noqa: E402
 
 TRIAL_SEED = 100
 STOPS = (10, 20, 30, 40, 50)
-NO_SCORES = "--eval-every 1000 --eval-problems 8 --eval-samples 2 --test-problems 8 --no-report"
 START = f"--task countdown --train-size 2000 --epochs 1 --rows-per-step 16 --lr 5e-5 --seed 0 {NO_SCORES}"
 COMMON = (
     "--task countdown --prompts-per-step 8 --group-size 8 --max-new-tokens 32 --save-every 5 "

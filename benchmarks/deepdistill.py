@@ -32,9 +32,9 @@ import tyro
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 from benchmarks import recipes  # noqa: E402
+from benchmarks.recipes import NO_SCORES  # noqa: E402
 
 TASK, POOL = "chain?horizon=3", "chain?horizon=1-8"
-NO_SCORES = "--eval-every 1000 --eval-problems 8 --eval-samples 2 --test-problems 8 --no-report"
 GRPO = f'grpo.py --task "{TASK}" --steps 40 {NO_SCORES}'
 SELECT = (
     f'tools/select_data.py --task "{POOL}" --model {{here}}/teacher/last --problems 2048 -n 4 '

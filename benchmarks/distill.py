@@ -22,10 +22,9 @@ from pathlib import Path
 import tyro
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from benchmarks.recipes import Args, Experiment, main  # noqa: E402
+from benchmarks.recipes import NO_SCORES, Args, Experiment, main  # noqa: E402
 
 TASK = "chain?horizon=3"
-NO_SCORES = "--eval-every 1000 --eval-problems 8 --eval-samples 2 --test-problems 8 --no-report"
 OWN = f"{NO_SCORES} --seed {{seed}} --out-dir {{out}}"
 ROWS = f'--task "{TASK}" --data {{here}}/rows.jsonl --rows-per-step 64 --epochs 3 {OWN}'
 GRPO = f'grpo.py --task "{TASK}" --steps 80 {NO_SCORES}'

@@ -24,11 +24,10 @@ from pathlib import Path
 import tyro
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from benchmarks.recipes import Args, Experiment, main  # noqa: E402
+from benchmarks.recipes import NO_SCORES, Args, Experiment, main  # noqa: E402
 
 TASK = "chain?horizon=3&family=mixed"
 KINDS = ("steps", "plan_steps", "sparse", "plan")
-NO_SCORES = "--eval-every 1000 --eval-problems 8 --eval-samples 2 --test-problems 8 --no-report"
 TRAIN = (
     f'sft.py --task "{TASK}" --rows-per-step 64 --epochs 100 {NO_SCORES} --seed {{seed}} --out-dir {{out}}'
 )

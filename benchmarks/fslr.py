@@ -26,10 +26,9 @@ from pathlib import Path
 import tyro
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from benchmarks.recipes import Args, Experiment, main  # noqa: E402
+from benchmarks.recipes import NO_SCORES, Args, Experiment, main  # noqa: E402
 
 TASK, COMMON_READING = "chain?horizon=1&family=reversed", "chain?horizon=1"
-NO_SCORES = "--eval-every 1000 --eval-problems 8 --eval-samples 2 --test-problems 8 --no-report"
 START = f'sft.py --task "{COMMON_READING}" --train-size 1024 --epochs 3 --rows-per-step 64 {NO_SCORES}'
 TRAIN = (
     f'sft.py --model {{here}}/start/last --task "{TASK}" --rows-per-step 64 --epochs 100 {NO_SCORES} '

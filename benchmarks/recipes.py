@@ -31,6 +31,8 @@ from plainrl.sampler import HFSampler
 from plainrl.tasks import load_task
 
 DEVELOPMENT_SEEDS = (100, 101)
+# Scripts score little by themselves: what counts is measured afterwards, alike for all.
+NO_SCORES = "--eval-every 1000 --eval-problems 8 --eval-samples 2 --test-problems 8 --no-report"
 KEPT = (
     "sft/loss",
     "eval/loss",

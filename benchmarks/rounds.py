@@ -23,12 +23,12 @@ from pathlib import Path
 import tyro
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from benchmarks.recipes import Args, Experiment, main  # noqa: E402
+from benchmarks.recipes import NO_SCORES, Args, Experiment, main  # noqa: E402
 
 POOL = "chain?horizon=1-8"
-NO_SCORES = "--eval-every 1000 --eval-problems 8 --eval-samples 2 --test-problems 8 --no-report --seed {seed}"
+SEEDED = f"{NO_SCORES} --seed {{seed}}"
 BUDGET, CHOOSING, ROUNDS = 900_000, 120_000, 3
-WHOLE = f'--task "{POOL}" --train-size 512 --steps 1000 --token-budget {BUDGET} {NO_SCORES} --out-dir {{out}}'
+WHOLE = f'--task "{POOL}" --train-size 512 --steps 1000 --token-budget {BUDGET} {SEEDED} --out-dir {{out}}'
 
 
 def chosen_by(model: str, number: int) -> str:
@@ -43,7 +43,7 @@ def trained_on(number: int, model: str, tokens: int, out: str) -> str:
     """The command that trains on the number-th file."""
     return (
         f"grpo.py --task subset:{{out}}.{number} --model {model} --steps 1000 --token-budget {tokens} "
-        f"{NO_SCORES} --out-dir {out}"
+        f"{SEEDED} --out-dir {out}"
     )
 
 

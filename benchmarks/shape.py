@@ -34,6 +34,7 @@ import tyro
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 from benchmarks import recipes  # noqa: E402
+from benchmarks.recipes import NO_SCORES  # noqa: E402
 from plainrl.models import load_model  # noqa: E402
 from plainrl.rollout import encode_prompt  # noqa: E402
 from plainrl.scoring import score  # noqa: E402
@@ -42,7 +43,6 @@ from tools.traces import read_steps, right_steps  # noqa: E402
 TASK = "chain?horizon=3"
 PROBLEMS, ROWS = 1024, 256
 TEACHER = f'--task "{TASK}" --steps 40'
-NO_SCORES = "--eval-every 1000 --eval-problems 8 --eval-samples 2 --test-problems 8 --no-report"
 SELECT = (
     f'tools/select_data.py --task "{TASK}" --model {{here}}/teacher/last --problems {PROBLEMS} -n 8 '
     "--paired --per-problem 1 --seed {seed} --samples-dir {here}/samples"

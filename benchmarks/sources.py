@@ -31,11 +31,11 @@ import tyro
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 from benchmarks import recipes  # noqa: E402
+from benchmarks.recipes import NO_SCORES  # noqa: E402
 
 TASK = "chain?horizon=3"
 SOURCES = ("right", "wrong", "misread", "terse", "unrelated")
 ROWS = 256
-NO_SCORES = "--eval-every 1000 --eval-problems 8 --eval-samples 2 --test-problems 8 --no-report"
 CHAINS = 'tools/traces.py --task "chain?horizon=1-3" --problems 300'
 MISREAD = (
     'tools/select_data.py --task "chain?horizon=1&family=reversed" --model models/tiny --problems 400 -n 2 '

@@ -30,15 +30,16 @@ from safetensors.torch import load_file, save_file
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 from benchmarks import recipes  # noqa: E402
+from benchmarks.recipes import NO_SCORES  # noqa: E402
 from plainrl.models import load_model  # noqa: E402
 from plainrl.rollout import encode_prompt  # noqa: E402
 from plainrl.scoring import score  # noqa: E402
 from plainrl.tasks import load_task  # noqa: E402
 
 TASK, OWN = "chain?horizon=3", "chain?horizon=1&family=reversed"
-NO_SCORES = "--eval-every 1000 --eval-problems 8 --eval-samples 2 --test-problems 8 --no-report --seed {seed}"
-SFT, GRPO = f'sft.py --task "{TASK}" {NO_SCORES}', f'grpo.py --task "{TASK}" --steps 80 {NO_SCORES}'
-TARGET = f'sft.py --task "{OWN}" --train-size 256 --rows-per-step 64 --epochs 4 {NO_SCORES}'
+SEEDED = f"{NO_SCORES} --seed {{seed}}"
+SFT, GRPO = f'sft.py --task "{TASK}" {SEEDED}', f'grpo.py --task "{TASK}" --steps 80 {SEEDED}'
+TARGET = f'sft.py --task "{OWN}" --train-size 256 --rows-per-step 64 --epochs 4 {SEEDED}'
 VECTOR = "papers/reasoning_vector.py"
 ADD = f"{VECTOR} --to {{here}}/target/last --out {{out}} --vector {{here}}"
 ALPHAS = (-1.0, -0.5, 0.5, 1.0, 1.5)

@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # where plainrl/ lies
 
 from plainrl.flags import Count, Natural, check_flags, parse
-from plainrl.folder import write_text
+from plainrl.folder import refuse_existing, write_text
 from plainrl.screen import fail, or_fail, say
 from plainrl.tasks import load_task
 
@@ -41,8 +41,7 @@ class Args:
 
 
 def main(args: Args) -> None:
-    if args.out.exists():
-        fail(f"--out {args.out}: exists and is never overwritten; give another name or delete it")
+    refuse_existing("--out", args.out)
     check_flags(args)
     own_world = args.task.startswith("chain")
     if "horizon=" in args.task.partition("?")[2] and not own_world:

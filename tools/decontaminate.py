@@ -38,7 +38,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # where plainrl/ lies
 
 from plainrl import files
 from plainrl.flags import Bounds, Natural, check_flags, parse
-from plainrl.folder import write_text
+from plainrl.folder import refuse_existing, write_text
 from plainrl.screen import fail, or_fail, say, shown
 from plainrl.sources import BENCHMARKS
 from plainrl.tasks import BOXED_INSTRUCTION, load_task, name_and_settings
@@ -368,8 +368,7 @@ def check_paths(args: Args, source: str) -> Path:
     if args.out.suffix != ".jsonl":
         fail(f"--out {args.out}: JSON lines are written; give a name that ends in .jsonl")
     for flag, path in (("--out", args.out), ("--report", report)):
-        if path.exists():
-            fail(f"{flag} {path}: exists and is never overwritten; give another name or delete it")
+        refuse_existing(flag, path)
     if report == args.out or Path(source).expanduser().resolve() in (args.out.resolve(), report.resolve()):
         fail(f"--out {args.out}: input, output and report must be three files")
     return report

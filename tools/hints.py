@@ -21,7 +21,7 @@ from typing import Literal
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # where plainrl/ lies
 
 from plainrl.flags import Count, Share, check_flags, parse
-from plainrl.folder import write_text
+from plainrl.folder import refuse_existing, write_text
 from plainrl.hints import reveals
 from plainrl.screen import fail, or_fail, say
 from plainrl.tasks import Problem, load_task
@@ -72,8 +72,7 @@ def make_hint(problem: Problem, kind: str, share: float) -> str | None:
 
 
 def main(args: Args) -> None:
-    if args.out.exists():
-        fail(f"--out {args.out}: exists and is never overwritten; give another name or delete it")
+    refuse_existing("--out", args.out)
     check_flags(args)
     task = or_fail(load_task, args.task)
     finite = hasattr(task, "size")
