@@ -8,6 +8,7 @@ and 101, whose materials are their own; the reported seeds are others.
 What is finished is skipped and a broken run resumed, so the same command goes on after an interruption.
 """
 
+import copy
 import json
 import os
 import shlex
@@ -104,6 +105,7 @@ def main(experiment: Experiment, args: Args) -> None:
     chosen_arms(args.only, experiment.arms)
     if args.one is not None:
         return run_seed(experiment, args, args.one)
+    collect_trials(experiment, args.out)  # here, so that of the seeds' processes none has anything to add
     if not args.tables:
         run_side_by_side(experiment, args)
     print(trials_table(experiment, args.out), *report(experiment, args.out).values(), sep="\n\n")
@@ -249,7 +251,8 @@ def collect_trials(experiment: Experiment, out: Path) -> dict:
     """Adds the trials whose files are there to trials.json, and returns all: {arm: {setting: {seed: dev
     avg}}}."""
     file = out / "trials.json"
-    trials = read(file) if file.exists() else {}
+    before = read(file) if file.exists() else {}
+    trials = copy.deepcopy(before)
     for arm, settings in experiment.grids.items():
         for setting in settings:
             for result in sorted((out / trial_name(arm, setting)).glob("seed*/dev.json")):
@@ -257,7 +260,7 @@ def collect_trials(experiment: Experiment, out: Path) -> dict:
                     score = scores_of(read(result)[experiment.decides])["avg"]
                     seed = result.parent.name.removeprefix("seed")
                     trials.setdefault(arm, {}).setdefault(setting, {})[seed] = round(score, 4)
-    if trials:
+    if trials != before:
         save(file, trials)
     return trials
 

@@ -94,6 +94,9 @@ def test_a_seed(experiment, commands, tmp_path):
     assert trials["plain"].keys() == {"--lr 1e-3", "--lr 3e-3"} and trials["plain"]["--lr 1e-3"].keys() == {
         "100"
     }
+    written = (args.out / "trials.json").stat().st_mtime_ns
+    assert recipes.collect_trials(experiment, args.out) == trials  # and two processes may read it at once:
+    assert (args.out / "trials.json").stat().st_mtime_ns == written
     shutil.rmtree(args.out / "trials")
     recipes.main(experiment, args)
     assert len(commands) == 9  # their summary is enough
