@@ -74,10 +74,10 @@ from plainrl.scoring import logprob_and_entropy, micro_batches, score, score_all
 
 @dataclass
 class Args(RunFlags):
-    beta: NotNegative | None = by_size(tiny=0.001, small=0.005, large=0.005)
+    beta: NotNegative | None = by_size(tiny=0.001, small=0.005, large=0.005, countdown=0.03)
     """weight of beta (H - H_anchor)^2, where H is the mean entropy of the regularised tokens in nats; with
     --no-anchor the weight of a bonus, -beta H (0.005 is the authors' code's; 0.001 scored best on chains of
-    one step, see benchmarks/trials.md)"""
+    one step, 0.03 in the countdown world, see benchmarks/trials.md)"""
     nucleus_p: Share = 0.8
     """p of the top-p mask: entropy is taken over the most likely tokens that together hold this much
     probability, so that exploration stays within meaningful actions; 1: over the whole vocabulary"""

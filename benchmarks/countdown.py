@@ -102,16 +102,37 @@ GRIDS = {  # arm: the command, and the settings that were tried for it
     "clip_cov": ("papers/clip_cov.py", ["--cov-fraction 0.01", "--cov-fraction 0.03", "--cov-fraction 0.1"]),
     "kl_cov": ("papers/kl_cov.py", ["--cov-fraction 0.01", "--cov-fraction 0.03", "--cov-fraction 0.1"]),
 }
-CHOSEN: dict[str, str] = {}
+CHOSEN = {  # of the reported runs; an arm that ends in a number is its method with that coefficient
+    "dr_grpo": "--lr 5e-5",
+    "siren": "--beta 0.03",
+    "siren_0.1": "--beta 0.1",
+    "siren_0.3": "--beta 0.3",
+    "siren_no_top_p": "--beta 0.03",
+    "siren_no_peaks": "--beta 0.3",
+    "siren_anchor_alone": "--beta 0.3",
+    "siren_no_anchor": "--beta 0.003",
+    "naive_bonus": "--bonus 0.003",
+    "naive_bonus_0.01": "--bonus 0.01",
+    "naive_bonus_0.05": "--bonus 0.05",
+    "adaptive_bonus": "--bonus-rate 0.001 --target-share 1.0",
+    "entropy_advantage": "--shape-alpha 1",
+    "high_entropy_tokens": "--token-fraction 0.4",
+    "clip_cov": "--cov-fraction 0.01",
+    "kl_cov": "--cov-fraction 0.01",
+    "dr_grpo_finite": "--lr 5e-5",
+    "siren_finite": "--beta 0.03",
+    "naive_bonus_finite": "--bonus 0.003",
+}
 NAMES = ENTROPY_METHODS | {
     "siren_no_top_p": "SIREN, p = 1",
     "siren_no_peaks": "SIREN, tau = 0",
     "siren_anchor_alone": "SIREN, p = 1, tau = 0",
     "siren_no_anchor": "SIREN, no anchor",
     STOPPED: "Dr. GRPO, stopped early",
-    "siren_weak": "SIREN, weak",
-    "siren_strong": "SIREN, strong",
-    "naive_bonus_strong": "naive bonus, strong",
+    "siren_0.1": "SIREN, beta 0.1",
+    "siren_0.3": "SIREN, beta 0.3",
+    "naive_bonus_0.01": "naive bonus, 0.01",
+    "naive_bonus_0.05": "naive bonus, 0.05",
 }
 GROUPS = {
     "methods": [
@@ -120,7 +141,16 @@ GROUPS = {
         "siren",
         *[arm for arm in ENTROPY_METHODS if arm not in ("dr_grpo", "siren")],
     ],
-    "siren": ["dr_grpo", STOPPED, "siren_weak", "siren", "siren_strong", "naive_bonus_strong"],
+    "holding": [
+        "dr_grpo",
+        STOPPED,
+        "siren",
+        "siren_0.1",
+        "siren_0.3",
+        "naive_bonus",
+        "naive_bonus_0.01",
+        "naive_bonus_0.05",
+    ],
     "parts": [
         "dr_grpo",
         "siren",
@@ -223,11 +253,11 @@ def measure(folder: Path, what: str) -> dict:
 
 
 def command_of(arm: str) -> str:
-    """The script and flags of an arm. "weak" and "strong" are other coefficients of one; "finite" means 200
+    """The script and flags of an arm. A number behind its name is another coefficient; "finite" means 200
     training problems, over and over."""
     if arm.endswith("_finite"):
         return f"{command_of(arm.removesuffix('_finite'))} --train-size 200"
-    return GRIDS[arm.removesuffix("_weak").removesuffix("_strong")][0]
+    return GRIDS[arm.split("_0.")[0]][0]
 
 
 # --- running ------------------------------------------------------------------------------------------------

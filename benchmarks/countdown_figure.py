@@ -19,12 +19,12 @@ from plainrl.curves import (
 )
 from plainrl.metrics import ladder
 
-REACH = {"dr_grpo": BLACK, STOPPED: GREEN, "siren": BLUE, "siren_strong": SKY_BLUE}
+REACH = {"dr_grpo": BLACK, STOPPED: GREEN, "siren": BLUE, "siren_0.3": SKY_BLUE}
 PATHS = {
     "dr_grpo": BLACK,
-    "siren_weak": GREEN,
     "siren": BLUE,
-    "siren_strong": SKY_BLUE,
+    "siren_0.1": SKY_BLUE,
+    "naive_bonus_0.01": ORANGE,
     "clip_cov": VERMILLION,
 }
 SPLIT = {"dr_grpo": BLACK, "siren": BLUE}
@@ -32,7 +32,7 @@ BONUSES = {
     "dr_grpo": BLACK,
     "siren": BLUE,
     "naive_bonus": GREEN,
-    "naive_bonus_strong": ORANGE,
+    "naive_bonus_0.05": ORANGE,
     "siren_no_anchor": VERMILLION,
 }
 

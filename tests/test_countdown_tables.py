@@ -176,9 +176,27 @@ def test_the_figure(runs, tmp_path, monkeypatch):
     assert all(len(panel) <= 5 and set(panel) <= {*countdown.NAMES} for panel in arms)
 
 
+def test_settings_are_the_best_of_all_trials():
+    """Catches a setting that was picked otherwise than by the rule, or for one arm alone; trials of one
+    development seed; and a coefficient that is not that of the arm's name."""
+    trials = json.loads((countdown.LOGS / "trials.json").read_text())
+    assert trials.keys() == countdown.GRIDS.keys()
+    for arm, settings in trials.items():
+        assert settings.keys() == {*countdown.GRIDS[arm][1], *countdown.other_rates(trials, arm)}
+        assert all(seeds.keys() == {"100", "101"} for seeds in settings.values()), arm
+        best = max(settings, key=lambda setting: countdown.mean_score(settings[setting]))
+        assert countdown.CHOSEN[arm] == best, arm
+    for arm, setting in countdown.CHOSEN.items():
+        base, _, number = arm.removesuffix("_finite").partition("_0.")
+        assert base in countdown.GRIDS
+        assert setting.endswith(f" 0.{number}") if number else setting == countdown.CHOSEN[base]
+        assert ("--train-size 200" in countdown.command_of(arm)) == arm.endswith("_finite")
+
+
+@mutant("a number is part of the name", "benchmarks/countdown.py", 'arm.split("_0.")[0]', "arm")
 def test_arms_of_the_report(out, monkeypatch):
     """Catches a finite arm that is compared with the endless Dr. GRPO, or trained like it."""
-    assert countdown.command_of("siren_strong") == countdown.command_of("siren_weak") == "siren.py"
+    assert countdown.command_of("siren_0.1") == countdown.command_of("siren") == "siren.py"
     assert countdown.command_of("dr_grpo_finite") == "papers/dr_grpo.py --train-size 200"
     assert countdown.command_of("siren_no_anchor") == "siren.py --no-anchor"
     monkeypatch.setattr(countdown, "STEPS", 2)
@@ -188,6 +206,6 @@ def test_arms_of_the_report(out, monkeypatch):
         (out / f"{arm}_finite").symlink_to(out / arm)
     report = countdown.report(out)
     assert report["finite at 1"].splitlines()[3] == report["methods at 1"].splitlines()[3]
-    assert {name.split(" ")[0] for name in report} == {"methods", "siren", "parts", "finite"}
+    assert {name.split(" ")[0] for name in report} == {"methods", "holding", "parts", "finite"}
     (out / "start.json").unlink()
     assert countdown.report(out) == {}
