@@ -16,12 +16,10 @@ import hashlib
 import json
 import math
 import multiprocessing
-import os
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -43,14 +41,14 @@ from plainrl.flags import (
     resolve_defaults,
     resolve_model,
 )
-from plainrl.folder import lock, write_text
+from plainrl.folder import append_or_fail, claimed, keep_settings, write_or_fail, writing
 from plainrl.hints import with_hint
 from plainrl.metrics import (
     count,
     judged,
     pass_at_k,  # noqa: F401  (others import it from here)
 )
-from plainrl.models import check_model_name, device_name, eos_ids, keep_freed_memory, load_model, model_hash
+from plainrl.models import check_model_name, eos_ids, keep_freed_memory, load_model
 from plainrl.results import (
     as_text,
     cell,  # noqa: F401  (benchmarks import it from here)
@@ -71,9 +69,10 @@ from plainrl.rollout import (
 )
 from plainrl.run import git_commit
 from plainrl.sampler import make_sampler
+from plainrl.samples import finished_samples, sampling_settings
 from plainrl.screen import fail, or_fail, say, time_left
 from plainrl.sources import ComposedTask
-from plainrl.tasks import Problem, load_task
+from plainrl.tasks import Problem, load_task, split_size
 from plainrl.world import ChainTask
 
 PRESETS = {  # the papers' protocols; the length limit stays with --max-new-tokens
@@ -158,8 +157,9 @@ def jobs_of(tasks: list, args: Args, tokenizer) -> list[Job]:
     little padding."""
     jobs = []
     for task in tasks:
-        endless = 100 if len(tasks) > 1 else 200
-        size = or_fail(task.size, args.split) if hasattr(task, "size") else args.problems or endless
+        size = or_fail(split_size, task, args.split)
+        if size is None:  # there are as many as are asked for
+            size = args.problems or (100 if len(tasks) > 1 else 200)
         for index in range(min(args.problems or size, size)):
             problem = or_fail(task.problem, args.split, index, EVAL_SEED)
             if args.hint and problem.hint is None:
@@ -174,28 +174,10 @@ def jobs_of(tasks: list, args: Args, tokenizer) -> list[Job]:
 def settings_of(args: Args, model_name: str, model, tokenizer, sampler, tasks: list, jobs: list[Job]) -> dict:
     """Everything that the numbers depend on; it stands in config.json, and in every row of results.json."""
     texts = [(job.problem.horizon, job.index, job.prompt, job.problem.answer) for job in jobs]
-    return {
-        "model": model_name,
-        "model_hash": model_hash(model),
-        "task": args.task,
-        "split": args.split,
-        "problems": len(jobs),
-        "problems_hash": hashlib.sha256(json.dumps(sorted(texts)).encode()).hexdigest()[:16],
-        "samples": args.samples,
-        "prompt_template": tokenizer.decode(encode_prompt(tokenizer, "{problem}", args.system_prompt)),
-        "system_prompt": args.system_prompt,
-        **({"enable_thinking": args.enable_thinking} if args.enable_thinking else {}),
-        "hint": args.hint,
-        "temperature": args.temperature,
-        "top_p": args.top_p,
-        "max_new_tokens": args.max_new_tokens,
-        "seed": args.seed,
-        "grader": getattr(tasks[0], "grader", type(tasks[0]).__name__),
-        "sampler": type(sampler).__name__,
-        "rows_at_once": args.rows_at_once,
-        "device": device_name(),
-        "versions": {name: version(name) for name in ("torch", "transformers", "math-verify")},
-    }
+    thinking = {"enable_thinking": args.enable_thinking} if args.enable_thinking else {}
+    how = {"system_prompt": args.system_prompt, **thinking, "hint": args.hint}
+    which = {"split": args.split}
+    return sampling_settings(args, model_name, model, tokenizer, sampler, tasks[0], texts, which, how)
 
 
 def sample_batch(sampler, tokenizer, batch: list[Job], args: Args, settings: dict) -> list[dict]:
@@ -241,39 +223,28 @@ def prompt_fields(job: Job, tokenizer) -> dict:
     return plain | {"sampled_prompt": tokenizer.decode(job.prompt_ids), "hint": job.problem.hint}
 
 
-def finished_samples(path: Path, batches: list[list[Job]], n: int) -> list[dict]:
-    """The samples of all batches that are complete on the disk. What a kill left of another is cut off."""
-    rows, size = [], 0
-    if path.exists():
-        lines = path.read_bytes().splitlines(keepends=True)
-        for batch in batches:
-            chunk = lines[len(rows) : len(rows) + len(batch) * n]
-            if len(chunk) < len(batch) * n or not chunk[-1].endswith(b"\n"):
-                break
-            rows += map(json.loads, chunk)
-            size += sum(map(len, chunk))
-        os.truncate(path, size)
-    return rows
-
-
 def sample_all(sampler, tokenizer, jobs: list[Job], args: Args, settings: dict, path: Path) -> list[dict]:
     """Sample what is not yet in samples.jsonl (`path`), and return all of its rows."""
     # A batch is a pure function of the flags. Half a batch that a kill left is sampled again.
-    size = max(1, args.rows_at_once // args.samples)
+    n, size = args.samples, max(1, args.rows_at_once // args.samples)
     batches = [jobs[start : start + size] for start in range(0, len(jobs), size)]
-    rows = finished_samples(path, batches, args.samples)
-    finished = math.ceil(len(rows) / args.samples / size)
+    places = [
+        {"horizon": job.problem.horizon, "index": job.index, "sample": sample}
+        for job in jobs
+        for sample in range(n)
+    ]
+    rows = finished_samples(path, places, size * n)
+    finished = math.ceil(len(rows) / n / size)
     # For the time left: longer prompts have longer answers.
     work = [sum(len(job.prompt_ids) for job in batch) for batch in batches]
     began, tokens = time.monotonic(), 0
     for i, batch in enumerate(batches[finished:], start=finished):
         new = sample_batch(sampler, tokenizer, batch, args, settings)
-        with open(path, "a") as file:
-            file.write("".join(json.dumps(row) + "\n" for row in new))
+        append_or_fail(path, new)
         rows, tokens = rows + new, tokens + sum(row["tokens"] for row in new)
         speed = tokens / max(time.monotonic() - began, 1e-9)  # a clock may stand still
         left = time_left(began, sum(work[finished : i + 1]), sum(work[i + 1 :]))
-        done = f"{len(rows) // args.samples:>6} of {len(jobs)} problems"
+        done = f"{len(rows) // n:>6} of {len(jobs)} problems"
         say(f"{done} | {speed:7.0f} tokens/s | left {left}")
     return rows
 
@@ -299,17 +270,16 @@ def measure(
     if before is not None:
         check_comparable(before["settings"], settings)
     out_dir = out_dir or default_folder(settings)
-    held = open_folder(out_dir, settings)
-    if (out_dir / "results.json").exists():
-        say(f"{model_name}: measured before, see {out_dir}")
-        held.release()
-        return read_results(out_dir, "--out-dir"), out_dir
-    say(f"{model_name}: {len(jobs)} problems x {args.samples} samples into {out_dir}")
-    rows = sample_all(sampler, tokenizer, jobs, args, settings, out_dir / "samples.jsonl")
-    problems = tally(rows, args.samples)
-    results = {"settings": settings, "rows": result_rows(problems, settings), "problems": problems}
-    write_text(out_dir / "results.json", json.dumps(results, indent=1) + "\n")
-    held.release()
+    with claimed("--out-dir", out_dir, "config.json"):
+        keep_settings("--out-dir", out_dir, settings, "choose another --out-dir", git_commit=git_commit())
+        if (out_dir / "results.json").exists():
+            say(f"{model_name}: measured before, see {out_dir}")
+            return read_results(out_dir, "--out-dir"), out_dir
+        say(f"{model_name}: {len(jobs)} problems x {args.samples} samples into {out_dir}")
+        rows = sample_all(sampler, tokenizer, jobs, args, settings, out_dir / "samples.jsonl")
+        problems = tally(rows, args.samples)
+        results = {"settings": settings, "rows": result_rows(problems, settings), "problems": problems}
+        write_json(out_dir / "results.json", results)
     return results, out_dir
 
 
@@ -374,28 +344,9 @@ def default_folder(settings: dict) -> Path:
     return Path("runs/eval") / "-".join(part.strip("-") for part in safe)
 
 
-def open_folder(folder: Path, settings: dict):
-    """Make the folder, or find that it belongs to the same evaluation; returns its lock."""
-    path = folder / "config.json"
-    if folder.exists() and not folder.is_dir():
-        fail(f"--out-dir {folder}: is a file; choose a folder")
-    if folder.exists() and not path.exists() and any(child.name != ".lock" for child in folder.iterdir()):
-        fail(f"--out-dir {folder}: is not the folder of an evaluation; choose another")
-    folder.mkdir(parents=True, exist_ok=True)
-    held = lock(folder)
-    if path.exists():
-        try:
-            measured = dict(json.loads(path.read_text()))
-        except (ValueError, TypeError):
-            fail(f"--out-dir {folder}: its config.json is damaged; put it back, or choose another --out-dir")
-        for name, value in settings.items():
-            if value != measured.get(name):
-                fail(
-                    f"--out-dir {folder}: was measured with {name} {measured.get(name)}, now {value}; "
-                    "choose another --out-dir"
-                )
-    write_text(path, json.dumps(settings | {"git_commit": git_commit()}, indent=1) + "\n")
-    return held
+def write_json(path: Path, content: dict) -> None:
+    way_out = "nothing is lost: the same command writes it without sampling again"
+    write_or_fail("--out-dir", path, json.dumps(content, indent=1) + "\n", way_out)
 
 
 def read_results(folder: str | Path, flag: str) -> dict:
@@ -422,8 +373,9 @@ def plot_results(folders: tuple[Path, ...], out_dir: Path | None) -> Path:
         value, low, high = ([metrics[f"pass@{k}"][part] for k in ks] for part in ("value", "low", "high"))
         lines[label] = (ks, value, low, high)
     path = (out_dir or folders[0]) / "pass_at_k.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    curves.plot_bands(lines, path, "k", "pass@k", "pass@k, 95% intervals over problems")
+    with writing("--plot", path, "give another --out-dir"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        curves.plot_bands(lines, path, "k", "pass@k", "pass@k, 95% intervals over problems")
     return path
 
 
@@ -467,7 +419,7 @@ def main(args: Args) -> dict:
             results["comparison"] = compare(before, results)
             show_comparison(results["comparison"])
             path = folder / f"against-{before['settings']['model_hash']}.json"
-            write_text(path, json.dumps(results["comparison"], indent=1) + "\n")
+            write_json(path, results["comparison"])
         say(f"\neverything is in {folder}; a page that shows it: python tools/report.py {folder}")
     except KeyboardInterrupt:
         sys.exit("\nstopped; the same command goes on after the last line of progress")

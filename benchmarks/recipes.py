@@ -26,7 +26,7 @@ from benchmarks.arms import cell, chosen_arms, trial_name
 from benchmarks.reference import ROOT
 from plainrl.curves import read_metrics
 from plainrl.folder import write_text
-from plainrl.metrics import evaluate, maj_at_k, pass_at_k
+from plainrl.metrics import evaluate, ladder, maj_at_k, pass_at_k
 from plainrl.models import eos_ids, keep_freed_memory, load_model
 from plainrl.sampler import HFSampler
 from plainrl.tasks import load_task
@@ -42,6 +42,8 @@ KEPT = (
     "policy/entropy",
     "mft/rate",
     "distill/kl",
+    "passk/group_pass@k",
+    "passk/frac_no_bonus",
 )
 
 
@@ -59,6 +61,9 @@ class Experiment:
     chosen: dict[str, str]  # {arm: the one of the reported runs}
     measured: dict[str, tuple[int, int]]  # {task: test problems and samples of each}; {here} may be in a task
     decides: str  # the task whose dev score chooses the settings
+    on_dev: tuple[int, int] | None = None  # problems and samples of the dev score; default: as on test
+    chosen_by: tuple[str, ...] = ("avg",)  # the dev score is the mean of these
+    compared: tuple[str, ...] = ("avg",)  # scores of which tables show what an arm has more than another
     start: str = "models/tiny"  # the model that tables show as "before"; {here} and {seed} may be in it
     model: str = "last"  # what is measured in {out}: last, final (the best on dev), or "." for itself
     max_new_tokens: int = 128
@@ -214,6 +219,8 @@ def measure(experiment: Experiment, folder: Path, split: str, fill_in: Callable[
     for name, (problems, samples) in experiment.measured.items():
         if split == "dev" and name != experiment.decides:
             continue
+        if split == "dev" and experiment.on_dev:
+            problems, samples = experiment.on_dev
         task, rollouts = load_task(fill_in(name)), []
         settings = (split, problems, samples, experiment.max_new_tokens, 1.0)
         _, rows = evaluate(sampler, tokenizer, task, *settings, rollouts=rollouts)
@@ -237,6 +244,7 @@ def scores_of(counts: dict) -> dict[str, float]:
     scores = {
         "avg": float(np.mean(right)) / n,
         "pass": float(np.mean([pass_at_k(n, count, n) for count in right])),
+        **{f"pass@{k}": float(np.mean([pass_at_k(n, count, k) for count in right])) for k in ladder(n)},
         "maj": counts["maj"],
         "unparsed": 1 - float(np.mean(counts["parsed"])) / n,
     }
@@ -249,7 +257,7 @@ def read(file: Path) -> dict:
 
 def collect_trials(experiment: Experiment, out: Path) -> dict:
     """Adds the trials whose files are there to trials.json, and returns all: {arm: {setting: {seed: dev
-    avg}}}."""
+    score}}}."""
     file = out / "trials.json"
     before = read(file) if file.exists() else {}
     trials = copy.deepcopy(before)
@@ -257,9 +265,10 @@ def collect_trials(experiment: Experiment, out: Path) -> dict:
         for setting in settings:
             for result in sorted((out / trial_name(arm, setting)).glob("seed*/dev.json")):
                 if (result.parent / "curves.json").exists():
-                    score = scores_of(read(result)[experiment.decides])["avg"]
+                    scores = scores_of(read(result)[experiment.decides])
+                    score = np.mean([scores[name] for name in experiment.chosen_by])
                     seed = result.parent.name.removeprefix("seed")
-                    trials.setdefault(arm, {}).setdefault(setting, {})[seed] = round(score, 4)
+                    trials.setdefault(arm, {}).setdefault(setting, {})[seed] = round(float(score), 4)
     if trials != before:
         save(file, trials)
     return trials
@@ -271,10 +280,12 @@ def best_setting(settings: dict[str, dict[str, float]]) -> str:
 
 
 def trials_table(experiment: Experiment, out: Path) -> str:
-    """Dev avg of every setting that was tried; the one of the reported runs in bold."""
-    samples = experiment.measured[experiment.decides][1]
+    """Dev score of every setting that was tried; the one of the reported runs in bold."""
+    _, n = experiment.on_dev or experiment.measured[experiment.decides]
+    decides = ", ".join(column_of(name, n) for name in experiment.chosen_by)
+    decides = f"mean of {decides}" if len(experiment.chosen_by) > 1 else decides
     lines = [
-        f"| arm | setting | dev avg@{samples} on `{experiment.decides}` | seed by seed |",
+        f"| arm | setting | dev {decides} on `{experiment.decides}` | seed by seed |",
         "|---" * 4 + "|",
     ]
     for arm, settings in collect_trials(experiment, out).items():
@@ -297,22 +308,29 @@ def reported(experiment: Experiment, out: Path) -> dict[str, dict[str, dict]]:
     return found
 
 
+def column_of(name: str, samples: int) -> str:
+    """What a table calls a score: avg of 16 samples is avg@16."""
+    return f"{name}@{samples}" if name in ("avg", "pass", "maj") else name
+
+
 def scores_table(experiment: Experiment, runs: dict, task: str, against: str) -> str:
-    """Test scores of every arm on a task, and what its avg has more than another arm's, paired by seed."""
+    """Test scores of every arm on a task, and what they have more than another arm's, paired by seed."""
     n = experiment.measured[task][1]
     shown = {f"avg@{n}": "avg", f"pass@{n}": "pass", f"maj@{n}": "maj", "unparsed": "unparsed"}
     shown |= {
         name: name for name in experiment.more_shown if name in next(iter(runs["before"].values()))[task]
     }
     against_it = experiment.names.get(against, against)
-    titles = [f"`{task}`", "seeds", *shown, f"avg@{n} minus that of {against_it}"]
+    titles = [f"`{task}`", "seeds", *shown]
+    titles += [f"{column_of(name, n)} minus that of {against_it}" for name in experiment.compared]
     lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
     for arm, seeds in runs.items():
         cells = [str(len(seeds))]
         cells += [cell([scores[task][name] for scores in seeds.values()]) for name in shown.values()]
         both = sorted(seeds.keys() & runs.get(against, {}).keys())
-        gains = [seeds[seed][task]["avg"] - runs[against][seed][task]["avg"] for seed in both]
-        cells.append(cell(gains, signed=True) if gains and arm != against else "")
+        for name in experiment.compared:
+            gains = [seeds[seed][task][name] - runs[against][seed][task][name] for seed in both]
+            cells.append(cell(gains, signed=True) if gains and arm != against else "")
         lines.append(f"| {experiment.names.get(arm, arm)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

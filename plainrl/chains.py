@@ -280,6 +280,22 @@ def chain_solution(chain: list[Problem], names: list[str], lines: list[str], ans
     return "\n".join([*worked, f"\\boxed{{{answer}}}"])
 
 
+def right_beginning(completion: str, solution: str) -> tuple[int, int]:
+    r"""How many lines of a chain's worked solution a completion begins with, and how many there are.
+
+    The box is no line of it; spaces and empty lines do not count. Lines are compared as text.
+
+    >>> right_beginning("A=20+5=25\nB=25*2=40\n\\boxed{40}", "A=20+5=25\nB=25*2=50\n\\boxed{50}")
+    (1, 2)
+    """
+    *steps, _ = ["".join(line.split()) for line in solution.splitlines()]
+    written = ["".join(line.split()) for line in completion.splitlines() if line.strip()]
+    right = 0
+    while right < min(len(steps), len(written)) and written[right] == steps[right]:
+        right += 1
+    return right, len(steps)
+
+
 def hinted_steps(horizon: int) -> int:
     """How many steps a hint works out: the first three quarters, so never the last."""
     return 3 * horizon // 4

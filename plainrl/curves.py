@@ -59,6 +59,8 @@ PANELS = [
         ["siren/frac_selected", "*/frac_dropped", "*/frac_penalised", "*/frac_touched"],
     ),
     Panel("entropy bonus", "weight", ["*/weight", "*/bonus"]),
+    # Sets of k completions: passk, srpo.
+    Panel("sets of k completions", "share", ["passk/group_pass@k", "passk/frac_no_bonus"]),
     # Hints: guide.
     Panel("hints: groups, and right completions", "share", ["guide/frac_guided", "guide/guided_success"]),
     Panel("ratios of guided tokens", "plain over hinted prompt", ["guide/ratio_q*", "guide/gamma"]),

@@ -797,8 +797,10 @@ def measured_once(splits: dict[str, list[Problem]]) -> dict[str, list[Problem]]:
 
 def counts_of(problems: list[Problem], splits: dict[str, list[Problem]]) -> list[str]:
     """What the screen says of sizes, of copies, and of measured problems that are trained on."""
-    sizes = ", ".join(f"{len(members):,} {split}" for split, members in splits.items())
-    lines = [f"{sum(map(len, splits.values())):,} problems: {sizes}"]
+    sizes = ", ".join(f"{len(members):,} {split}" for split, members in splits.items() if members)
+    none_held_out = not splits["dev"] and not splits["test"]
+    way_out = "; none is held out: eval.py measures all of them with --split all" if none_held_out else ""
+    lines = [f"{sum(map(len, splits.values())):,} problems: {sizes}{way_out}"]
     answers = {}  # of each prompt
     for problem in problems:
         value = number(problem.answer)

@@ -28,9 +28,12 @@ import tyro
 
 from plainrl.screen import fail, say
 
+HERE = Path(__file__).resolve().parent
+# The embedded models, one for each world, wherever plainrl/ was copied to.
+EMBEDDED = {"models/tiny": HERE / "tiny", "models/countdown": HERE / "tiny_countdown"}
 EVAL_SEED = 2**31  # evaluation has its own seed: every checkpoint meets the same problems and random numbers
 EVAL_LENGTHS = {"tiny": 160, "small": 1024, "large": 3072}  # longest completions of eval.py, by size
-MODEL_FLAGS = ("model", "baseline", "teacher", "plus", "minus", "to")  # flags that name a model
+MODEL_FLAGS = ("model", "baseline", "teacher", "frozen", "plus", "minus", "to")  # flags that name a model
 
 # --- defaults by the size of the model ----------------------------------------------------------------------
 
@@ -70,13 +73,10 @@ def resolve_defaults(args, parameters: int, task=None) -> None:
             setattr(args, flag.name, rows[world if size == "tiny" and world in rows else size])
 
 
-START_MODELS = {"tiny": "models/tiny", "countdown": "models/countdown"}  # of each world
-
-
 def resolve_model(args, task) -> None:
     """Without --model a run starts from the embedded model of the task's world."""
     if args.model is None:
-        args.model = START_MODELS[getattr(task, "world", "tiny")]
+        args.model = "models/" + getattr(task, "world", "tiny")
 
 
 # --- what a flag may be -------------------------------------------------------------------------------------
@@ -386,7 +386,7 @@ def looks_like_a_path(model: str) -> bool:
 def check_model_is_there(name: str | None, flag: str) -> None:
     """Refuse a model that is not on this machine where no network can bring it: transformers would ask for
     it for a minute. Say so where the hub is asked."""
-    if not name or name in START_MODELS.values() or os.path.exists(os.path.expanduser(name)):
+    if not name or name in EMBEDDED or os.path.exists(os.path.expanduser(name)):
         return
     if name.split("/")[0] in OWN_FOLDERS:
         fail(f"{flag} {name}: no such folder or file; give a Hugging Face folder, a hub name or a .gguf file")

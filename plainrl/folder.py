@@ -137,12 +137,19 @@ def refuse_existing(flag: str, path: Path) -> None:
         fail(f"{flag} {path}: exists and is never overwritten; give another name or delete it")
 
 
-def write_or_fail(flag: str, path: Path, text: str, way_out: str) -> None:
-    """`write_text`, or one line that says why not."""
+@contextlib.contextmanager
+def writing(flag: str, path: Path, way_out: str):
+    """A full disk, missing rights or a folder that is gone end the command with one line."""
     try:
-        write_text(path, text)
+        yield
     except OSError as error:
         fail(f"{flag} {path}: cannot be written ({error.strerror or error}); {way_out}")
+
+
+def write_or_fail(flag: str, path: Path, text: str, way_out: str) -> None:
+    """`write_text`, or one line that says why not."""
+    with writing(flag, path, way_out):
+        write_text(path, text)
 
 
 def json_lines(rows: Iterable[dict]) -> str:
@@ -198,6 +205,20 @@ def refuse_other_settings(where: str, before: dict, now: dict, way_out: str) -> 
         if value != before.get(name):
             old, new = (shown(str(each), one_line=True) for each in (before.get(name), value))
             fail(f"{where}: {name} was {old} and is now {new}; {way_out}")
+
+
+def keep_settings(flag: str, folder: Path, settings: dict, way_out: str, **noted: str | None) -> None:
+    """Write the settings of some work into its folder, as config.json, or find that it was begun with the
+    same ones. What is `noted` beside them may change."""
+    path = folder / "config.json"
+    if path.exists():
+        try:
+            before = dict(json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError):
+            fail(f"{flag} {folder}: its config.json is damaged; put it back, or choose another folder")
+        refuse_other_settings(f"{flag} {folder}", before, settings, way_out)
+    text = json.dumps(settings | noted, indent=1) + "\n"
+    write_or_fail(flag, path, text, "choose another folder")
 
 
 def whole_lines(path: Path) -> list[bytes]:

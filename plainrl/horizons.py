@@ -10,7 +10,7 @@ import torch
 
 from plainrl.flags import EVAL_SEED
 from plainrl.screen import fail, or_fail
-from plainrl.tasks import Problem, scored
+from plainrl.tasks import Problem, scored, split_size
 
 
 class EveryHorizon:
@@ -29,11 +29,14 @@ class EveryHorizon:
         self.tasks = [task.at_horizon(horizon) for horizon in range(1, args.max_horizon + 1)]
         if hasattr(task, "same_answer"):
             self.same_answer = task.same_answer
-        if hasattr(task, "size"):  # of a finite task no problem comes twice
-            self.size = lambda split: len(self.tasks) * min(each.size(split) for each in self.tasks)
         for split, count in (("dev", args.eval_problems), ("test", args.test_problems)):
             for index in range(scored(self, split, count)):
                 or_fail(self.problem, split, index, EVAL_SEED)
+
+    def size(self, split: str) -> int | None:
+        """As many as there are of the rarest horizon, of each: so no problem comes twice."""
+        sizes = [split_size(each, split) for each in self.tasks]
+        return None if None in sizes else len(sizes) * min(sizes)
 
     def at_horizon(self, horizon: int):
         return self.tasks[horizon - 1]

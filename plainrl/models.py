@@ -18,15 +18,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from plainrl import lora, ranks
-from plainrl.flags import looks_like_a_path
+from plainrl.flags import EMBEDDED, looks_like_a_path
 from plainrl.screen import fail, or_fail, say, shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-HERE = Path(__file__).resolve().parent
-# the embedded models, wherever plainrl/ was copied to
-EMBEDDED = {"models/tiny": HERE / "tiny", "models/countdown": HERE / "tiny_countdown"}
 CHECKSUMS = "checksums.json"
 WAY_OUT = "give a Hugging Face folder, a hub name or a .gguf file"
 

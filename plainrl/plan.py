@@ -282,8 +282,8 @@ def time_tokens(run) -> Seconds:
 
     long = [(found[i].ids * args.max_new_tokens)[: args.max_new_tokens] for i in range(len(found))]
     batch = Batch([prompt for prompt in prompts for _ in range(args.group_size)], long)
-    part = next(iter(micro_batches(run.model, batch, args.micro_batch_tokens)))
-    inputs = (run.model, part.prompt_ids, part.completion_ids, args.temperature)
+    part = next(iter(micro_batches(run.policy, batch, args.micro_batch_tokens)))
+    inputs = (run.policy, part.prompt_ids, part.completion_ids, args.temperature)
     tokens = len(part) * args.max_new_tokens
     began = clock(device)
     logprobs, _ = score(*inputs)
@@ -376,6 +376,8 @@ def say_tokens_and_hours(run) -> None:
         say(f"        {with_rounds}: {tokens.in_rounds:,} sampled at most")
     say(f"        {tokens.scores:,} for scores on dev and test at most")
     training, sampling = memory_of(run)
+    frozen = {} if run.frozen is None else {"frozen model": 4 * run.frozen.num_parameters()}  # its weights
+    training, sampling = training | frozen, sampling | frozen
     say(f"memory by formula: training {terms(training)}\n                   sampling {terms(sampling)}")
     if not can_be_timed(run):
         say("time: is measured only in one process, with a sampler of this project")

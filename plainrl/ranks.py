@@ -148,7 +148,7 @@ def sharded_parts(model) -> list:
 
 def inside(model, function, *arguments):
     """Call a function that uses parts of the model; FSDP takes the call for the model's forward pass."""
-    return model.inside(partial(function, *arguments)) if is_sharded(model) else function(*arguments)
+    return model.inside(partial(function, *arguments)) if hasattr(model, "inside") else function(*arguments)
 
 
 def gather_weights(model) -> None:

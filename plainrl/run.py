@@ -149,7 +149,8 @@ class Run:
         self.task = or_fail(load_task, args.task) if task is None else task
         args.task = args.task if task is None else None
         resolve_model(args, self.task)
-        args.out_dir = self.dir = args.out_dir or Path(f"runs/{script}/{self.task.name}-seed{args.seed}")
+        name = getattr(self.task, "folder_name", self.task.name)
+        args.out_dir = self.dir = args.out_dir or Path(f"runs/{script}/{name}-seed{args.seed}")
         with self.before_the_first_record():
             self.claim_folder()
             check_task(self.task, args)
@@ -174,6 +175,8 @@ class Run:
         self.optimizer, self.interrupted, self.lines, self.first_began = None, False, 0, None
         self.rows, self.dev_rows = [], []  # see plainrl/rows.py; none where a step samples its batch
         self.teacher = None  # a frozen model that a script learns from besides
+        # What samples and is scored: the model, or a sum that it is part of (plainrl/logit_sum.py).
+        self.policy, self.frozen = self.model, None  # `frozen` is the sum's other part
         self.best_is_due = False  # the current model is the best so far, and best/ is another
         self.dev_lines: dict[str, list[dict]] = {}  # of other logs, which go with the next record
         self.token_texts = samples.TokenTexts(self.tokenizer) if args.report else None
@@ -241,6 +244,7 @@ class Run:
             "model_hash": model_hash(self.model),
             **({"rows_hash": rows_hash(self.rows)} if self.rows else {}),
             **({} if self.teacher is None else {"teacher_hash": model_hash(self.teacher)}),
+            **({} if self.frozen is None else {"frozen_hash": model_hash(self.frozen)}),
             "git_commit": git_commit(),
             "device": device_name(),
             "versions": {
@@ -417,7 +421,7 @@ class Run:
         policy."""
         args, prompt_ids = self.args, prompt_ids or batch.prompt_ids
         settings = (args.temperature, args.micro_batch_tokens, token_function)
-        return score_all(model or self.model, prompt_ids, batch.completion_ids, *settings)
+        return score_all(model or self.policy, prompt_ids, batch.completion_ids, *settings)
 
     def optimizer_step(self, optimizer: torch.optim.Optimizer, update: Counter) -> bool:
         """Clip the gradients and step; `update` holds the sums that `accumulate_gradients` returned.
@@ -595,7 +599,7 @@ class Run:
             rollouts,
         )
         if rollouts:
-            self.dev_lines = samples.dev_lines(rollouts, self.model, args, self.token_texts)
+            self.dev_lines = samples.dev_lines(rollouts, self.policy, args, self.token_texts)
         failed = sum(row["errors"] + row["timeouts"] for row in rows)
         if failed:
             count = sum(row["n"] for row in rows)
@@ -796,6 +800,11 @@ class Run:
                 f"--resume: the weights of --teacher have changed since {self.dir} was started; put them "
                 f"back{other}"
             )
+        if before.get("frozen_hash") != self.config.get("frozen_hash"):
+            fail(
+                f"--resume: the weights of --frozen have changed since {self.dir} was started; put them "
+                f"back{other}"
+            )
 
     def say_how_long(self) -> None:
         """What a step takes at most, unless the model is so small that it is over before it is read."""
@@ -925,14 +934,17 @@ class Run:
         python = python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else "python"
         script = ROOT / "eval.py"
         script = script.relative_to(Path.cwd()) if script.is_relative_to(Path.cwd()) else script
-        command = [str(python), str(script), "--model", str(model), "--task", self.args.task]
+        models = ["--model", str(model)]
+        if self.frozen is not None:
+            models = ["--model", self.args.frozen, "--reasoners", str(model)]
+        command = [str(python), str(script), *models, "--task", self.args.task]
         if self.args.system_prompt is not None:
             command += ["--system-prompt", self.args.system_prompt]
         if self.args.enable_thinking is not None:
             command += ["--enable-thinking", self.args.enable_thinking]
         if self.args.temperature != 1:
             command += ["--temperature", f"{self.args.temperature:g}"]
-        if self.args.max_new_tokens != EVAL_LENGTHS[size_of(self.config["parameters"])]:
+        if self.args.max_new_tokens != EVAL_LENGTHS[size_of((self.frozen or self.model).num_parameters())]:
             command += ["--max-new-tokens", str(self.args.max_new_tokens)]
         return shlex.join(command)
 

@@ -4,21 +4,29 @@
     dev_samples.jsonl  at every dev score, one line for each of the first problems of dev
     groups.jsonl       one line a step and one a dev score: the right completions of every group
 
+Besides, what eval.py and tools/select_data.py need alike to go on with their samples where they stopped.
+
 A number of each token is a list with one entry a token, EOS included, or one number where all are the same.
 Letters in shapes: N rows (a prompt with a completion each), G of them a group, T completion tokens.
 """
 
+import hashlib
 import json
 import math
+import os
 from collections import Counter
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
 from plainrl import ranks
+from plainrl.folder import whole_lines
+from plainrl.models import device_name, model_hash
 from plainrl.rollout import LAST, Batch, Rollout, encode_prompt
 from plainrl.scoring import score_all
+from plainrl.screen import fail
 
 DEV_PROBLEMS, DEV_SAMPLES = 8, 4  # that are kept of a dev score
 
@@ -259,3 +267,53 @@ def dev_lines(rollouts: list[Rollout], model, args, texts: TokenTexts) -> dict[s
     ]
     counts = group_counts("dev", list(range(len(dev.problems))), dev)
     return {"dev_samples.jsonl": lines, "groups.jsonl": [counts]}
+
+
+# --- work of hours that goes on where it stopped ------------------------------------------------------------
+
+
+def sampling_settings(
+    args, model_name: str, model, tokenizer, sampler, task, problems: list[tuple], which: dict, how: dict
+) -> dict:
+    """Everything that samples depend on, for config.json. A tuple of `problems` is all that matters of one.
+
+    `which` and `how` are a command's own settings: which problems are asked, and how.
+    """
+    return {
+        "model": model_name,
+        "model_hash": model_hash(model),
+        "task": args.task,
+        **which,
+        "problems": len(problems),
+        "problems_hash": hashlib.sha256(json.dumps(sorted(problems)).encode()).hexdigest()[:16],
+        "samples": args.samples,
+        "prompt_template": tokenizer.decode(encode_prompt(tokenizer, "{problem}", args.system_prompt)),
+        **how,
+        "temperature": args.temperature,
+        "top_p": args.top_p,
+        "max_new_tokens": args.max_new_tokens,
+        "seed": args.seed,
+        "grader": getattr(task, "grader", type(task).__name__),
+        "sampler": type(sampler).__name__,
+        "rows_at_once": args.rows_at_once,
+        "device": device_name(),
+        "versions": {name: version(name) for name in ("torch", "transformers", "math-verify")},
+    }
+
+
+def finished_samples(path: Path, places: list[dict], batch: int) -> list[dict]:
+    """The rows on the disk, of batches of `batch` rows that are complete. What a kill left of another batch
+    is cut off, so that it is sampled again as a whole. `places` has the fields by which to know each row."""
+    lines = whole_lines(path)
+    if len(lines) < len(places):  # the last batch may be smaller
+        lines = lines[: len(lines) - len(lines) % batch]
+    try:
+        rows = [json.loads(line) for line in lines]
+        are_ours = all(place.items() <= row.items() for place, row in zip(places, rows))
+    except (ValueError, AttributeError):
+        are_ours = False
+    if not are_ours or len(lines) > len(places):
+        fail(f"{path}: is damaged, or not of these problems; delete it, and everything is sampled again")
+    if path.exists():
+        os.truncate(path, sum(map(len, lines)))
+    return rows

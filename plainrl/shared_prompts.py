@@ -73,11 +73,9 @@ class PrefixCache:
         self.start = start  # [R]: how many tokens come before
         self.filled = filled  # [R, longest]: no padding
         self.padding = None if filled.all() else ~filled
-        self.layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.layers: dict[object, tuple[torch.Tensor, torch.Tensor]] = {}  # by the layer's attention module
 
-    def extend(
-        self, layer: int, keys: torch.Tensor, values: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def extend(self, layer, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Take in keys and values of tokens being run and return all there are: a prefix is run at once."""
         self.layers[layer] = keys, values
         return keys, values
@@ -98,10 +96,10 @@ class GrowingCache:
     """
 
     def __init__(self):
-        self.layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # the columns in use
-        self.buffers: dict[int, torch.Tensor] = {}  # [2, N, K, room, D], keys and values
+        self.layers: dict[object, tuple[torch.Tensor, torch.Tensor]] = {}  # the columns in use
+        self.buffers: dict[object, torch.Tensor] = {}  # [2, N, K, room, D], keys and values
 
-    def extend(self, layer: int, keys: torch.Tensor, values: torch.Tensor):
+    def extend(self, layer, keys: torch.Tensor, values: torch.Tensor):
         """Write those of one token a row, [N, K, 1, D] each, into the next column; return all there are."""
         length = self.layers[layer][0].shape[2] if layer in self.layers else 0
         if layer not in self.buffers or length == self.buffers[layer].shape[3]:
@@ -220,8 +218,8 @@ def attention(
     if tokens:
         query, key, value = (pad_heads(x, tokens) for x in (query, key, value))  # [N, heads, T, D]
     if own is not None:
-        key, value = own.extend(module.layer_idx, key, value)  # [N, K, S, D]
-    prefixes = [(*cache.layers[module.layer_idx], followers) for cache, followers in packed_rows.prefixes]
+        key, value = own.extend(module, key, value)  # [N, K, S, D]
+    prefixes = [(*cache.layers[module], followers) for cache, followers in packed_rows.prefixes]
     hidden = packed_rows.hidden_keys(key.shape[2], sliding_window)
 
     T, D = query.shape[2:]

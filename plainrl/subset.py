@@ -10,16 +10,16 @@ from dataclasses import replace
 
 from plainrl import files
 from plainrl.sources import ListTask
-from plainrl.tasks import Grade, Problem, load_task, say
+from plainrl.tasks import Grade, Problem, load_task, say, split_size
 
-HELD_OUT = 500  # problems of dev, and of test, where the task makes them without end
+HELD_OUT = ("dev", "test")  # splits that are the task's own
 FIELDS = {"task": str, "task_split": str, "index": int, "seed": int, "prompt": str, "answer": str}
 PLACE = ("task", "task_split", "index", "seed")
 
 
 class SubsetTask:
     """Train is the file's problems. Dev and test, and how an answer is graded, are those of the task that the
-    problems are from.
+    problems are from. So scores have that task's name, and compare; a run's folder has the file's.
 
     `places` says of each training problem, in the file's order, where it is from: {"task": what --task was,
     "task_split": "train", "index": ..., "seed": ...}. Raises ValueError with the file and the line, also
@@ -27,7 +27,7 @@ class SubsetTask:
     """
 
     def __init__(self, path: str):
-        self.flag, self.name = f"--task subset:{path}", files.name_of(path)
+        self.flag, self.folder_name = f"--task subset:{path}", files.name_of(path)
         rows = read_places(path, self.flag)
         self.places = [{name: row[name] for name in PLACE} for row in rows.values()]
         self.spec = self.places[0]["task"]
@@ -35,24 +35,24 @@ class SubsetTask:
             self.base = load_task(self.spec)
         except ValueError as error:
             raise ValueError(f"{next(iter(rows))}: its task cannot be used: {error}") from None
-        asked = files.with_progress(rows.items(), self.name, f"of {len(rows):,} problems are asked again")
+        self.name = self.base.name
+        again = f"of {len(rows):,} problems are asked again"
+        asked = files.with_progress(rows.items(), self.folder_name, again)
         problems = [problem_of(self.base, row, where) for where, row in asked]
-        self.train = ListTask(self.name, {"train": problems}, self.flag)
+        self.train = ListTask(self.folder_name, {"train": problems}, self.flag)
         self.grader = getattr(self.base, "grader", type(self.base).__name__)
         self.world = getattr(self.base, "world", "tiny")
         if hasattr(self.base, "same_answer"):
             self.same_answer = self.base.same_answer
-        limit = "" if hasattr(self.base, "size") else f", at most {HELD_OUT} problems of each"
-        say(f"{self.name}: {len(problems):,} training problems of {self.spec}, and its dev and test{limit}")
+        say(f"{self.folder_name}: {len(problems):,} training problems of {self.spec}, and its dev and test")
 
-    def size(self, split: str) -> int:
-        if split == "train":
-            return self.train.size(split)
-        return self.base.size(split) if hasattr(self.base, "size") else HELD_OUT
+    def size(self, split: str) -> int | None:
+        """None for dev and test of a task that makes them without end."""
+        return split_size(self.base if split in HELD_OUT else self.train, split)
 
     def problem(self, split: str, index: int, seed: int) -> Problem:
         """Training: each epoch is another permutation, by the seed; `index` is then the place in the file."""
-        return (self.train if split == "train" else self.base).problem(split, index, seed)
+        return (self.base if split in HELD_OUT else self.train).problem(split, index, seed)
 
     def grade(self, completion: str, problem: Problem) -> Grade:
         return self.base.grade(completion, problem)

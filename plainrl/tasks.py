@@ -2,6 +2,7 @@ r"""What a task is: problems and a grader. `load_task` makes the one that a --ta
 
     chain                        the embedded world: word problems, each using the answer before it (default)
     chain?horizon=5&family=mixed its settings, see `plainrl.world.ChainTask`
+    chain?reward=prefix          a wrong answer earns something where the solution begins right
     countdown?numbers=4          reach a target from a few numbers, see `plainrl.countdown.CountdownTask`
     jsonl:PATH                   your own file: JSON lines, a JSON array, CSV or Parquet, with the fields
                                  prompt and answer; optional are hint, solution, horizon, split
@@ -94,7 +95,7 @@ def load_task(spec: str):
 
     name, settings = name_and_settings(spec)
     if name == "chain":
-        check_settings(spec, settings, "horizon", "family", "style")
+        check_settings(spec, settings, "horizon", "family", "style", "reward")
         return world.ChainTask(**settings)
     if name == "countdown":
         check_settings(spec, settings, "numbers", "largest")
@@ -156,17 +157,23 @@ def _setting(text: str):
         return {"true": True, "false": False}.get(text, text)
 
 
+def split_size(task, split: str) -> int | None:
+    """How many problems a split has; None where the task makes as many as are asked for. Raises ValueError
+    where it has none."""
+    return task.size(split) if hasattr(task, "size") else None
+
+
 def scored(task, split: str, asked: int) -> int:
-    """How many problems of a split are scored: as many as are asked for, or all where there are fewer. A task
-    without a size makes as many as are asked for."""
-    return min(asked, task.size(split)) if hasattr(task, "size") else asked
+    """How many problems of a split are scored: as many as are asked for, or all where there are fewer."""
+    size = split_size(task, split)
+    return asked if size is None else min(asked, size)
 
 
 def first_problems(task, split: str, asked: int | None, seed: int) -> tuple[int, dict[int, Problem]]:
-    """The problems that a tool works on: as many as are asked for, or all, or ENDLESS of a task without a
-    size. Returns their number, and by index those whose prompt no earlier one has. Raises ValueError."""
-    size = task.size(split) if hasattr(task, "size") else asked or ENDLESS
-    count, by_prompt = min(asked or size, size), {}
+    """The problems that a tool works on: as many as are asked for, or all, or ENDLESS where there
+    is no end. Returns their number, and by index those whose prompt no earlier one has. Raises ValueError."""
+    size, by_prompt = split_size(task, split), {}
+    count = (asked or ENDLESS) if size is None else min(asked or size, size)
     for index in range(count):
         problem = task.problem(split, index, seed)
         by_prompt.setdefault(problem.prompt, (index, problem))

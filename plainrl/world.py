@@ -1,11 +1,12 @@
 """The embedded world: endless word problems in chains of 1 to 10 steps, made here, with exact answers."""
 
+import math
 import random
 import re
 from dataclasses import dataclass, field, replace
 
 from plainrl.answers import last_boxed, plain_integer
-from plainrl.chains import chain_values, choose_chain, horizons, run_program, write_chain
+from plainrl.chains import chain_values, choose_chain, horizons, right_beginning, run_program, write_chain
 from plainrl.grading import grade_boxed
 from plainrl.tasks import Grade, Problem, split_by_hash
 
@@ -29,6 +30,7 @@ SPLITS = {  # per cent of a hash
     "test": range(95, 100),
 }
 KEPT = 10_000  # problems of dev and test
+MOST_FOR_A_BEGINNING = 0.95  # however long it is: 1 is for the right answer alone
 
 
 def split_of(text: str) -> str:
@@ -60,11 +62,14 @@ class ChainTask:
     family:  plain; mixed (a quarter of the problems are reversed);
              reversed (one step, at a random place, says "A is 5 more than" where one has to subtract).
     style:   short or h1, see `plainrl.chains.compose`.
+    reward:  answer (1 or 0), or prefix: a wrong answer after l of h right lines earns sqrt(l / h), at most
+             .95, as a right beginning of an answer does in GREAM (arXiv 2510.20815).
     """
 
     horizon: str = "3"
     family: str = "plain"
     style: str = "short"
+    reward: str = "answer"
     name: str = "chain"
     max_horizon: int = field(default=10, init=False)
     grader = "plain integers"
@@ -76,6 +81,8 @@ class ChainTask:
             raise ValueError(f"--task chain: family={self.family} is not one of plain, reversed, mixed")
         if self.style not in ("short", "h1"):
             raise ValueError(f"--task chain: style={self.style} is not one of short, h1")
+        if self.reward not in ("answer", "prefix"):
+            raise ValueError(f"--task chain: reward={self.reward} is not one of answer, prefix")
 
     def chain(self, split: str, index: int, seed: int) -> list[Problem]:
         """The steps of a problem, a pure function of its arguments.
@@ -121,4 +128,8 @@ class ChainTask:
         parsed = last_boxed(completion)
         if parsed and plain_integer(parsed) is None:  # "30-6" is equal to 24, but leaves the work undone
             return Grade(False, 0.0, None, "not_an_integer")
-        return grade_boxed(completion, problem)
+        grade = grade_boxed(completion, problem)
+        if self.reward == "answer" or grade.correct or grade.parsed is None:
+            return grade
+        right, steps = right_beginning(completion, problem.solution)
+        return replace(grade, score=min(MOST_FOR_A_BEGINNING, math.sqrt(right / steps)))

@@ -29,7 +29,7 @@ import grpo  # noqa: E402
 import guide  # noqa: E402
 import h1_curriculum  # noqa: E402
 import siren  # noqa: E402
-from papers import clip_cov, dapo  # noqa: E402
+from papers import cispo, clip_cov, dapo, gspo, passk, srpo  # noqa: E402
 from plainrl import curves, ranks, run, sampler, screen  # noqa: E402
 from plainrl.sampler import HFSampler  # noqa: E402
 from plainrl.vllm_sampler import write_weights  # noqa: E402
@@ -38,6 +38,10 @@ RUNS = {  # name: script and flags
     "grpo": (grpo, {"kl_coef": 0.1}),
     "lora": (grpo, {"lora_rank": 4, "lr": 1e-2}),
     "dapo": (dapo, {"max_refills": 3, "overlong_buffer": 4}),
+    "cispo": (cispo, {}),
+    "gspo": (gspo, {}),
+    "passk": (passk, {"k": 2}),
+    "srpo": (srpo, {"k": 2}),
     "siren": (siren, {"beta": 1.0}),
     "guide": (guide, {"max_refills": 2}),
     "clip_cov": (clip_cov, {"cov_low": -1.0, "cov_high": 1.0, "cov_fraction": 0.2}),

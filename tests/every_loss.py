@@ -16,16 +16,20 @@ import siren
 from papers import (
     adaptive_bonus,
     adarft,
+    cispo,
     clip_cov,
     dapo,
     dr_grpo,
     e2h,
     entropy_advantage,
+    gspo,
     guide_ablations,
     high_entropy_tokens,
     kl_cov,
     naive_bonus,
+    passk,
     rloo,
+    srpo,
 )
 
 GUIDES = (guide, guide_ablations)
@@ -38,8 +42,10 @@ ENTROPY_METHODS = (
     clip_cov,
     kl_cov,
 )
-SCRIPTS = [grpo, dr_grpo, dapo, rloo, *GUIDES, h1_curriculum, adarft, e2h, *ENTROPY_METHODS]
+SCRIPTS = [grpo, dr_grpo, dapo, rloo, cispo, gspo, *GUIDES, h1_curriculum, adarft, e2h, *ENTROPY_METHODS]
+SCRIPTS += [passk, srpo]
 AGGREGATION = {grpo: "sequence_mean", guide: "sequence_mean", dapo: "token_mean", rloo: "sum"}
+AGGREGATION |= {cispo: "token_mean", gspo: "sequence_mean"}
 GUIDES_OWN = {"correction": "token", "shaping": "quantile"}  # what guide.py has no flags for
 
 
@@ -88,6 +94,10 @@ def loss_by_hand(script, tables: list[np.ndarray], batch: dict, args, *own) -> d
     singled_out, gamma = set(), 1.0
     guided = {(i, t) for i, t in in_loss if script in GUIDES and batch["guided"][i, 0]}
     flag = lambda name: getattr(args, name, GUIDES_OWN.get(name))  # noqa: E731
+    if script is gspo:
+        for i in range(len(completions)):
+            row = [(i, t) for t in range(len(completions[i]))]
+            ratio |= dict.fromkeys(row, math.prod(ratio[place] for place in row) ** (1 / len(row)))
     if guided and flag("correction") == "sequence":
         for i in {i for i, _ in guided}:
             row = [(i, t) for t in range(len(completions[i]))]
@@ -110,6 +120,8 @@ def loss_by_hand(script, tables: list[np.ndarray], batch: dict, args, *own) -> d
         r = ratio[place]
         if script is rloo:
             objective = A * new[place]
+        elif script is cispo:
+            objective = min(r, 1 + args.clip_high) * A * new[place]
         elif script is kl_cov:
             objective = r * A - args.kl_coef * abs(new[place] - old[place]) * (place in singled_out)
         elif place in guided and flag("shaping") != "clip":
@@ -124,7 +136,8 @@ def loss_by_hand(script, tables: list[np.ndarray], batch: dict, args, *own) -> d
         policy_loss -= objective * share
         if script is grpo and args.kl_coef:
             difference = batch["ref_logprobs"][place].item() - new[place]
-            kl_loss += args.kl_coef * (math.exp(difference) - 1 - difference) * share
+            kl = (math.exp(difference) - 1 - difference) * (r if args.kl_bias_correction else 1)
+            kl_loss += args.kl_coef * kl * share
     total_loss = policy_loss + kl_loss
     if script is siren:
         found["regularised"] = H = siren_entropy_by_hand(tables, args)

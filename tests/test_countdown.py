@@ -271,8 +271,8 @@ def test_results_stay_within_1_and_99():
 @mutant(
     "one start model for all",
     "plainrl/flags.py",
-    'START_MODELS[getattr(task, "world", "tiny")]',
-    'START_MODELS["tiny"]',
+    '"models/" + getattr(task, "world", "tiny")',
+    '"models/tiny"',
 )
 @mutant(
     "defaults of the world for any model",

@@ -441,7 +441,7 @@ def test_a_parquet_file(tmp_path):
     parquet.write_table(pyarrow.Table.from_pylist([row | {"extra": b"x"} for row in rows]), tmp_path / "b")
     text = refused(tmp_path, (tmp_path / "b").read_bytes(), asked(EGGS), name="train.parquet")
     assert "row 1: cannot be written as JSON" in text and "leave such columns out" in text
-    assert not (tmp_path / "clean.jsonl").exists() and not (tmp_path / "clean.jsonl.tmp").exists()
+    assert not [*tmp_path.glob("clean.jsonl*")]
 
 
 def test_fields_of_other_names(tmp_path, capsys):
@@ -496,6 +496,9 @@ def test_what_is_refused(tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="--out .*: cannot be written"):
         place = tmp_path / "file/clean.jsonl"
         main(Args(f"jsonl:{tmp_path}/train.jsonl", place, (f"jsonl:{tmp_path}/measured.jsonl",)))
+    said = refused(tmp_path, train, measured, report=tmp_path / "file/report.txt")
+    assert "--report" in said and "report.txt: cannot be written" in said and said.endswith("another name")
+    assert not [*tmp_path.glob("clean.jsonl*")]  # so that the same command with another --report works
 
 
 def test_sets_of_the_hub(tmp_path, monkeypatch):

@@ -307,7 +307,7 @@ def general(name: str) -> str:
 def test_glossary_equals_the_keys_that_are_logged(toy_model, tmp_path, monkeypatch):
     """Catches a metric that nobody explains, and an explanation of a metric that is gone."""
     monkeypatch.setattr(curves, "plot_run", lambda run: None)  # a picture takes its time
-    own = {"kl_coef": 0.1, "max_refills": 0, "max_horizon": 2, "teacher": toy_model}
+    own = {"kl_coef": 0.1, "max_refills": 0, "max_horizon": 2, "teacher": toy_model, "k": 1}
     logged = set()
     for script in TRAINING:
         module = module_of(script)

@@ -320,7 +320,6 @@ def test_results_do_not_depend_on_when_it_was_killed(toy_model, tmp_path):
         )
 
 
-@mutant("half a line kept", "eval.py", ' or not chunk[-1].endswith(b"\\n")', "")
 def test_half_a_batch_is_sampled_again(toy_model, tmp_path, capsys):
     """Catches a half line that breaks the JSON, a batch counted twice, and samples that depend on where one
     stopped."""
@@ -343,13 +342,50 @@ def test_half_a_batch_is_sampled_again(toy_model, tmp_path, capsys):
     assert "measured before" in capsys.readouterr().out
 
 
+@mutant(
+    "evaluation: a traceback of a full disk",
+    "eval.py",
+    "        append_or_fail(path, new)\n",
+    '        with open(path, "a") as file:\n            file.writelines(map(str, new))\n',
+)
+def test_a_full_disk_is_one_line(toy_model, tmp_path, monkeypatch):
+    """Catches a traceback where samples or results cannot be written, and samples that are lost by it."""
+    flags = QUICK | {"model": toy_model}
+    whole = evaluation.main(evaluation.Args(**flags, out_dir=tmp_path / "whole"))
+    path, aside = tmp_path / "a/samples.jsonl", tmp_path / "before"
+    sample_batch = evaluation.sample_batch
+
+    def full_after_a_batch(*arguments):
+        rows = sample_batch(*arguments)
+        if path.exists():
+            path.rename(aside)
+            path.symlink_to("/dev/full")
+        return rows
+
+    monkeypatch.setattr(evaluation, "sample_batch", full_after_a_batch)
+    said = "^error: .*samples.jsonl: cannot be written .No space left on device.; the same command goes on"
+    with pytest.raises(SystemExit, match=said):
+        evaluation.main(evaluation.Args(**flags, out_dir=tmp_path / "a"))
+    monkeypatch.undo()
+    aside.replace(path)
+    assert len(path.read_text().splitlines()) == 8
+    (tmp_path / "a/results.json.tmp").mkdir()
+    said = "^error: --out-dir .*results.json: cannot be written .*; nothing is lost: the same command"
+    with pytest.raises(SystemExit, match=said):
+        evaluation.main(evaluation.Args(**flags, out_dir=tmp_path / "a"))
+    (tmp_path / "a/results.json.tmp").rmdir()
+    monkeypatch.setattr(evaluation, "sample_batch", None)  # nothing is sampled again
+    assert evaluation.main(evaluation.Args(**flags, out_dir=tmp_path / "a")) == whole
+    assert path.read_bytes() == (tmp_path / "whole/samples.jsonl").read_bytes()
+
+
 def test_a_folder_belongs_to_one_measurement(toy_model, tmp_path, monkeypatch):
     """Catches samples of two temperatures in one file, a stranger's folder filled with results, two settings
     in one default folder, and a traceback where the settings of a folder are damaged."""
     flags = QUICK | {"model": toy_model, "problems": 1}
     evaluation.main(evaluation.Args(**flags, out_dir=tmp_path / "a"))
     with pytest.raises(
-        SystemExit, match=f"error: --out-dir {tmp_path / 'a'}: was measured with temperature 1.0, now 0.5"
+        SystemExit, match=f"error: --out-dir {tmp_path / 'a'}: temperature was 1.0 and is now 0.5; choose"
     ):
         evaluation.main(evaluation.Args(**flags, temperature=0.5, out_dir=tmp_path / "a"))
     (tmp_path / "a/config.json").write_text("{broken")
@@ -357,7 +393,7 @@ def test_a_folder_belongs_to_one_measurement(toy_model, tmp_path, monkeypatch):
         evaluation.main(evaluation.Args(**flags, out_dir=tmp_path / "a"))
     (tmp_path / "b").mkdir()
     (tmp_path / "b/thesis.tex").write_text("")
-    with pytest.raises(SystemExit, match="is not the folder of an evaluation"):
+    with pytest.raises(SystemExit, match="has files, and no config.json of this tool"):
         evaluation.main(evaluation.Args(**flags, out_dir=tmp_path / "b"))
     monkeypatch.chdir(tmp_path)
     for temperature in (1.0, 0.5):

@@ -651,6 +651,30 @@ def test_too_few_problems(tmp_path):
     assert "leave nothing for train; name it in the field split, or add ?split= to the path" in said
 
 
+@mutant(
+    "a word on nothing held out",
+    "plainrl/files.py",
+    'not splits["dev"] and not splits["test"]',
+    "False",
+)
+@mutant(
+    "splits without a problem are said", "plainrl/files.py", "splits.items() if members)", "splits.items())"
+)
+def test_a_file_that_is_only_measured_is_no_error(tmp_path, capsys):
+    """Catches "0 dev, 0 test" on the screen, which reads like an error where a file is all for eval.py."""
+
+    def said(rows):
+        load(tmp_path, rows)
+        return capsys.readouterr().out.splitlines()[0]
+
+    way_out = "none is held out: eval.py measures all of them with --split all"
+    assert said(sums(3)) == f"mine: 3 problems: 3 train; {way_out}"
+    assert said([row | {"split": "train"} for row in sums(12)]) == f"mine: 12 problems: 12 train; {way_out}"
+    assert said([row | {"split": "test"} for row in sums(3)]) == "mine: 3 problems: 3 test"
+    assert said(sums(9)) == "mine: 9 problems: 8 train, 1 dev"
+    assert said(sums(10)) == "mine: 10 problems: 8 train, 1 dev, 1 test"
+
+
 @mutant("few problems without a word", "plainrl/run.py", "            say_if_few(self.task, args)\n", "")
 @mutant(
     "word on few problems that nobody asks for",

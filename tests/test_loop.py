@@ -41,16 +41,20 @@ from benchmarks.checks.diffs import BASES
 from papers import (
     adaptive_bonus,
     adarft,
+    cispo,
     clip_cov,
     dapo,
     dr_grpo,
     e2h,
     entropy_advantage,
+    gspo,
     guide_ablations,
     high_entropy_tokens,
     kl_cov,
     naive_bonus,
+    passk,
     rloo,
+    srpo,
 )
 from plainrl import curves, models, sampler
 from plainrl.flags import parse, resolve_defaults
@@ -66,7 +70,8 @@ TINY = ROOT / "models" / "tiny"
 real_plot_run = curves.plot_run
 FLAGSHIPS = [grpo, siren, guide, h1_curriculum]
 ENTROPY = [naive_bonus, adaptive_bonus, entropy_advantage, high_entropy_tokens, clip_cov, kl_cov]
-SCRIPTS = [*FLAGSHIPS, dr_grpo, dapo, rloo, adarft, e2h, guide_ablations, *ENTROPY]
+SCRIPTS = [*FLAGSHIPS, dr_grpo, dapo, rloo, cispo, gspo, adarft, e2h, guide_ablations, *ENTROPY]
+SCRIPTS += [passk, srpo]
 ALGORITHMS = [grpo, dr_grpo, dapo, siren]
 NEEDED = {  # flags without which a quick run of a script cannot be
     h1_curriculum: dict(max_horizon=2, steps_per_stage=2),
@@ -263,7 +268,8 @@ BY_HORIZON = (h1_curriculum, adarft, e2h)  # scripts that score every horizon
 
 def own_prefix(script) -> str:
     """Where the metrics of a script's own begin: bonus/ for the two bonuses."""
-    return {naive_bonus: "bonus/", adaptive_bonus: "bonus/"}.get(script, f"{name_of(script)}/")
+    shared = {naive_bonus: "bonus/", adaptive_bonus: "bonus/", srpo: "passk/"}
+    return shared.get(script, f"{name_of(script)}/")
 
 
 @each_script
@@ -1648,8 +1654,12 @@ LEARNING = dict(
         (dapo, dict(max_refills=2)),
         (siren, dict(beta=0.01)),
         (rloo, {}),
+        (cispo, {}),
+        (gspo, {}),
+        (passk, dict(k=1)),  # a larger k leaves a group alone that is nearly all right
+        (srpo, {}),
     ],
-    ids=["GRPO", "Dr. GRPO", "DAPO", "SIREN", "RLOO"],
+    ids=["GRPO", "Dr. GRPO", "DAPO", "SIREN", "RLOO", "CISPO", "GSPO", "Pass at 1", "SRPO"],
 )
 def test_learns_a_toy_task(run, script, flags):
     """Catches a loop whose gradient does not raise the reward: wrong sign, rows or mask anywhere on the

@@ -251,7 +251,7 @@ def test_tokens_of_passes_rounds_and_budgets():
     assert stages.scores == (2 + 2) * 8 + 2 * 8  # two stages more end with a score of their own
 
 
-@mutant("plan of problems that are not there", "plainrl/tasks.py", "min(asked, task.size(split))", "asked")
+@mutant("plan of problems that are not there", "plainrl/tasks.py", "else min(asked, size)", "else asked")
 @mutant(
     "plan of another task",
     "plainrl/plan.py",

@@ -1,5 +1,6 @@
 """benchmarks/recipes.py: materials before arms, what is finished is skipped, tables by hand."""
 
+import dataclasses
 import importlib
 import json
 import shlex
@@ -10,7 +11,7 @@ import pytest
 import tyro
 from mutants import mutant
 
-from benchmarks import recipes
+from benchmarks import passk, recipes
 
 ROOT = Path(__file__).parents[1]
 
@@ -105,8 +106,8 @@ def test_a_seed(experiment, commands, tmp_path):
 @mutant(
     "the other sign",
     "benchmarks/recipes.py",
-    """seeds[seed][task]["avg"] - runs[against][seed][task]["avg"]""",
-    """runs[against][seed][task]["avg"] - seeds[seed][task]["avg"]""",
+    """seeds[seed][task][name] - runs[against][seed][task][name]""",
+    """runs[against][seed][task][name] - seeds[seed][task][name]""",
 )
 def test_tables_by_hand(experiment, tmp_path):
     """Catches differences that are not paired, have the wrong sign, or are of another task; and a choice by
@@ -133,7 +134,57 @@ def test_tables_by_hand(experiment, tmp_path):
     assert recipes.best_setting(settings) == "b"
 
 
-EXPERIMENTS = ("deepdistill", "distill", "eit", "fslr", "mft", "rounds", "shape", "sources", "vectors")
+@mutant(
+    "choice by avg alone",
+    "benchmarks/recipes.py",
+    "np.mean([scores[name] for name in experiment.chosen_by])",
+    'scores["avg"]',
+)
+@mutant(
+    "a dev score on as many problems as the test",
+    "benchmarks/recipes.py",
+    'if split == "dev" and experiment.on_dev:',
+    "if False:",
+)
+def test_another_dev_score(experiment, commands, tmp_path):
+    """Catches a choice by avg@n where the protocol says avg@n and pass@n, counts of the wrong problems, and a
+    difference of another score under a column's name."""
+    other = dict(
+        on_dev=(3, 2), chosen_by=("avg", "pass"), compared=("avg", "pass@2"), grids={"plain": ["--lr 1"]}
+    )
+    experiment = dataclasses.replace(experiment, **other)
+    args = recipes.Args(out=tmp_path / "out", scratch=tmp_path, one=100, trials=True, only=("plain",))
+    recipes.main(experiment, args)
+    (file,) = args.out.glob("trials/plain/*/seed100/dev.json")
+    (counts,) = json.loads(file.read_text()).values()
+    assert counts["samples"] == 2 and len(counts["correct"]) == 3
+    recipes.save(file, {"chain?horizon=1": counts | {"correct": [2, 1, 0]}})
+    (args.out / "trials.json").unlink(missing_ok=True)
+    found = recipes.collect_trials(experiment, args.out)["plain"]["--lr 1"]
+    assert found == {"100": round((1 / 2 + 2 / 3) / 2, 4)}
+    assert "| dev mean of avg@2, pass@2 on `chain?horizon=1` |" in recipes.trials_table(experiment, args.out)
+    runs = {
+        arm: {"seed1": {"chain?horizon=1": recipes.scores_of(counts | {"samples": 4, "correct": right})}}
+        for arm, right in (("before", [0]), ("plain", [2]), ("other", [4]))
+    }
+    title, *_, last = recipes.scores_table(experiment, runs, "chain?horizon=1", "plain").split("\n")
+    assert title.endswith("| avg@4 minus that of SFT | pass@2 minus that of SFT |")
+    assert last.endswith("| 0.500 | 0.167 |")  # of six pairs of four, two right, five have a right one
+
+
+def test_the_premise_is_looked_at_first(experiment, commands, tmp_path, capsys):
+    """Catches runs of hours in a world where there is nothing rare to find."""
+    args = recipes.Args(out=tmp_path / "out", scratch=tmp_path, only=("nobody",))
+    for right, ends in (([1, 1, 1, 0], False), ([4, 4, 0, 0], True), ([0, 0, 0, 0], True)):
+        counts = {"samples": 4, "correct": right, "parsed": [4] * 4, "maj": 0.5}
+        recipes.save(args.out / "premise.json", {"chain?horizon=1": counts})
+        with pytest.raises(SystemExit, match="nothing rare to find" if ends else "--only nobody"):
+            passk.main(experiment, args)
+    assert "avg@4 0.1875, pass@4 0.7500" in capsys.readouterr().out and not commands
+
+
+EXPERIMENTS = ("deepdistill", "distill", "eit", "fslr", "mft", "passk", "rounds", "shape", "sources")
+EXPERIMENTS += ("srpo", "vectors")
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

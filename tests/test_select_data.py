@@ -19,8 +19,7 @@ import grpo
 from plainrl import files, rows
 from plainrl.flags import EVAL_SEED
 from plainrl.rollout import completion_seed, encode_prompt
-from plainrl.subset import HELD_OUT
-from plainrl.tasks import Grade, load_task
+from plainrl.tasks import Grade, load_task, scored
 from tools import select_data
 from tools.select_data import Args, cv, in_band, is_kept, is_spread, keep_probability, pass_rate
 
@@ -419,7 +418,6 @@ def test_traces_are_rows_that_sft_learns(select, tokenizer, tmp_path):
 KINDS = ("correct", "wrong")
 
 
-@mutant("select: half a batch kept", "tools/select_data.py", "% (size * n)]", "% n]")
 @mutant(
     "select: half a line kept",
     "plainrl/folder.py",
@@ -607,37 +605,77 @@ def subset_of(tmp_path, spec: str, indices, at_seed: int = 0, **changes) -> str:
 @mutant(
     "subset: training on all problems",
     "plainrl/subset.py",
-    'self.train if split == "train" else self.base).p',
-    "self.base).p",
+    "(self.base if split in HELD_OUT else self.train).p",
+    "self.base.p",
 )
 @mutant(
     "subset: measured on its own problems",
     "plainrl/subset.py",
-    '(self.train if split == "train" else self.base).p',
+    "(self.base if split in HELD_OUT else self.train).p",
     "self.train.p",
 )
 @mutant(
     "subset: size of the whole task",
     "plainrl/subset.py",
-    "return self.train.size(split)",
-    "return self.base.size(split)",
+    "split_size(self.base if split in HELD_OUT else self.train, split)",
+    "split_size(self.base, split)",
 )
 @pytest.mark.parametrize("spec", [CHAIN, "countdown"])
 def test_a_subset_has_its_own_training_and_the_tasks_scores(tmp_path, spec):
     """Catches problems of others in training, chosen ones in dev or test, and a problem that lost a field."""
     task, base = load_task(subset_of(tmp_path, spec, [3, 8, 5, 11, 2], at_seed=4)), load_task(spec)
     wanted = [base.problem("train", index, 4) for index in (3, 8, 5, 11, 2)]
-    assert task.size("train") == 5 and task.name == "chosen"
+    assert task.size("train") == task.size("all") == 5 and task.folder_name == "chosen"
+    assert {task.problem("all", i, 0).prompt for i in range(5)} == {problem.prompt for problem in wanted}
+    assert task.name == base.name  # whose scores these are
     for epoch in range(3):
         found = [task.problem("train", 5 * epoch + i, 0) for i in range(5)]
         assert sorted(problem.index for problem in found) == [0, 1, 2, 3, 4]
         assert all(problem == wanted[problem.index] for problem in found)  # all fields but the index
     for split in ("dev", "test"):
         assert [task.problem(split, i, 7) for i in range(9)] == [base.problem(split, i, 7) for i in range(9)]
-        assert task.size(split) == (base.size(split) if spec == "countdown" else HELD_OUT)
+        assert task.size(split) == (base.size(split) if spec == "countdown" else None)
+        assert scored(task, split, 700) == scored(base, split, 700)
     assert task.problem("train", 0, 0) == task.problem("train", 0, 0)
     orders = [[task.problem("train", i, seed).index for i in range(5)] for seed in range(4)]
     assert len(set(map(tuple, orders))) > 1
+
+
+@mutant(
+    "evaluation: a split without end",
+    "eval.py",
+    "if size is None:",
+    "if not hasattr(task, 'size'):",
+)
+def test_a_subset_is_measured_as_its_task_is(tmp_path, tokenizer):
+    """Catches another number of test problems than the task itself has where none is asked for, and a file's
+    own problems that are measured in part, or others in their place."""
+
+    def asked(spec, **flags):
+        args = evaluation.Args(task=spec, **flags)
+        return sorted(job.prompt for job in evaluation.jobs_of([load_task(spec)], args, tokenizer))
+
+    subset = subset_of(tmp_path, CHAIN, range(4))
+    own = sorted(load_task(CHAIN).problem("train", index, 0).prompt for index in range(4))
+    assert len(asked(subset)) == 200 and asked(subset) == asked(CHAIN)
+    assert asked(subset, split="train") == asked(subset, split="all") == own
+    assert len(asked(subset, problems=600)) == 600
+
+
+@mutant(
+    "subset: the folder of its task's runs",
+    "plainrl/run.py",
+    'getattr(self.task, "folder_name", self.task.name)',
+    "self.task.name",
+)
+def test_a_run_on_a_subset_has_a_folder_of_its_own(tmp_path, toy_model, monkeypatch):
+    """Catches runs on two selections, or on all problems, that bar each other since they have one name."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs/grpo").mkdir(parents=True)
+    (tmp_path / "runs/grpo/chosen-seed0").write_text("")
+    flags = toys.quick_flags(toy_model, tmp_path, task=subset_of(tmp_path, CHAIN, range(3)))
+    with pytest.raises(SystemExit, match="^error: --out-dir runs/grpo/chosen-seed0: .* is a file; choose"):
+        grpo.main(grpo.Args(**flags | {"out_dir": None}, plan=True))
 
 
 @mutant(
@@ -790,7 +828,7 @@ def test_the_written_files_run_in_every_script(select, toy_model, tmp_path, quic
     assert {line["prompt"] for line in logged} <= {line["prompt"] for line in lines} and logged[-1][
         "step"
     ] == 4
-    assert "eval/kept/avg@2" in toys.records(tmp_path / "run")[0]
+    assert "eval/chain/avg@2" in toys.records(tmp_path / "run")[0]  # of any file: the problems are the same
     args = dict(model=str(tmp_path / "run" / "final"), samples=2, max_new_tokens=4, out_dir=tmp_path / "eval")
     results = evaluation.main(evaluation.Args(task=spec, problems=5, **args))
     base = load_task(CHAIN)

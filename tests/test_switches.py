@@ -18,8 +18,10 @@ import h1_curriculum
 import siren
 from papers import (
     adaptive_bonus,
+    cispo,
     clip_cov,
     entropy_advantage,
+    gspo,
     guide_ablations,
     high_entropy_tokens,
     kl_cov,
@@ -31,7 +33,9 @@ EACH = pytest.mark.parametrize("script", SCRIPTS, ids=name_of)
 OWN = {siren: (1.0,), adaptive_bonus: (0.3,), clip_cov: (5,), kl_cov: (False,), h1_curriculum: (9,)}
 MASKED, OLD = dict(truncated=True), dict(old=True)  # of the batch: some left out of the loss, a second update
 SWITCHES = {  # beside importance_cap, mask_truncated, several updates and no clip, which most have
-    grpo: [dict(kl_coef=0.3)],
+    grpo: [dict(kl_coef=0.3), dict(kl_coef=0.3, kl_bias_correction=True)],
+    cispo: [dict(clip_high=1.0)],
+    gspo: [dict(clip_low=0.1, clip_high=0.2)],
     siren: [dict(anchor=False), dict(nucleus_p=1.0), dict(tau=0.0), dict(nucleus_rule="official")],
     naive_bonus: [dict(bonus=0.3)],
     entropy_advantage: [dict(shape_alpha=2.0), dict(shape_kappa=0.7)],

@@ -417,9 +417,10 @@ def test_composed_gym():
         ("chain?horizon", "settings are written NAME?key=value&key=value"),
         ("chain?family=foo", "family=foo is not one of plain, reversed, mixed"),
         ("chain?style=foo", "style=foo is not one of short, h1"),
+        ("chain?reward=foo", "reward=foo is not one of answer, prefix"),
         ("gsm8k?x=1", "--task gsm8k?x=1: unknown setting 'x'; known are horizon"),
         ("math500?hint=plan", "unknown setting 'hint'; known are horizon"),
-        ("chain?name=foo", "unknown setting 'name'; known are horizon, family, style"),
+        ("chain?name=foo", "unknown setting 'name'; known are horizon, family, style, reward"),
         ("chain?horizon=3&colour=red", "unknown setting 'colour'"),
     ],
 )

@@ -7,7 +7,8 @@ import pytest
 from filelock import FileLock, Timeout
 from mutants import mutant
 
-from plainrl import folder
+from plainrl import folder, samples
+from tools import compose, hints
 
 
 def test_a_file_is_never_written_over_and_what_cannot_be_written_is_one_line(tmp_path):
@@ -105,6 +106,88 @@ def test_work_goes_on_with_the_settings_that_it_was_begun_with(tmp_path):
     for before, said in (({"a": 2}, "a was 2"), ({}, "a was None"), ({"a": "\x1b[2J"}, r"a was \\x1b\[2J")):
         with pytest.raises(SystemExit, match=f"^error: --x: {said} and is now 1; way out$"):
             folder.refuse_other_settings("--x", before, {"a": 1}, "way out")
+
+
+@pytest.mark.parametrize(
+    "tool, flags", [(hints, {"problems": 3}), (compose, {"problems": 3, "held_out": 1, "horizons": (1,)})]
+)
+def test_a_tool_that_cannot_write_says_so_in_one_line(tmp_path, tool, flags):
+    """Catches a traceback at the end of the work."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit, match="^error: --out .*file/a: cannot be written .*; give another name$"):
+        tool.main(tool.Args(task="chain", out=tmp_path / "file" / "a", **flags))
+
+
+@mutant(
+    "folder: what is only noted must be the same",
+    "plainrl/folder.py",
+    "before, settings, way_out)\n    text",
+    "before, settings | noted, way_out)\n    text",
+)
+def test_settings_are_kept_beside_the_work(tmp_path):
+    """Catches work that goes on with other settings, a damaged file that is written over, and a new commit
+    that bars the work of before."""
+    path = tmp_path / "config.json"
+    folder.keep_settings("--x", tmp_path, {"a": 1}, "way out", commit="old")
+    assert json.loads(path.read_text()) == {"a": 1, "commit": "old"}
+    folder.keep_settings("--x", tmp_path, {"a": 1}, "way out", commit="new")
+    assert path.read_text() == '{\n "a": 1,\n "commit": "new"\n}\n'
+    with pytest.raises(SystemExit, match="^error: --x .*: a was 1 and is now 2; way out$"):
+        folder.keep_settings("--x", tmp_path, {"a": 2}, "way out")
+    path.write_text("[1, 2]")
+    with pytest.raises(SystemExit, match="^error: --x .*: its config.json is damaged; put it back, or"):
+        folder.keep_settings("--x", tmp_path, {"a": 1}, "way out")
+    assert path.read_text() == "[1, 2]"
+
+
+@mutant(
+    "samples: half a batch kept",
+    "plainrl/samples.py",
+    "lines[: len(lines) - len(lines) % batch]",
+    "lines[: len(lines)]",
+)
+@mutant(
+    "samples: a small last batch is sampled again",
+    "plainrl/samples.py",
+    "if len(lines) < len(places):",
+    "if True:",
+)
+@mutant("samples: those of other problems", "plainrl/samples.py", "place.items() <= row.items()", "row")
+@mutant("samples: more than there are", "plainrl/samples.py", " or len(lines) > len(places):", ":")
+@mutant(
+    "samples: what is cut off stays", "plainrl/samples.py", "os.truncate(path, sum(map(len, lines)))", "pass"
+)
+def test_samples_of_whole_batches_are_kept(tmp_path):
+    """Catches half a batch that is not sampled again, a whole one that is, and samples of other problems or
+    damaged ones that are taken, or lost by a second look."""
+    path = tmp_path / "samples.jsonl"
+    places = [{"index": index, "sample": sample} for index in (4, 0, 7) for sample in range(2)]
+    rows = [place | {"text": "ß"} for place in places]
+    lines = [json.dumps(row).encode() + b"\n" for row in rows]
+    assert samples.finished_samples(path, places, 4) == [] and not path.exists()
+    for written, kept in (
+        (b"", 0),
+        (b"".join(lines[:3]), 0),
+        (b"".join(lines[:4]), 4),
+        (b"".join(lines[:5]) + b'{"index": 7, "te', 4),
+        (b"".join(lines)[:-1], 4),
+        (b"".join(lines), 6),
+    ):
+        path.write_bytes(written)
+        assert samples.finished_samples(path, places, 4) == rows[:kept]
+        assert path.read_bytes() == b"".join(lines[:kept])
+    for damaged in (
+        [*lines, lines[0]],
+        [lines[2], *lines[1:]],
+        [lines[1], lines[0], *lines[2:]],
+        [b"[1]\n", *lines[1:]],
+        [b"{broken\n", *lines[1:]],
+        [line.replace(b"index", b"number") for line in lines],
+    ):
+        path.write_bytes(b"".join(damaged))
+        with pytest.raises(SystemExit, match="^error: .*: is damaged, or not of these problems; delete it"):
+            samples.finished_samples(path, places, 4)
+        assert path.read_bytes() == b"".join(damaged)
 
 
 def test_work_is_kept_line_by_line(tmp_path):

@@ -80,6 +80,7 @@ def loss_from_the_papers(
                 objective *= min(math.exp(old) / math.exp(sampler), args.importance_cap)
             reference = batch["ref_logprobs"][i, t].item()
             kl = math.exp(reference) / math.exp(new) - math.log(math.exp(reference) / math.exp(new)) - 1
+            kl *= ratio if getattr(args, "kl_bias_correction", False) else 1
             kl_sum += kl
             if i not in counted:
                 continue
@@ -109,6 +110,7 @@ VARIANTS = {
     "grpo": (grpo, {}),
     "grpo_with_everything": (grpo, dict(kl_coef=0.3, importance_cap=1.2, clip_low=0.1, clip_high=0.25)),
     "grpo_with_kl": (grpo, dict(kl_coef=0.04)),
+    "grpo_with_corrected_kl": (grpo, dict(kl_coef=0.3, kl_bias_correction=True)),
     "dr_grpo": (dr_grpo, dict(importance_cap=2.0)),
     "dapo": (dapo, {}),
     "dapo_with_importance": (dapo, dict(importance_cap=1.2, clip_low=0.1)),
@@ -137,6 +139,20 @@ EACH_AGGREGATION = pytest.mark.parametrize("variant", ["grpo_with_everything", "
     'sequence_mean(batch["loss_mask"])',
     'sequence_mean(batch["completion_mask"])',
     case="on_policy-masked-grpo",
+)
+@mutant(
+    "KL that is never corrected",
+    "grpo.py",
+    "if args.kl_bias_correction:",
+    "if False:",
+    case="old_logprobs-scored-grpo_with_corrected_kl",
+)
+@mutant(
+    "KL corrected upside down",
+    "grpo.py",
+    "kl = kl * torch.exp(logprobs - old_logprobs)",
+    "kl = kl * torch.exp(old_logprobs - logprobs)",
+    case="old_logprobs-scored-grpo_with_corrected_kl",
 )
 @mutant("each completion divided by its own length", case="old_logprobs-scored-dr_grpo")
 @mutant(
@@ -170,6 +186,13 @@ def test_loss_equals_loops_written_from_the_papers(variant, old, truncated):
     'part.get("old_logprobs", logprobs.detach())',
     'part.get("old_logprobs", logprobs)',
     case="on_policy-grpo",
+)
+@mutant(
+    "KL corrected without a gradient",
+    "grpo.py",
+    "kl = kl * torch.exp(logprobs - old_logprobs)",
+    "kl = kl * torch.exp(logprobs - old_logprobs).detach()",
+    case="on_policy-grpo_with_corrected_kl",
 )
 @VARIANT
 @pytest.mark.parametrize("old", [False, True], ids=["on_policy", "old_logprobs"])

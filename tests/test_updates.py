@@ -3,6 +3,7 @@ was sampled, scored and trained on, written down and compared with plain forward
 model is in float64, so that no rounding turns a selection round."""
 
 import hashlib
+import itertools
 import json
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -28,7 +29,19 @@ import grpo
 import guide
 import h1_curriculum
 import siren
-from papers import adaptive_bonus, clip_cov, dapo, guide_ablations, high_entropy_tokens, kl_cov, rloo
+from papers import (
+    adaptive_bonus,
+    cispo,
+    clip_cov,
+    dapo,
+    gspo,
+    guide_ablations,
+    high_entropy_tokens,
+    kl_cov,
+    passk,
+    rloo,
+    srpo,
+)
 from plainrl import curves, scoring
 from plainrl.flags import EVAL_SEED
 from plainrl.rollout import Batch, Rollout, pad
@@ -46,6 +59,9 @@ VARIANTS = {name_of(script): (script, {}) for script in SCRIPTS if script is not
     "high_entropy_tokens": (high_entropy_tokens, dict(token_fraction=0.3, **WIDE)),
     "clip_cov": (clip_cov, dict(cov_fraction=0.1, cov_low=0.01, **WIDE)),
     "kl_cov": (kl_cov, dict(cov_fraction=0.1)),
+    "gspo": (gspo, WIDE),
+    "passk": (passk, dict(k=2)),
+    "srpo": (srpo, dict(k=2)),
     "sequence": (guide_ablations, dict(correction="sequence", aggregation="token_mean")),
     "none": (guide_ablations, dict(correction="none", group="join", shaping="none")),
     "keep_hint": (guide_ablations, dict(correction="keep_hint", trigger="always", advantage="centred")),
@@ -467,8 +483,19 @@ def compared(script, args, rewards: list[float]) -> list[float]:
     """The advantages of a group."""
     if script is rloo:
         return [reward - (sum(rewards) - reward) / (len(rewards) - 1) for reward in rewards]
+    if script is srpo:
+        pairs = zip(compared(grpo, args, rewards), compared(passk, args, rewards))
+        return [first + bonus for first, bonus in pairs]
+    if script is passk:
+        sets = list(itertools.combinations(range(len(rewards)), args.k))
+        is_right = {members: any(rewards[i] == 1 for i in members) for members in sets}
+        mean, std = np.mean(list(is_right.values())), np.std(list(is_right.values()))
+        of_each = [
+            [right for members, right in is_right.items() if i in members] for i in range(len(rewards))
+        ]
+        return [(np.mean(own) - mean) / (std + 1e-6) for own in of_each]
     centred = [reward - sum(rewards) / len(rewards) for reward in rewards]
-    if script in (grpo, dapo, guide) or getattr(args, "advantage", None) == "std":
+    if script in (grpo, dapo, cispo, gspo, guide) or getattr(args, "advantage", None) == "std":
         return [each / (np.std(rewards, ddof=1) + 1e-6) if any(centred) else 0.0 for each in centred]
     return centred
 

@@ -1,7 +1,8 @@
-"""What TRL's SFTTrainer makes of two rows: their ids and masks, the loss and its gradient, in float64.
+"""What TRL's SFTTrainer makes of two rows: their ids and masks, the loss and its gradient, in float64. And
+what its GRPOTrainer makes of a batch.
 
-    python tests/trl_driver.py      in an environment with trl==1.16.0 and torch==2.13.0 prints the numbers
-                                    that tests/test_sft.py has under TRL
+    python tests/trl_driver.py      in an environment with trl==1.16.0, torch==2.13.0 and pytest prints the
+                                    numbers that tests/test_sft.py and tests/test_cispo_gspo.py have under TRL
 
 The model is random and the tokenizer that of models/tiny. TRL's loss is made of float32 on purpose; here what
 it calls float32 is float64, so that rounding does not show.
@@ -33,6 +34,15 @@ def numbers_of(loss: float, vector: torch.Tensor) -> dict:
     return {"loss": loss, "norm": vector.norm().item(), "along": along}
 
 
+POLICY_LOSSES = {  # name: TRL's settings
+    "cispo": dict(loss_type="cispo", epsilon_high=1.2),
+    "cispo, a high bound": dict(loss_type="cispo", epsilon_high=5.0),
+    "gspo": dict(loss_type="grpo", importance_sampling_level="sequence", epsilon=0.1, epsilon_high=0.15),
+    "kl": dict(loss_type="grpo", use_bias_correction_kl=False),
+    "corrected kl": dict(loss_type="grpo"),
+}
+
+
 class Float64Torch:
     """torch, in which float32 is float64."""
 
@@ -40,6 +50,55 @@ class Float64Torch:
 
     def __getattr__(self, name: str):
         return getattr(torch, name)
+
+
+def policy_losses() -> dict:
+    """The numbers of TRL's GRPOTrainer for the batch of tests/kit.py, which an older policy sampled. Rows are
+    left out of the loss where the mean is over tokens: there TRL counts as we do."""
+    import kit
+    from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer
+
+    found, tokenizer = {}, AutoTokenizer.from_pretrained(TOKENIZER)
+    for name, settings in POLICY_LOSSES.items():
+        with kit.numbers(torch.float64):
+            batch = kit.make_batch(old=True, truncated=settings["loss_type"] == "cispo")
+        model = random_model()
+        config = GRPOConfig(
+            output_dir=tempfile.mkdtemp(),
+            use_cpu=True,
+            bf16=False,
+            gradient_checkpointing=False,
+            per_device_train_batch_size=16,
+            num_generations=kit.GROUP,
+            temperature=0.8,
+            report_to=[],
+            **settings,
+        )
+        rows = Dataset.from_dict({"prompt": ["1+1="] * 16})
+        trainer = GRPOTrainer(
+            model, lambda **_: [0.0], config, train_dataset=rows, processing_class=tokenizer
+        )
+        trainer.current_gradient_accumulation_steps = 1
+        trainer.beta = 0.3 if "kl" in name else 0.0  # given at first, it would load a reference model
+        longest = max(map(len, batch["prompt_ids"]))
+        prompts = [[0] * (longest - len(ids)) + ids for ids in batch["prompt_ids"]]
+        in_prompt = [[0] * (longest - len(ids)) + [1] * len(ids) for ids in batch["prompt_ids"]]
+        inputs = {
+            "prompt_ids": torch.tensor(prompts),
+            "prompt_mask": torch.tensor(in_prompt),
+            "completion_ids": kit.pad(batch["completion_ids"], "cpu")[0],
+            "completion_mask": batch["completion_mask"].long(),
+            "tool_mask": batch["loss_mask"].long(),
+            "advantages": batch["advantages"][:, 0],
+            "old_per_token_logps": batch["old_logprobs"],
+            "ref_per_token_logps": batch["ref_logprobs"],
+            "num_items_in_batch": batch["loss_mask"].sum(),
+        }
+        loss = trainer._compute_loss(model, inputs)
+        loss.backward()
+        found[name] = numbers_of(loss.item(), gradient(model))
+    return found
 
 
 def main() -> None:
@@ -75,6 +134,8 @@ def main() -> None:
     loss.backward()
     found = numbers_of(loss.item(), gradient(model)) | {"lengths": lengths, "learned": learned.sum().item()}
     print(json.dumps(found))
+    for name, numbers in policy_losses().items():
+        print(name, json.dumps(numbers))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ One {"prompt", "answer", "horizon", "split", "hint", "solution"} a line. A chain
 split that it belongs to.
 """
 
-import json
 import sys
 from collections import Counter
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # where plainrl/ lies
 
 from plainrl.flags import Count, Natural, check_flags, parse
-from plainrl.folder import refuse_existing, write_text
+from plainrl.folder import json_lines, refuse_existing, write_or_fail
 from plainrl.screen import fail, or_fail, say
 from plainrl.tasks import load_task
 
@@ -61,7 +60,7 @@ def main(args: Args) -> None:
                 rows.setdefault(
                     problem.prompt, {name: value for name, value in row.items() if value is not None}
                 )
-    write_text(args.out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows.values()))
+    write_or_fail("--out", args.out, json_lines(rows.values()), "give another name")
     counts = Counter((row["horizon"], row["split"]) for row in rows.values())
     say(f"{args.out}, each prompt once:")
     for horizon in args.horizons:

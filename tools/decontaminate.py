@@ -20,7 +20,6 @@ without n-grams, since it is short or all wording, is found where all its words 
 Nothing here sees a problem that is told in other words.
 """
 
-import contextlib
 import json
 import re
 import shlex
@@ -38,7 +37,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # where plainrl/ lies
 
 from plainrl import files
 from plainrl.flags import Bounds, Natural, check_flags, parse
-from plainrl.folder import refuse_existing, write_text
+from plainrl.folder import refuse_existing, write_or_fail, writing, written_aside
 from plainrl.screen import fail, or_fail, say, shown
 from plainrl.sources import BENCHMARKS
 from plainrl.tasks import BOXED_INSTRUCTION, load_task, name_and_settings
@@ -374,37 +373,36 @@ def check_paths(args: Args, source: str) -> Path:
     return report
 
 
-def write_clean(rows: Iterator[tuple], sets: Sets, out: Path, name: str) -> tuple[Counter, dict[int, str]]:
-    """Write the rows that share nothing. Returns the numbers of rows, and why lines cannot be read.
+def head_of(args: Args, counts: Counter, unreadable: dict[int, str]) -> list[str]:
+    """The first lines of the report: how many rows were read, removed and kept, and what cannot be read."""
+    head = [
+        f"{args.task}: {counted(counts['read'], 'row')}, {counts['removed']:,} removed, {counts['copies']:,} "
+        f"of them whole copies, {counts['kept']:,} kept; a find is {args.n} words in a row",
+    ]
+    if unreadable:
+        first = "; ".join(list(unreadable.values())[: files.NAMED])
+        head.append(f"left out, {counted(len(unreadable), 'row')} cannot be read: {first}")
+    return head
 
-    The file gets its name when it is whole.
-    """
+
+def write_clean(rows: Iterator[tuple], sets: Sets, path: Path, name: str) -> tuple[Counter, dict[int, str]]:
+    """Write the rows that share nothing. Returns the numbers of rows, and why lines cannot be read."""
     verdict = lru_cache(KEPT)(sets.shared)
     counts, unreadable = Counter(read=0, removed=0, copies=0, kept=0), {}
-    aside = out.with_name(out.name + ".tmp")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with open(aside, "w", encoding="utf-8", errors="backslashreplace") as file:
-            for unit, line, row, text in files.with_progress(rows, name, "rows are read"):
-                counts["read"] += 1
-                if row is None:
-                    unreadable[line] = f"{unit} {line}: {text}"
-                    continue
-                shared = verdict(text)
-                for number, is_copy, share, words in shared:
-                    remember(sets.problems[number], is_copy, share, (f"{unit} {line}", text, words))
-                counts["removed"] += bool(shared)
-                counts["copies"] += any(is_copy for _, is_copy, _, _ in shared)
-                if not shared:
-                    file.write(as_line(row, f"{unit} {line}"))
-                    counts["kept"] += 1
-        if counts["kept"]:
-            aside.replace(out)
-    except OSError as error:
-        fail(f"--out {out}: cannot be written ({error.strerror or error})")
-    finally:
-        with contextlib.suppress(OSError):
-            aside.unlink(missing_ok=True)
+    with open(path, "w", encoding="utf-8", errors="backslashreplace") as file:
+        for unit, line, row, text in files.with_progress(rows, name, "rows are read"):
+            counts["read"] += 1
+            if row is None:
+                unreadable[line] = f"{unit} {line}: {text}"
+                continue
+            shared = verdict(text)
+            for number, is_copy, share, words in shared:
+                remember(sets.problems[number], is_copy, share, (f"{unit} {line}", text, words))
+            counts["removed"] += bool(shared)
+            counts["copies"] += any(is_copy for _, is_copy, _, _ in shared)
+            if not shared:
+                file.write(as_line(row, f"{unit} {line}"))
+                counts["kept"] += 1
     return counts, unreadable
 
 
@@ -428,23 +426,16 @@ def main(args: Args) -> None:
         fail("--against: name the evaluation sets, e.g. --against math500 aime24 jsonl:mine.jsonl")
     report = check_paths(args, source)
     sets = load_sets(args.against, args.n)
-    counts, unreadable = or_fail(
-        write_clean, training_rows(source, given), sets, args.out, files.name_of(source)
-    )
-    head = [
-        f"{args.task}: {counted(counts['read'], 'row')}, {counts['removed']:,} removed, {counts['copies']:,} "
-        f"of them whole copies, {counts['kept']:,} kept; a find is {args.n} words in a row",
-    ]
-    if unreadable:
-        first = "; ".join(list(unreadable.values())[: files.NAMED])
-        head.append(f"left out, {counted(len(unreadable), 'row')} cannot be read: {first}")
-    try:
-        write_text(report, report_of(sets, head, args.pairs))
-    except OSError as error:
-        fail(f"--report {report}: cannot be written ({error.strerror or error})")
-    say("\n".join([*head, *table_of(sets), f"the pairs: {report}"]))
-    if not counts["kept"]:
-        fail(f"--task {args.task}: no row is left, so nothing is written; see {report}, or try a larger --n")
+    rows, name = training_rows(source, given), files.name_of(source)
+    # The clean file gets its name when it is whole, has a row and the report is written.
+    with writing("--out", args.out, "give another name"), written_aside(args.out) as aside:
+        counts, unreadable = or_fail(write_clean, rows, sets, aside, name)
+        head = head_of(args, counts, unreadable)
+        write_or_fail("--report", report, report_of(sets, head, args.pairs), "give another name")
+        say("\n".join([*head, *table_of(sets), f"the pairs: {report}"]))
+        if not counts["kept"]:
+            none = f"--task {args.task}: no row is left, so nothing is written"
+            fail(f"{none}; see {report}, or try a larger --n")
     settings = args.task.removeprefix(kind)
     say(f"next: python grpo.py --task {shlex.quote(f'jsonl:{args.out}{settings}')}")
 

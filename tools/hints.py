@@ -9,7 +9,6 @@ final answer is shortened by a step until it does not; where nothing is left the
 counted.
 """
 
-import json
 import math
 import re
 import shlex
@@ -21,7 +20,7 @@ from typing import Literal
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # where plainrl/ lies
 
 from plainrl.flags import Count, Share, check_flags, parse
-from plainrl.folder import refuse_existing, write_text
+from plainrl.folder import json_lines, refuse_existing, write_or_fail
 from plainrl.hints import reveals
 from plainrl.screen import fail, or_fail, say
 from plainrl.tasks import Problem, load_task
@@ -94,7 +93,7 @@ def main(args: Args) -> None:
             f"--task {args.task}: no part of any solution is free of its answer, so there is no hint; "
             "try another --kind"
         )
-    write_text(args.out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_or_fail("--out", args.out, json_lines(rows), "give another name")
     left_out = f"no solution: {without}; nothing left without the answer: {len(hints) - len(rows) - without}"
     say(f"{args.out}: {len(rows)} hints; {left_out}")
     # Of an endless task, guide.py must train on the problems that have hints.

@@ -51,7 +51,6 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # where plainrl/ lies
 from plainrl.files import name_of, plain_name, with_progress
 from plainrl.flags import (
     EVAL_SEED,
-    START_MODELS,
     Count,
     Length,
     Number,
@@ -452,7 +451,7 @@ def check_args(args: Args) -> None:
     for name in args.checkpoints:
         check_model_is_there(name, "--checkpoints")
     of_countdown = any(spec.partition("?")[0] == "countdown" for spec in args.probe)
-    args.model = args.model or START_MODELS["countdown" if of_countdown else "tiny"]
+    args.model = args.model or ("models/countdown" if of_countdown else "models/tiny")
 
 
 def scores_folder(args: Args) -> Path:

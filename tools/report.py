@@ -17,6 +17,7 @@ import tyro
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # where plainrl/ lies
 
 from plainrl.flags import parse
+from plainrl.folder import writing
 from plainrl.report import make_page, write_page
 from plainrl.screen import fail, say
 
@@ -42,10 +43,8 @@ def main(args: Args) -> None:
     for note in page["notes"]:
         say(f"note: {note}")
     path = args.out or args.runs[0] / "report.html"
-    try:
+    with writing("--out", path, "choose another"):
         write_page(page, path)
-    except OSError as error:
-        fail(f"--out {path}: cannot be written ({error.strerror or error}); choose another")
     say(f"{path}")
 
 

@@ -30,16 +30,12 @@ Where the papers say less or something else, this is what is done, tagged again 
 Letters in shapes: n samples of each problem.
 """
 
-import hashlib
-import json
 import math
-import os
 import shlex
 import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -48,9 +44,9 @@ import tyro
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # where plainrl/ lies
 
 from plainrl.flags import (
+    EMBEDDED,
     EVAL_LENGTHS,
     EVAL_SEED,
-    START_MODELS,
     Bounds,
     Count,
     Fraction,
@@ -69,13 +65,12 @@ from plainrl.folder import (
     append_or_fail,
     claimed,
     json_lines,
+    keep_settings,
     refuse_existing,
-    refuse_other_settings,
-    whole_lines,
     write_or_fail,
 )
 from plainrl.grading import is_failure
-from plainrl.models import device_name, eos_ids, keep_freed_memory, load_model, model_hash
+from plainrl.models import eos_ids, keep_freed_memory, load_model
 from plainrl.rollout import (
     check_prompt,
     check_template,
@@ -85,6 +80,7 @@ from plainrl.rollout import (
     set_thinking,
 )
 from plainrl.sampler import make_sampler
+from plainrl.samples import finished_samples, sampling_settings
 from plainrl.screen import fail, in_one_process, or_fail, say, shown, stoppable, time_left
 from plainrl.subset import SubsetTask
 from plainrl.tasks import Problem, first_problems, hash_number, load_task
@@ -278,55 +274,7 @@ def that_fit(jobs: list[Job], sampler, args: Args) -> list[Job]:
 def settings_of(args: Args, model, tokenizer, sampler, task, jobs: list[Job]) -> dict:
     """Everything that the samples depend on. The rule that chooses among them is no part of it."""
     texts = [(job.index, job.problem.prompt, job.problem.answer) for job in jobs]
-    return {
-        "model": args.model,
-        "model_hash": model_hash(model),
-        "task": args.task,
-        "problems": len(jobs),
-        "problems_hash": hashlib.sha256(json.dumps(sorted(texts)).encode()).hexdigest()[:16],
-        "samples": args.samples,
-        "prompt_template": tokenizer.decode(encode_prompt(tokenizer, "{problem}", args.system_prompt)),
-        "temperature": args.temperature,
-        "top_p": args.top_p,
-        "max_new_tokens": args.max_new_tokens,
-        "seed": args.seed,
-        "grader": getattr(task, "grader", type(task).__name__),
-        "sampler": type(sampler).__name__,
-        "rows_at_once": args.rows_at_once,
-        "device": device_name(),
-        "versions": {name: version(name) for name in ("torch", "transformers", "math-verify")},
-    }
-
-
-def check_settings(folder: Path, settings: dict) -> None:
-    """Write the settings into the folder of the samples, or find that it has the same ones."""
-    path = folder / "config.json"
-    if path.exists():
-        try:
-            before = dict(json.loads(path.read_text()))
-        except (OSError, ValueError, TypeError):
-            fail(f"--samples-dir {folder}: its config.json is damaged; put it back, or choose another folder")
-        way_out = "give the old value or another --out, or delete the folder"
-        refuse_other_settings(f"--samples-dir {folder}", before, settings, way_out)
-    write_or_fail("--samples-dir", path, json.dumps(settings, indent=1) + "\n", "choose another folder")
-
-
-def finished_samples(path: Path, jobs: list[Job], n: int, size: int) -> list[dict]:
-    """The samples on the disk of batches of `size` problems that are complete. What a kill left of another
-    batch is cut off, so that it is sampled again as a whole."""
-    lines, expected = whole_lines(path), [job.index for job in jobs for _ in range(n)]
-    if len(lines) < len(expected):
-        lines = lines[: len(lines) - len(lines) % (size * n)]
-    try:
-        rows = [json.loads(line) for line in lines]
-        are_ours = [row["index"] for row in rows] == expected[: len(lines)]
-    except (ValueError, KeyError, TypeError):
-        are_ours = False
-    if not are_ours or len(lines) > len(expected):
-        fail(f"{path}: is damaged, or not of these problems; delete it, and everything is sampled again")
-    if path.exists():
-        os.truncate(path, sum(map(len, lines)))
-    return rows
+    return sampling_settings(args, args.model, model, tokenizer, sampler, task, texts, which={}, how={})
 
 
 def sample_batch(sampler, tokenizer, task, batch: list[Job], args: Args, stream: int) -> list[dict]:
@@ -363,7 +311,8 @@ def sample_all(sampler, tokenizer, task, jobs: list[Job], args: Args, settings: 
     """Sample what is not yet in samples.jsonl (`path`), and return the n rows of each job."""
     n, stream = args.samples, int(settings["model_hash"], 16)
     size = max(1, args.rows_at_once // n)  # problems in a batch
-    rows = finished_samples(path, jobs, n, size)
+    places = [{"index": job.index, "sample": sample} for job in jobs for sample in range(n)]
+    rows = finished_samples(path, places, size * n)
     first = len(rows) // n
     if first:
         say(f"{first:,} of {len(jobs):,} problems are sampled already, in {path}")
@@ -562,7 +511,7 @@ def next_command(args: Args, task) -> str:
         command = f"python sft.py --data {out} --task {shlex.quote(spec)}"
     else:
         command = f"python grpo.py --task {shlex.quote(f'subset:{args.out}')}"
-        if args.model not in START_MODELS.values():  # the problems are hard or easy for this one
+        if args.model not in EMBEDDED:  # the problems are hard or easy for this one
             command += f" --model {shlex.quote(args.model)}"
     if args.system_prompt is not None:
         command += f" --system-prompt {shlex.quote(args.system_prompt)}"
@@ -591,7 +540,8 @@ def main(args: Args, task=None, sampler=None) -> Path:
     jobs = that_fit(jobs_of(task, args, tokenizer), sampler, args)
     settings, folder = settings_of(args, model, tokenizer, sampler, task, jobs), samples_folder(args)
     with claimed("--samples-dir", folder, "config.json"):
-        check_settings(folder, settings)
+        way_out = "give the old value or another --out, or delete the folder"
+        keep_settings("--samples-dir", folder, settings, way_out)
         say(f"{args.model}: {len(jobs):,} problems x {args.samples} samples into {folder}")
         groups = sample_all(sampler, tokenizer, task, jobs, args, settings, folder / "samples.jsonl")
 

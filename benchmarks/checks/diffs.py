@@ -22,6 +22,8 @@ from plainrl.folder import write_text  # noqa: E402
 BASES = {  # a script, and the one that it is read as a diff of
     "papers/dr_grpo.py": "grpo.py",
     "papers/dapo.py": "grpo.py",
+    "papers/cispo.py": "grpo.py",
+    "papers/gspo.py": "grpo.py",
     "guide.py": "grpo.py",
     "siren.py": "papers/dr_grpo.py",
     "h1_curriculum.py": "papers/dr_grpo.py",
@@ -34,6 +36,8 @@ BASES = {  # a script, and the one that it is read as a diff of
     "papers/clip_cov.py": "papers/dr_grpo.py",
     "papers/kl_cov.py": "papers/dr_grpo.py",
     "papers/rloo.py": "papers/dr_grpo.py",
+    "papers/passk.py": "papers/dr_grpo.py",
+    "papers/srpo.py": "papers/passk.py",
     "papers/guide_ablations.py": "guide.py",
     "papers/mft.py": "sft.py",
     "papers/distill.py": "sft.py",
