@@ -34,6 +34,7 @@ from plainrl.flags import (
     Count,
     Length,
     Natural,
+    Number,
     Share,
     by_size,
     check_flags,
@@ -43,6 +44,7 @@ from plainrl.flags import (
 )
 from plainrl.folder import append_or_fail, claimed, keep_settings, write_or_fail, writing
 from plainrl.hints import with_hint
+from plainrl.logit_sum import LogitSum, alpha_of, load_beside, sample_here
 from plainrl.metrics import (
     count,
     judged,
@@ -97,6 +99,10 @@ class Args:
     baseline: str | None = None
     """another model to measure on the same problems and compare with, or the folder of an evaluation that is
     there"""
+    reasoners: tuple[str, ...] = ()
+    """models of papers/unir.py whose logits are added to those of --model, and not to those of --baseline"""
+    alphas: tuple[Number, ...] = ()
+    """weight of each reasoner's logits (default: the one that it was trained with, 1 where nobody knows)"""
     preset: Literal["siren-32", "siren-8", "h1-greedy", "h1-avg32"] | None = None
     """a paper's protocol: temperature and number of samples (flags given beside it win)"""
     problems: Count | None = None
@@ -171,11 +177,25 @@ def jobs_of(tasks: list, args: Args, tokenizer) -> list[Job]:
     return sorted(jobs, key=lambda job: len(job.prompt_ids))
 
 
-def settings_of(args: Args, model_name: str, model, tokenizer, sampler, tasks: list, jobs: list[Job]) -> dict:
+def with_reasoners(model, tokenizer, reasoners: tuple[str, ...], args: Args):
+    """The model, or its sum with the reasoners; and the weights of their logits."""
+    if not reasoners:
+        if hasattr(model.config, "unir"):
+            say(f"note: a reasoner, measured alone; it was trained beside {model.config.unir['frozen']}")
+        return model, []
+    beside = [load_beside("--reasoners", name, "--model", model, tokenizer) for name in reasoners]
+    alphas = [*(args.alphas or map(alpha_of, beside))]
+    return LogitSum([model, *beside], [1.0, *alphas]), alphas
+
+
+def settings_of(
+    args: Args, model_name: str, model, tokenizer, sampler, tasks: list, jobs: list[Job], alphas: list
+) -> dict:
     """Everything that the numbers depend on; it stands in config.json, and in every row of results.json."""
     texts = [(job.problem.horizon, job.index, job.prompt, job.problem.answer) for job in jobs]
     thinking = {"enable_thinking": args.enable_thinking} if args.enable_thinking else {}
     how = {"system_prompt": args.system_prompt, **thinking, "hint": args.hint}
+    how |= {"alphas": alphas} if alphas else {}
     which = {"split": args.split}
     return sampling_settings(args, model_name, model, tokenizer, sampler, tasks[0], texts, which, how)
 
@@ -250,10 +270,14 @@ def sample_all(sampler, tokenizer, jobs: list[Job], args: Args, settings: dict, 
 
 
 def measure(
-    model_name: str, args: Args, out_dir: Path | None, before: dict | None = None
+    model_name: str,
+    args: Args,
+    out_dir: Path | None,
+    before: dict | None = None,
+    reasoners: tuple[str, ...] = (),
 ) -> tuple[dict, Path]:
-    """Evaluate a model, going on where an earlier call stopped. Returns the content of results.json, and its
-    folder.
+    """Evaluate a model, with reasoners or alone, going on where an earlier call stopped. Returns the content
+    of results.json, and its folder.
 
     With the results of a baseline (`before`), stops before anything is sampled if the two cannot be compared.
     """
@@ -263,10 +287,12 @@ def measure(
     set_thinking(tokenizer, args.enable_thinking)
     check_template(tokenizer, args.system_prompt)
     jobs = jobs_of(tasks, args, tokenizer)
+    model, alphas = with_reasoners(model, tokenizer, reasoners, args)
+    model_name = " + ".join([model_name, *reasoners])
     sampler = make_sampler(args, model, eos_ids(model, tokenizer))
     for job in jobs:
         check_prompt(job.prompt_ids, args.max_new_tokens, sampler, f"{args.split} problem {job.index}")
-    settings = settings_of(args, model_name, model, tokenizer, sampler, tasks, jobs)
+    settings = settings_of(args, model_name, model, tokenizer, sampler, tasks, jobs, alphas)
     if before is not None:
         check_comparable(before["settings"], settings)
     out_dir = out_dir or default_folder(settings)
@@ -390,6 +416,10 @@ def check_args(args: Args) -> None:
             setattr(args, name, value)
     resolve_model(args, tasks_of(args)[0])
     check_flags(args)
+    if args.reasoners:
+        sample_here(args, "--reasoners")
+    if args.alphas and len(args.alphas) != len(args.reasoners):
+        fail(f"--alphas: {len(args.alphas)} for {len(args.reasoners)} of --reasoners; give one for each")
     if args.temperature == 0 and args.samples > 1:
         fail(f"--temperature 0 --samples {args.samples}: greedy samples are all equal; give -n 1")
 
@@ -413,7 +443,7 @@ def main(args: Args) -> dict:
                 before = read_results(args.baseline, "--baseline")
             else:
                 before = measure_baseline(args)
-        results, folder = measure(args.model, args, args.out_dir, before)
+        results, folder = measure(args.model, args, args.out_dir, before, args.reasoners)
         show(results)
         if before is not None:
             results["comparison"] = compare(before, results)

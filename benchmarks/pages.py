@@ -261,6 +261,8 @@ def tables() -> dict[str, Callable[[], str]]:
         found[f"{title}.trials"] = partial(trials_table, experiment)
         for name in report_of(experiment):
             found[f"{title}.{name}"] = partial(reported, experiment, name)
+    for name in report_of(countdown):
+        found[f"countdown.{name}"] = partial(reported, countdown, name)
     for name in report_of(compare):
         found[f"speed.{name}"] = partial(reported, compare, name)
     return found

@@ -26,6 +26,7 @@ from benchmarks.arms import cell, chosen_arms, trial_name
 from benchmarks.reference import ROOT
 from plainrl.curves import read_metrics
 from plainrl.folder import write_text
+from plainrl.logit_sum import LogitSum, alpha_of
 from plainrl.metrics import evaluate, ladder, maj_at_k, pass_at_k
 from plainrl.models import eos_ids, keep_freed_memory, load_model
 from plainrl.sampler import HFSampler
@@ -42,8 +43,19 @@ KEPT = (
     "policy/entropy",
     "mft/rate",
     "distill/kl",
+    "dto/logp_chosen",
+    "dto/logp_rejected",
+    "dto/margin",
+    "dto/sampled_tokens",
     "passk/group_pass@k",
     "passk/frac_no_bonus",
+    "unir/kl_frozen",
+    "unir/spread",
+    "reward/mean",
+    "verifier/yes_rate",
+    "verifier/right",
+    "verifier/false_yes",
+    "verifier/false_no",
 )
 
 
@@ -69,6 +81,8 @@ class Experiment:
     max_new_tokens: int = 128
     more: Callable | None = None  # (task, rollouts, model, tokenizer) -> {name: further number of the model}
     more_shown: tuple[str, ...] = field(default=())  # which of these are columns of the tables
+    # {arm: models whose logits are added to those of its own}; {here} and {out} may be in them
+    beside: dict[str, tuple[str, ...]] = field(default_factory=dict)
     against: str | None = None  # the arm that the others are compared with, or "before"; default: the first
     describe: Callable | None = None  # (folder of the materials) -> what is to be known of them
 
@@ -162,7 +176,9 @@ def run_seed(experiment: Experiment, args: Args, seed: int) -> None:
         for number, command in enumerate(first, start=1):
             run_once(command, folder.with_name(f"{folder.name}.{number}"))
         run_once(f"{last} {setting}", folder)
-        save(target / f"{split}.json", measure(experiment, folder / experiment.model, split, fill_in))
+        beside = [ROOT / fill_in(other, folder) for other in experiment.beside.get(arm, ())]
+        counts = measure(experiment, folder / experiment.model, split, fill_in, beside)
+        save(target / f"{split}.json", counts)
         shutil.copy(folder / "config.json", target / "config.json")
         save(target / "curves.json", curves_of(folder))
         for path in folder.parent.glob(f"{folder.name}*"):
@@ -212,9 +228,15 @@ def save(file: Path, content: dict) -> None:
     write_text(file, json.dumps(content) + "\n")
 
 
-def measure(experiment: Experiment, folder: Path, split: str, fill_in: Callable[[str], str]) -> dict:
-    """{task: counts} of a model, on the same problems with the same random numbers for all models."""
+def measure(
+    experiment: Experiment, folder: Path, split: str, fill_in: Callable[[str], str], beside: list[Path] = ()
+) -> dict:
+    """{task: counts} of a model, on the same problems with the same random numbers for all models. The logits
+    of those `beside` it are added to its own."""
     model, tokenizer = load_model(str(folder))
+    if beside:
+        models = [*(load_model(str(other))[0] for other in beside), model]
+        model = LogitSum(models, [alpha_of(each) for each in models])
     sampler, found = HFSampler(model.eval(), eos_ids(model, tokenizer)), {}
     for name, (problems, samples) in experiment.measured.items():
         if split == "dev" and name != experiment.decides:

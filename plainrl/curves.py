@@ -61,6 +61,15 @@ PANELS = [
     Panel("entropy bonus", "weight", ["*/weight", "*/bonus"]),
     # Sets of k completions: passk, srpo.
     Panel("sets of k completions", "share", ["passk/group_pass@k", "passk/frac_no_bonus"]),
+    # A verifier that rewards: general_reasoner.
+    Panel("verifier: says yes, and is right", "share", ["verifier/yes_rate", "verifier/right"]),
+    Panel("verifier: errors", "share", ["verifier/false_yes", "verifier/false_no", "verifier/undecided"]),
+    # Two models whose logits are added: unir.
+    Panel("KL to the frozen model", "nats per token", ["unir/kl_frozen"]),
+    Panel("reasoner's logits", "std over the vocabulary", ["unir/spread"]),
+    # Pairs: dto.
+    Panel("pairs: how likely a token is", "nats per token", ["dto/logp_chosen", "dto/logp_rejected"]),
+    Panel("pairs: beta times the difference", "nats", ["dto/margin"]),
     # Hints: guide.
     Panel("hints: groups, and right completions", "share", ["guide/frac_guided", "guide/guided_success"]),
     Panel("ratios of guided tokens", "plain over hinted prompt", ["guide/ratio_q*", "guide/gamma"]),

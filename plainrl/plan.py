@@ -376,7 +376,8 @@ def say_tokens_and_hours(run) -> None:
         say(f"        {with_rounds}: {tokens.in_rounds:,} sampled at most")
     say(f"        {tokens.scores:,} for scores on dev and test at most")
     training, sampling = memory_of(run)
-    frozen = {} if run.frozen is None else {"frozen model": 4 * run.frozen.num_parameters()}  # its weights
+    beside = {"frozen model": run.frozen, "verifier": run.verifier}
+    frozen = {name: 4 * model.num_parameters() for name, model in beside.items() if model is not None}
     training, sampling = training | frozen, sampling | frozen
     say(f"memory by formula: training {terms(training)}\n                   sampling {terms(sampling)}")
     if not can_be_timed(run):

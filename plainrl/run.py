@@ -96,11 +96,13 @@ MAY_CHANGE_ON_RESUME = {
     "steps", "token_budget", "save_every", "out_dir", "resume", "track", "micro_batch_tokens",
     "activation_checkpointing", "max_logprob_gap", "vllm_server", "vllm_memory", "report", "plan",
 }  # fmt: skip
+FROZEN = ("teacher", "frozen", "verifier")  # flags and attributes of models that stay as they are
 MAY_GROW_ON_RESUME = {"epochs"}  # besides, where they are passes over all rows and not over a step's batch
 
 COLUMNS = [  # title, metric, width, format; a script that does not log a metric has no such column
     ("loss", "sft/loss", 6, ".3f"),
     ("kl", "distill/kl", 6, ".3f"),
+    ("margin", "dto/margin", 6, ".2f"),
     ("accuracy", "sft/accuracy", 8, ".3f"),
     ("epoch", "sft/epoch", 5, ".2f"),
     ("reward", "reward/mean", 6, ".3f"),
@@ -174,7 +176,7 @@ class Run:
         self.budget = math.inf if args.token_budget is None else args.token_budget
         self.optimizer, self.interrupted, self.lines, self.first_began = None, False, 0, None
         self.rows, self.dev_rows = [], []  # see plainrl/rows.py; none where a step samples its batch
-        self.teacher = None  # a frozen model that a script learns from besides
+        self.teacher = self.verifier = None  # frozen models that a script learns from besides
         # What samples and is scored: the model, or a sum that it is part of (plainrl/logit_sum.py).
         self.policy, self.frozen = self.model, None  # `frozen` is the sum's other part
         self.best_is_due = False  # the current model is the best so far, and best/ is another
@@ -243,8 +245,11 @@ class Run:
             "parameters": self.model.num_parameters(),
             "model_hash": model_hash(self.model),
             **({"rows_hash": rows_hash(self.rows)} if self.rows else {}),
-            **({} if self.teacher is None else {"teacher_hash": model_hash(self.teacher)}),
-            **({} if self.frozen is None else {"frozen_hash": model_hash(self.frozen)}),
+            **{
+                f"{name}_hash": model_hash(getattr(self, name))
+                for name in FROZEN
+                if getattr(self, name) is not None
+            },
             "git_commit": git_commit(),
             "device": device_name(),
             "versions": {
@@ -795,16 +800,12 @@ class Run:
             fail(
                 f"--resume: the rows to learn have changed since {self.dir} was started; put them back{other}"
             )
-        if before.get("teacher_hash") != self.config.get("teacher_hash"):
-            fail(
-                f"--resume: the weights of --teacher have changed since {self.dir} was started; put them "
-                f"back{other}"
-            )
-        if before.get("frozen_hash") != self.config.get("frozen_hash"):
-            fail(
-                f"--resume: the weights of --frozen have changed since {self.dir} was started; put them "
-                f"back{other}"
-            )
+        for name in FROZEN:
+            if before.get(f"{name}_hash") != self.config.get(f"{name}_hash"):
+                fail(
+                    f"--resume: the weights of --{name} have changed since {self.dir} was started; put them "
+                    f"back{other}"
+                )
 
     def say_how_long(self) -> None:
         """What a step takes at most, unless the model is so small that it is over before it is read."""

@@ -4,6 +4,7 @@ r"""What a task is: problems and a grader. `load_task` makes the one that a --ta
     chain?horizon=5&family=mixed its settings, see `plainrl.world.ChainTask`
     chain?reward=prefix          a wrong answer earns something where the solution begins right
     countdown?numbers=4          reach a target from a few numbers, see `plainrl.countdown.CountdownTask`
+    verdicts?rules=new           is an answer the same as the reference? See `plainrl.verdicts.VerdictTask`
     jsonl:PATH                   your own file: JSON lines, a JSON array, CSV or Parquet, with the fields
                                  prompt and answer; optional are hint, solution, horizon, split
     jsonl:PATH?prompt=FIELD&answer=FIELD&hint=FIELD&solution=FIELD&split=FIELD
@@ -33,7 +34,7 @@ Where problems have a horizon, h1_curriculum.py asks for the same problems at an
     at_horizon(horizon)         -> task
 
 Answers are asked for in \boxed{}; the last box counts. How they are compared is in plainrl/grading.py.
-countdown is another kind: there the way is the answer.
+countdown is another kind: there the way is the answer. So is verdicts, which asks for Yes or No in words.
 """
 
 import ast
@@ -91,7 +92,15 @@ class NoTask:
 
 def load_task(spec: str):
     """The task that a --task flag names. Raises ValueError with the flag and the way out."""
-    from plainrl import countdown, files, gym, sources, subset, world  # here: they import this module
+    from plainrl import (
+        countdown,
+        files,
+        gym,
+        sources,
+        subset,
+        verdicts,
+        world,
+    )  # here: they import this module
 
     name, settings = name_and_settings(spec)
     if name == "chain":
@@ -100,6 +109,9 @@ def load_task(spec: str):
     if name == "countdown":
         check_settings(spec, settings, "numbers", "largest")
         return countdown.CountdownTask(**settings)
+    if name == "verdicts":
+        check_settings(spec, settings, "rules")
+        return verdicts.VerdictTask(**settings)
     if name.startswith("subset:"):
         if settings:
             raise ValueError(f"--task {spec}: a subset has no settings; its file says which task it is of")
@@ -119,7 +131,7 @@ def load_task(spec: str):
         if Path(name).suffix or "/" in name:
             raise ValueError(f"--task {spec}: unknown; if it is a file, write --task jsonl:{spec}")
         known = ", ".join(sources.BENCHMARKS)
-        known = f"chain, countdown, jsonl:PATH, gym:NAME?key=value, gsm8k, {known}, subset:FILE"
+        known = f"chain, countdown, verdicts, jsonl:PATH, gym:NAME?key=value, gsm8k, {known}, subset:FILE"
         raise ValueError(f"--task {spec}: unknown; use {known}")
     return task if horizon is None else sources.ComposedTask(task, horizon)
 

@@ -41,10 +41,30 @@ def pytest_configure(config) -> None:
         config.option.loadscopereorder = False
 
 
-def pytest_collection_modifyitems(items) -> None:
-    """The files that take longest begin first, so that no worker waits for another at the end."""
+@pytest.hookimpl(trylast=True)  # after -k and --deselect
+def pytest_collection_modifyitems(config, items) -> None:
+    """The files that take longest begin first, so that no worker waits for another at the end. No test runs
+    twice."""
     place = {name: position for position, name in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+    twice = run_by_controls(items)
+    if twice:
+        config.hook.pytest_deselected(items=[item for item in items if item in twice])
+        items[:] = [item for item in items if item not in twice]
+
+
+def run_by_controls(items) -> set:
+    """The tests that the chosen controls of test_mutations.py run too: on unbroken source, and all must pass.
+
+    test_unbroken_source_passes[test_plan.py] runs those of tests/test_plan.py. `pytest tests/test_plan.py`
+    chooses no control, so there all tests run by themselves.
+    """
+    tests = set()
+    for item in items:
+        if getattr(item, "originalname", "") == "test_unbroken_source_passes":
+            tests.update(item.module.unbroken(item.callspec.params["module"])["tests"])
+    names = {item: {f"{item.path.name}::{name}" for name in (item.name, item.originalname)} for item in items}
+    return {item for item, its_names in names.items() if its_names & tests}
 
 
 @pytest.fixture(scope="session")

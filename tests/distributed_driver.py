@@ -29,7 +29,7 @@ import grpo  # noqa: E402
 import guide  # noqa: E402
 import h1_curriculum  # noqa: E402
 import siren  # noqa: E402
-from papers import cispo, clip_cov, dapo, gspo, passk, srpo  # noqa: E402
+from papers import cispo, clip_cov, dapo, general_reasoner, gspo, passk, srpo  # noqa: E402
 from plainrl import curves, ranks, run, sampler, screen  # noqa: E402
 from plainrl.sampler import HFSampler  # noqa: E402
 from plainrl.vllm_sampler import write_weights  # noqa: E402
@@ -43,6 +43,7 @@ RUNS = {  # name: script and flags
     "passk": (passk, {"k": 2}),
     "srpo": (srpo, {"k": 2}),
     "siren": (siren, {"beta": 1.0}),
+    "general_reasoner": (general_reasoner, {"verifier_tokens": 8}),
     "guide": (guide, {"max_refills": 2}),
     "clip_cov": (clip_cov, {"cov_low": -1.0, "cov_high": 1.0, "cov_fraction": 0.2}),
     "few_rows": (
@@ -93,6 +94,12 @@ def main(toy_model: str, out: str, only: str | None = None, steps: str = "3", ho
     if how != "float32":
         transformers.AutoModelForCausalLM = Float64
     curves.plot_run = lambda folder: None
+    # Every text of a random model is an answer, and a random verifier goes on with it in some way: half of
+    # its texts are a yes.
+    general_reasoner.extracted_answer = lambda text: text or None
+    general_reasoner.VERIFIER_PROMPT = "{answer}"
+    general_reasoner.encode_prompt = lambda tokenizer, text: tokenizer.encode(text) or [0]
+    general_reasoner.last_verdict = lambda text: sum(text.encode()) % 2 == 0
     if how in EARLY_ENDS:
         end_in_the_third_step(how)
     for name, (script, extra) in RUNS.items():
@@ -119,6 +126,7 @@ def main(toy_model: str, out: str, only: str | None = None, steps: str = "3", ho
                     eval_every=2 if how else 100,
                 )
                 | extra
+                | ({"verifier": toy_model} if script is general_reasoner else {})
             )
             script.main(script.Args(**flags), task=toys.HashTask())
 

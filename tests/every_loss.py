@@ -22,6 +22,7 @@ from papers import (
     dr_grpo,
     e2h,
     entropy_advantage,
+    general_reasoner,
     gspo,
     guide_ablations,
     high_entropy_tokens,
@@ -43,9 +44,9 @@ ENTROPY_METHODS = (
     kl_cov,
 )
 SCRIPTS = [grpo, dr_grpo, dapo, rloo, cispo, gspo, *GUIDES, h1_curriculum, adarft, e2h, *ENTROPY_METHODS]
-SCRIPTS += [passk, srpo]
+SCRIPTS += [passk, srpo, general_reasoner]
 AGGREGATION = {grpo: "sequence_mean", guide: "sequence_mean", dapo: "token_mean", rloo: "sum"}
-AGGREGATION |= {cispo: "token_mean", gspo: "sequence_mean"}
+AGGREGATION |= {cispo: "token_mean", gspo: "sequence_mean", general_reasoner: "sequence_mean"}
 GUIDES_OWN = {"correction": "token", "shaping": "quantile"}  # what guide.py has no flags for
 
 
@@ -134,7 +135,7 @@ def loss_by_hand(script, tables: list[np.ndarray], batch: dict, args, *own) -> d
             objective *= min(math.exp(old[place] - sampled), args.importance_cap)
         share = share_by_hand(script, batch, args, in_loss, i, *own)
         policy_loss -= objective * share
-        if script is grpo and args.kl_coef:
+        if script in (grpo, general_reasoner) and args.kl_coef:
             difference = batch["ref_logprobs"][place].item() - new[place]
             kl = (math.exp(difference) - 1 - difference) * (r if args.kl_bias_correction else 1)
             kl_loss += args.kl_coef * kl * share

@@ -1,10 +1,11 @@
 """Runs tests against broken source, two cases at a time. `python mutation_driver.py CASES TOY_MODEL OUT`
 
 CASES is a JSON list of {"edits": {file: [old, new]}, "tests": [...], "seconds": limit}; with old null, new is
-appended. One process imports torch and compiles this repository's files, then it forks for each case.
-The child runs the files and the tests anew, the edited ones among them. OUT gets <number>.txt, what the child
-wrote, and <number>.json: the edited files that were imported, {test: [outcome, ...]}, the processor time, or
-that it was killed because its time was over.
+appended. One process imports torch and compiles this repository's files. It forks one for the cases of each
+test module, which starts pytest and imports the module. That one forks again for each case. The child forgets
+the edited files and all that import them, so that these are imported anew, and runs the tests. OUT gets
+<number>.txt, what the child wrote, and <number>.json: the edited files that were imported,
+{test: [outcome, ...]}, the processor time, or that it was killed because its time was over.
 """
 
 import functools
@@ -13,9 +14,11 @@ import importlib.abc
 import importlib.util
 import json
 import os
+import re
 import signal
 import sys
 import time
+import traceback
 from contextlib import suppress
 from pathlib import Path
 
@@ -44,7 +47,7 @@ from transformers.models.auto import modeling_auto  # noqa: F401
 ROOT = Path(__file__).resolve().parent.parent
 MARKER = "BROKEN_BY_TEST"
 AT_ONCE = 2
-OPTIONS = ["-q", "--tb=line", "--assert=plain"]
+OPTIONS = ["-q", "--tb=line", "--assert=plain", f"--rootdir={ROOT}"]
 NOT_NEEDED = """cacheprovider unraisableexception threadexception junitxml pastebin doctest stepwise setuponly
 setupplan faulthandler logging unittest legacypath""".split()  # pytest's own plugins; some collect garbage
 OPTIONS += [option for plugin in NOT_NEEDED for option in ("-p", f"no:{plugin}")]
@@ -76,13 +79,51 @@ def edited(file: str, old: str | None, new: str) -> str:
     return source + new if old is None else source.replace(old, new)
 
 
+IMPORT = re.compile(r"^ *(?:from +([\w.]+) +)?import +(\([^)]*\)|.*)", re.MULTILINE)
+
+
+def imported_by(source: str) -> set[str]:
+    """Names of all modules that a source may import, wherever in it."""
+    names = set()
+    for package, what in IMPORT.findall(source):
+        words = re.findall(r"[\w.]+", what)
+        names |= {package, *(f"{package}.{word}" for word in words)} if package else set(words)
+    return names
+
+
+@functools.cache
+def importers() -> dict[str, set[str]]:
+    """The modules that import each of this repository's modules."""
+    found = {module_of(file): set() for file in SOURCES}
+    for file, source in SOURCES.items():
+        for name in imported_by(source) & found.keys():
+            found[name].add(module_of(file))
+    return found
+
+
+def built_on(modules: set[str]) -> set[str]:
+    """These modules, those that import them, those that import these, and so on."""
+    found, new = set(), set(modules)
+    while new:
+        found |= new
+        new = set().union(*(importers()[name] for name in new)) - found
+    return found
+
+
 class Repository(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Imports this repository's files from compiled code, the edited ones with a marker in the module."""
 
-    def __init__(self, edits: dict[str, list[str]]):
-        self.sources = SOURCES | {file: edited(file, *edit) for file, edit in edits.items()}
-        self.edits = edits
-        self.files = {module_of(file): file for file in self.sources}
+    def __init__(self):
+        self.files, self.edits = {module_of(file): file for file in SOURCES}, {}
+
+    def edit(self, edits: dict[str, list[str]]) -> None:
+        """From now on these files have other sources. What was made of the old ones is forgotten."""
+        self.edits = {file: edited(file, *edit) for file, edit in edits.items()}
+        for name in built_on({module_of(file) for file in edits}):
+            sys.modules.pop(name, None)
+            package, _, short = name.rpartition(".")
+            if package in sys.modules:
+                vars(sys.modules[package]).pop(short, None)  # where `from package import short` finds it
 
     def find_spec(self, name, path, target=None):
         if name in self.files:
@@ -92,53 +133,105 @@ class Repository(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         file = self.files[module.__name__]
         if file in self.edits:
             setattr(module, MARKER, True)
-        exec(compiled(file, self.sources[file]), vars(module))
+        exec(compiled(file, self.edits.get(file, SOURCES[file])), vars(module))
 
 
-class Outcomes:
-    """A plugin of pytest that keeps what became of each test."""
+def modules_of(case: dict) -> tuple[str, ...]:
+    """The test modules of a case's tests."""
+    return tuple(sorted({test.partition("::")[0] for test in case["tests"]}))
 
-    def __init__(self):
-        self.of = {}
+
+class Group:
+    """A plugin of pytest: cases of the same test modules, each in a fork of a process that imported them."""
+
+    def __init__(self, cases: dict[int, dict], out: Path):
+        self.cases, self.out = cases, out
+        self.modules = sorted({module for case in cases.values() for module in modules_of(case)})
+        self.place, self.case, self.outcomes = None, None, {}  # of a child
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection(self, session):
+        """pytest is ready to look for tests. It does so in the children, and finds none in their parent."""
+        gc.disable()  # a second's work leaves little garbage
+        repository = Repository()
+        sys.meta_path.insert(0, repository)
+        for module in self.modules:
+            with suppress(Exception, pytest.skip.Exception):  # of which the children's output tells
+                importlib.import_module(module.removesuffix(".py"))
+        gc.freeze()  # what was imported here need not be looked through in every child
+        for number, case in self.cases.items():
+            place = self.out / str(number)
+            child = os.fork()
+            if child == 0:
+                self.case, self.place = case, place
+                begin(session.config, case, place)
+                repository.edit(case["edits"])
+                return None
+            finish(place.with_suffix(".json"), **wait_for(child, case["seconds"]))
+        return True
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_ignore_collect(self, collection_path):
+        """pytest need not look at the other files of the folder,"""
+        return True if collection_path.suffix == ".py" and collection_path.name not in self.modules else None
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_pycollect_makeitem(self, name):
+        """nor at other tests."""
+        wanted = {test.partition("::")[2].partition("[")[0] for test in self.case["tests"]}
+        return [] if name.startswith("test_") and name not in wanted else None
 
     def pytest_runtest_logreport(self, report):
         if report.when == "call" or report.outcome != "passed":
             outcome = report.outcome if report.when == "call" else f"{report.when} {report.outcome}"
-            self.of.setdefault(report.nodeid.removeprefix("tests/"), []).append(outcome)
+            self.outcomes.setdefault(report.nodeid.removeprefix("tests/"), []).append(outcome)
+
+    def run(self) -> None:
+        files = [f"tests/{module}" for module in self.modules]
+        place = f"--basetemp={self.out / str(min(self.cases))}.tmp"  # emptied before each child uses it
+        status = int(pytest.main([*OPTIONS, place, *files], plugins=[self]))
+        if self.place:
+            edits = self.case["edits"]
+            imported = [file for file in edits if hasattr(sys.modules.get(module_of(file)), MARKER)]
+            result = {"status": status, "imported": imported, "outcomes": self.outcomes}
+            self.place.with_suffix(".json").write_text(json.dumps(result))
+        else:
+            assert status == pytest.ExitCode.NO_TESTS_COLLECTED, "its children came to no end"
 
 
-def run_case(case: dict, place: Path) -> dict:
-    """In the child: import the edited source and run the tests."""
+def begin(config, case: dict, place: Path) -> None:
+    """In a child: a group of processes of its own, for `end`, and pytest's options for this case."""
+    os.setpgid(0, 0)
+    config.args = [f"tests/{test}" for test in case["tests"]]
+    config.option.maxfail = int(len(case["tests"]) == 1)  # one case that is red is enough
+    capture = config.pluginmanager.getplugin("capturemanager")
+    capture.stop_global_capturing()  # it holds the parent's output
     with open(place.with_suffix(".txt"), "w") as output:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
-    gc.disable()  # a second's work leaves little garbage
-    sys.meta_path.insert(0, Repository(case["edits"]))
-    outcomes = Outcomes()
-    options = [*OPTIONS, f"--rootdir={ROOT}", f"--basetemp={place}.tmp"]
-    options += ["--exitfirst"] * (len(case["tests"]) == 1)  # one case that is red is enough
-    status = int(pytest.main([*options, *(f"tests/{test}" for test in case["tests"])], plugins=[outcomes]))
-    imported = [file for file in case["edits"] if hasattr(sys.modules.get(module_of(file)), MARKER)]
-    return {"status": status, "imported": imported, "outcomes": outcomes.of}
-
-
-def start(case: dict, place: Path) -> int:
-    """Fork a child that runs the case, and return its id. It leads a group of its own, for `end`."""
-    child = os.fork()
-    if child == 0:
-        try:
-            os.setpgid(0, 0)
-            place.with_suffix(".json").write_text(json.dumps(run_case(case, place)))
-        finally:
-            sys.stdout.flush()
-            os._exit(0)
-    return child
+    capture.start_global_capturing()
+    capture.suspend_global_capture()
 
 
 def end(child: int) -> None:
     """Kill what is left of a child and of the processes that it started."""
     with suppress(ProcessLookupError):
         os.killpg(child, signal.SIGKILL)
+
+
+def wait_for(child: int, seconds: float) -> dict:
+    """How a child ended: its processor time, or that it took longer than it may."""
+    deadline = time.monotonic() + seconds
+    try:
+        while time.monotonic() < deadline:
+            ended, _, used = os.wait4(child, os.WNOHANG)
+            if ended:
+                return {"seconds": used.ru_utime + used.ru_stime}
+            time.sleep(0.005)
+    finally:
+        end(child)
+    os.waitpid(child, 0)
+    return {"hung": True}
 
 
 def compile_expressions() -> None:
@@ -158,35 +251,30 @@ def main(cases: list[dict], out: Path) -> None:
     for file, source in SOURCES.items():
         compiled(file, source)
     compile_expressions()
-    for case in cases:
-        if len(case["edits"]) > 1:  # a control, as of every other test module
-            for file, edit in case["edits"].items():
-                compiled(file, edited(file, *edit))
+    importers()
     hypothesis.settings.register_profile("any failure", phases=[hypothesis.Phase.generate], database=None)
     hypothesis.settings.load_profile("any failure")  # that is red, and need not be made small
-    gc.freeze()  # what was imported here need not be looked through in every child
-    waiting, running = list(enumerate(cases)), {}  # number and deadline of each child
-    try:
-        while waiting or running:
-            while waiting and len(running) < AT_ONCE:
-                number, case = waiting.pop(0)
-                running[start(case, out / str(number))] = number, time.monotonic() + case["seconds"]
-            child, _, used = os.wait4(-1, os.WNOHANG)
-            if child:
-                number, _ = running.pop(child)
-                end(child)
-                finish(out / f"{number}.json", seconds=used.ru_utime + used.ru_stime)
-                continue
-            for child, (number, deadline) in list(running.items()):
-                if time.monotonic() > deadline:
-                    end(child)
-                    os.waitpid(child, 0)
-                    running.pop(child)
-                    finish(out / f"{number}.json", hung=True)
-            time.sleep(0.01)
-    finally:
-        for child in running:
-            end(child)
+    groups = {}
+    for number, case in enumerate(cases):
+        groups.setdefault(modules_of(case), {})[number] = case
+    waiting, running = sorted(groups.values(), key=len, reverse=True), 0
+    while waiting or running:
+        while waiting and running < AT_ONCE:
+            group = Group(waiting.pop(0), out)
+            running += 1
+            if os.fork() == 0:
+                status = 1
+                try:
+                    group.run()
+                    status = 0
+                except BaseException:
+                    traceback.print_exc()
+                finally:  # of this process, and of each child that it forks
+                    sys.stdout.flush()
+                    os._exit(status)
+        _, status = os.wait()
+        assert status == 0, "a group of cases came to no end: see above"
+        running -= 1
 
 
 def finish(file: Path, **more) -> None:

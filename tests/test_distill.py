@@ -447,7 +447,7 @@ def test_the_plan_counts_the_teacher(flags, teacher, capsys, monkeypatch):
 @mutant(
     "distill: a teacher that may change",
     "plainrl/run.py",
-    'if before.get("teacher_hash") != self.config.get("teacher_hash"):',
+    'if before.get(f"{name}_hash") != self.config.get(f"{name}_hash"):',
     "if False:",
 )
 def test_killed_and_resumed_equals_the_uninterrupted(flags, teacher, tmp_path):

@@ -184,7 +184,7 @@ def test_the_premise_is_looked_at_first(experiment, commands, tmp_path, capsys):
 
 
 EXPERIMENTS = ("deepdistill", "distill", "eit", "fslr", "mft", "passk", "rounds", "shape", "sources")
-EXPERIMENTS += ("srpo", "vectors")
+EXPERIMENTS += ("dto", "general_reasoner", "srpo", "unir", "vectors")
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

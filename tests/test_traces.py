@@ -88,6 +88,29 @@ def test_targets_by_hand(kind, three, four):
     assert target(kind) == three and target(kind, FOUR) == four
 
 
+@mutant("traces: no second thoughts", "tools/traces.py", "if rng.random() < share:", "if False:")
+@mutant(
+    "traces: what undoes a step does it again",
+    "tools/traces.py",
+    "{step.value}{INVERSE[step.sign]}",
+    "{step.value}{step.sign}",
+)
+def test_useless_lines_are_true_and_change_nothing():
+    """Catches a second thought that is wrong, a step that is lost, and a share without effect."""
+    steps = traces.read_steps(FOUR)
+    own, checks = {step.line for step in steps}, {"180/2=90", "90*2=180", "99-9=90", "91+8=99"}
+    useless = 0
+    for seed in range(200):
+        lines = "\n".join(traces.overthought(steps, 0.5, random.Random(seed))).splitlines()
+        assert set(lines) <= own | checks | {"Wait."}
+        in_order = [line for line in dict.fromkeys(lines) if line in own]
+        assert in_order == [step.line for step in steps]
+        useless += len(lines) - len(steps)
+    assert useless / 800 == pytest.approx(0.5 * 1.5 * 4 / 3, abs=0.1)  # a second thought has two lines
+    assert traces.overthought(steps, 0.0, random.Random(0)) == [step.line for step in steps]
+    assert target("overthinking", rng=random.Random(0), share=0.0) == THREE
+
+
 def value_of(words: str) -> int:
     """A number in words, read from the left."""
     total = part = 0
@@ -481,7 +504,7 @@ def test_texts_have_first_steps_and_steps_and_nothing_else(tmp_path, capsys):
     assert steps["Bob?"] == "Half of it.\n\\boxed{7}"
     assert re.fullmatch(r"Then .*\.\nAll: .*\.\n\\boxed\{\d+\}", steps["Ann "])
     assert "21 solutions are texts, of which only the answer was looked at" in capsys.readouterr().out
-    for kind in ("sparse", "plan", "plan_steps", "dialect", "corrupt"):
+    for kind in ("sparse", "plan", "plan_steps", "dialect", "corrupt", "overthinking"):
         with pytest.raises(SystemExit, match=f"--kind {kind}: the solutions of --task have no lines such"):
             run(tmp_path, kind, task)
         assert not (tmp_path / f"{kind}.jsonl").exists()

@@ -1,8 +1,9 @@
 """What TRL's SFTTrainer makes of two rows: their ids and masks, the loss and its gradient, in float64. And
-what its GRPOTrainer makes of a batch.
+what its GRPOTrainer makes of a batch, and its CPOTrainer with SimPO's loss of pairs.
 
     python tests/trl_driver.py      in an environment with trl==1.16.0, torch==2.13.0 and pytest prints the
-                                    numbers that tests/test_sft.py and tests/test_cispo_gspo.py have under TRL
+                                    numbers that tests/test_sft.py, test_cispo_gspo.py and test_dto.py have
+                                    under TRL
 
 The model is random and the tokenizer that of models/tiny. TRL's loss is made of float32 on purpose; here what
 it calls float32 is float64, so that rounding does not show.
@@ -101,6 +102,47 @@ def policy_losses() -> dict:
     return found
 
 
+def simpo() -> dict:
+    """The numbers of TRL's CPOTrainer with SimPO's loss for the batch of tests/kit.py, in which rows 2i and
+    2i+1 are the chosen and the rejected one of a pair. beta is 2, gamma 0.5."""
+    import kit
+    from datasets import Dataset
+    from trl.experimental.cpo import CPOConfig, CPOTrainer
+
+    with kit.numbers(torch.float64):
+        batch = kit.make_batch()
+    model = random_model()
+    settings = CPOConfig(
+        output_dir=tempfile.mkdtemp(),
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        loss_type="simpo",
+        cpo_alpha=0.0,
+        beta=2.0,
+        simpo_gamma=0.5,
+        report_to=[],
+    )
+    tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
+    rows = Dataset.from_dict({"prompt": ["1+1="], "chosen": ["2"], "rejected": ["3"]})
+    trainer = CPOTrainer(model, settings, train_dataset=rows, processing_class=tokenizer)
+    ids = [prompt + own for prompt, own in zip(batch["prompt_ids"], batch["completion_ids"])]
+    labels = [[-100] * len(prompt) for prompt in batch["prompt_ids"]]
+    inputs = {}
+    for first, side in enumerate(("chosen", "rejected")):
+        width = max(map(len, ids[first::2]))
+        columns = {"input_ids": [], "attention_mask": [], "labels": []}
+        for row in range(first, len(ids), 2):
+            padding = width - len(ids[row])
+            columns["input_ids"].append(ids[row] + [0] * padding)
+            columns["attention_mask"].append([1] * len(ids[row]) + [0] * padding)
+            columns["labels"].append(labels[row] + batch["completion_ids"][row] + [-100] * padding)
+        inputs |= {f"{side}_{name}": torch.tensor(values) for name, values in columns.items()}
+    loss, _ = trainer.get_batch_loss_metrics(model, inputs)
+    loss.backward()
+    return numbers_of(loss.item(), gradient(model))
+
+
 def main() -> None:
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
@@ -134,6 +176,7 @@ def main() -> None:
     loss.backward()
     found = numbers_of(loss.item(), gradient(model)) | {"lengths": lengths, "learned": learned.sum().item()}
     print(json.dumps(found))
+    print("simpo", json.dumps(simpo()))
     for name, numbers in policy_losses().items():
         print(name, json.dumps(numbers))
 

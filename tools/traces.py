@@ -13,6 +13,8 @@ What --kind makes of the lines A=115+3=118, B=118+6=124, C=124-2=122 and \boxed{
     plan_steps   the same plan, then the steps (EIT)
     dialect      Adding three to one hundred ...    sentences, far from the model's own (2512.22255)
     corrupt      B=118+6=131                        a --share of the steps with wrong results (2512.22255)
+    overthinking B=118+6=124, Wait., B=118+6=124    useless lines after a --share of the steps, for
+                                                    papers/dto.py to take away (2505.21765)
 
 Where all lines of a solution are such steps, each is computed anew, and so is the box. One that is wrong
 makes no row. Of any other text solution, steps and first_step are possible, and the task grades its answer,
@@ -41,7 +43,9 @@ from plainrl.screen import fail, or_fail, say, stoppable
 from plainrl.tasks import Problem, first_problems, load_task
 from tools.hints import steps_of
 
-Kind = Literal["solution", "steps", "first_step", "sparse", "plan", "plan_steps", "dialect", "corrupt"]
+Kind = Literal[
+    "solution", "steps", "first_step", "sparse", "plan", "plan_steps", "dialect", "corrupt", "overthinking"
+]
 KINDS_OF_TEXTS = ("solution", "steps", "first_step")
 LINE = re.compile(r"([A-Z]=|Step [0-9]{1,3}: )([0-9]{1,9})([-+*/])([0-9]{1,9})=([0-9]{1,9})")
 OPERATION = re.compile(r"[0-9)}%] *(?:[-+*/x×÷−^]|\\times|\\cdot|\\div) *[$({]*[0-9]|\\[dt]?frac")
@@ -49,6 +53,7 @@ SMALLEST, LARGEST = 2, 999  # results that the embedded world has
 FURTHEST = 20  # a wrong result is at most so far from the right one
 TRIES = 1000  # draws of wrong results, until all that follows from them is in the world too
 
+INVERSE = {"+": "-", "-": "+", "*": "/", "/": "*"}
 OPERATIONS = {"+": "add {}", "-": "subtract {}", "*": "multiply by {}", "/": "divide by {}"}
 SENTENCES = {
     "+": "Adding {operand} to {received} gives {value}.",
@@ -70,7 +75,8 @@ class Args:
     kind: Kind = "solution"
     """what is learned, see above"""
     share: Fraction = 1 / 3
-    """corrupt: how many of a solution's steps get a wrong result, rounded up"""
+    """corrupt: how many of a solution's steps get a wrong result, rounded up; overthinking: how likely
+    useless lines follow a step"""
     consistent: bool = True
     """corrupt: the steps after a wrong result go on from it; --no-consistent: from the right one"""
     model: str | None = None
@@ -217,6 +223,19 @@ def corrupted(steps: list[Step], share: float, consistent: bool, rng: random.Ran
     raise LeftOut("no wrong results that fit")
 
 
+def overthought(steps: list[Step], share: float, rng: random.Random) -> list[str]:
+    """The lines of the steps. After each, with probability `share`, come one or two that change nothing: the
+    line again, a second thought and the line again, or what undoes it."""
+    lines = []
+    for step in steps:
+        lines.append(step.line)
+        undone = f"{step.value}{INVERSE[step.sign]}{step.operand}={step.received}"
+        if rng.random() < share:
+            for _ in range(rng.choice((1, 2))):
+                lines.append(rng.choice((step.line, f"Wait.\n{step.line}", undone)))
+    return lines
+
+
 def target_of_steps(steps: list[Step], kind: str, share: float, consistent: bool, rng: random.Random) -> str:
     """The completion of each kind but solution and first_step."""
     if kind == "dialect":
@@ -224,6 +243,8 @@ def target_of_steps(steps: list[Step], kind: str, share: float, consistent: bool
     if kind == "corrupt":
         steps = corrupted(steps, share, consistent, rng)
     lines = [step.line for step in steps]
+    if kind == "overthinking":
+        lines = overthought(steps, share, rng)
     if kind in ("sparse", "plan"):
         lines = [sparse(steps)]
     if kind in ("plan", "plan_steps"):

@@ -24,6 +24,8 @@ BASES = {  # a script, and the one that it is read as a diff of
     "papers/dapo.py": "grpo.py",
     "papers/cispo.py": "grpo.py",
     "papers/gspo.py": "grpo.py",
+    "papers/unir.py": "grpo.py",
+    "papers/general_reasoner.py": "grpo.py",
     "guide.py": "grpo.py",
     "siren.py": "papers/dr_grpo.py",
     "h1_curriculum.py": "papers/dr_grpo.py",
@@ -40,6 +42,7 @@ BASES = {  # a script, and the one that it is read as a diff of
     "papers/srpo.py": "papers/passk.py",
     "papers/guide_ablations.py": "guide.py",
     "papers/mft.py": "sft.py",
+    "papers/dto.py": "sft.py",
     "papers/distill.py": "sft.py",
 }
 PLUMBING = re.compile(
