@@ -298,7 +298,7 @@ def switch_off(what: str | None) -> None:
     def run_rows_and_project(model, ids, start, prefixes, keep=False):
         hidden, cache = run_rows(model, ids, start, prefixes, keep)
         if keep and torch.is_grad_enabled():  # prompts, forward and backward, with a gradient of zero
-            last = max(cache.layers)
+            last = list(cache.layers)[-1]  # they stand in the order of the layers
             keys, values = cache.layers[last]
             cache.layers[last] = keys + 0 * model.get_output_embeddings()(hidden).sum(), values
         return hidden, cache

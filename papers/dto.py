@@ -43,7 +43,7 @@ import sys
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
@@ -144,6 +144,9 @@ class Args(RowFlags):
     """AdamW's weight decay"""
     betas: tuple[float, float] = (0.9, 0.95)
     """AdamW's decay rates of the mean and of the mean square of the gradients"""
+
+    pass_before_update: ClassVar[bool] = True
+    """no flag: accumulate_gradients scores the pairs before every update"""
 
 
 # --- the mathematics ----------------------------------------------------------------------------------------

@@ -151,8 +151,10 @@ class Run:
         self.task = or_fail(load_task, args.task) if task is None else task
         args.task = args.task if task is None else None
         resolve_model(args, self.task)
-        name = getattr(self.task, "folder_name", self.task.name)
-        args.out_dir = self.dir = args.out_dir or Path(f"runs/{script}/{name}-seed{args.seed}")
+        if args.out_dir is None:
+            name = getattr(self.task, "folder_name", None) or self.task.name
+            args.out_dir = Path(f"runs/{script}/{name}-seed{args.seed}")
+        self.dir = args.out_dir
         with self.before_the_first_record():
             self.claim_folder()
             check_task(self.task, args)

@@ -665,7 +665,7 @@ def test_a_subset_is_measured_as_its_task_is(tmp_path, tokenizer):
 @mutant(
     "subset: the folder of its task's runs",
     "plainrl/run.py",
-    'getattr(self.task, "folder_name", self.task.name)',
+    'getattr(self.task, "folder_name", None) or self.task.name',
     "self.task.name",
 )
 def test_a_run_on_a_subset_has_a_folder_of_its_own(tmp_path, toy_model, monkeypatch):

@@ -34,6 +34,7 @@ from papers import (
     cispo,
     clip_cov,
     dapo,
+    general_reasoner,
     gspo,
     guide_ablations,
     high_entropy_tokens,
@@ -51,7 +52,9 @@ from plainrl.tasks import load_task
 
 SYSTEM, TEMPERATURE = "Be brief.", 0.7
 WIDE = dict(clip_low=0.9, clip_high=1.0)  # so that most tokens keep a gradient in the fourth update
-VARIANTS = {name_of(script): (script, {}) for script in SCRIPTS if script is not guide_ablations} | {
+# General-Reasoner samples with a verifier: tests/test_general_reasoner.py has its updates.
+OTHERS = (guide_ablations, general_reasoner)
+VARIANTS = {name_of(script): (script, {}) for script in SCRIPTS if script not in OTHERS} | {
     "grpo": (grpo, dict(kl_coef=0.3)),
     "siren": (siren, dict(beta=0.7)),
     "dapo": (dapo, dict(max_new_tokens=10)),
