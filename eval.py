@@ -193,11 +193,10 @@ def settings_of(
 ) -> dict:
     """Everything that the numbers depend on; it stands in config.json, and in every row of results.json."""
     texts = [(job.problem.horizon, job.index, job.prompt, job.problem.answer) for job in jobs]
-    thinking = {"enable_thinking": args.enable_thinking} if args.enable_thinking else {}
-    how = {"system_prompt": args.system_prompt, **thinking, "hint": args.hint}
-    how |= {"alphas": alphas} if alphas else {}
-    which = {"split": args.split}
-    return sampling_settings(args, model_name, model, tokenizer, sampler, tasks[0], texts, which, how)
+    own = {"split": args.split, "system_prompt": args.system_prompt, "hint": args.hint}
+    own |= {"enable_thinking": args.enable_thinking} if args.enable_thinking else {}
+    own |= {"alphas": alphas} if alphas else {}
+    return sampling_settings(args, model_name, model, tokenizer, sampler, tasks[0], texts) | own
 
 
 def sample_batch(sampler, tokenizer, batch: list[Job], args: Args, settings: dict) -> list[dict]:

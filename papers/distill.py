@@ -47,20 +47,14 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # where plainrl/ lies
 from plainrl import ranks
 from plainrl.files import name_of
 from plainrl.flags import Fraction, NotNegative, RowFlags, Temperature, by_size, parse
-from plainrl.models import check_same_tokens, load_model
+from plainrl.logit_sum import load_beside
 from plainrl.ranks import total
 from plainrl.rollout import Batch, pad
 from plainrl.row_order import number_of_steps, rows_of_steps
 from plainrl.rows import batch_of, load_rows, read_mixture, row_sums
 from plainrl.run import Run
-from plainrl.scoring import (
-    LOGITS_AT_ONCE,
-    check_model,
-    logprob_and_entropy,
-    micro_batches,
-    shared_hidden_states,
-)
-from plainrl.screen import fail, or_fail, say
+from plainrl.scoring import LOGITS_AT_ONCE, logprob_and_entropy, micro_batches, shared_hidden_states
+from plainrl.screen import fail, or_fail
 from plainrl.tasks import NoTask
 
 TEACHER = "runs/grpo/chain-seed0/final"  # where `python grpo.py` leaves its model
@@ -223,24 +217,6 @@ def accumulate_gradients(model, batch: Batch, args: Args, teacher) -> Counter:
     return total(sums)  # over ranks
 
 
-# --- the teacher --------------------------------------------------------------------------------------------
-
-
-def load_teacher(name: str, student, tokenizer):
-    """The frozen model to learn from. What cannot be a teacher ends the run in one line."""
-    teacher, its_tokenizer = load_model(name, flag="--teacher")
-    check_model(teacher, "--teacher")
-    ranks.release_weights(teacher)
-    flag = f"--teacher {name}"
-    or_fail(check_same_tokens, flag, its_tokenizer.get_vocab(), "--model", tokenizer.get_vocab())
-    sizes = [model.get_output_embeddings().weight.shape[0] for model in (teacher, student)]
-    if sizes[0] != sizes[1]:
-        fail(f"{flag}: its head has {sizes[0]:,} tokens, that of --model {sizes[1]:,}")
-    if its_tokenizer.chat_template != tokenizer.chat_template:
-        say("warning: --teacher has another chat template; it sees the rows as that of --model writes them")
-    return teacher.eval().requires_grad_(False)
-
-
 # --- the loop -----------------------------------------------------------------------------------------------
 
 
@@ -256,7 +232,7 @@ def main(args: Args, task=None, sampler=None) -> Path:
     if task is None and args.task == "none":
         task = NoTask(name_of(str(args.data[0])) if args.data else "none")
     run = Run("distill", args, task, sampler, state={"tokens_seen": 0})
-    run.teacher = load_teacher(args.teacher, run.model, run.tokenizer)  # [D6]
+    run.teacher = load_beside("--teacher", args.teacher, "--model", run.model, run.tokenizer)  # [D6]
     run.rows, run.dev_rows = load_rows(args, run.task, run.model, run.tokenizer)  # [D1], [D3]
     args.steps = number_of_steps(args, len(run.rows))
     if args.mixture:

@@ -83,7 +83,7 @@ from plainrl.run import Run
 from plainrl.sampler import push_weights
 from plainrl.scoring import logprob_and_entropy, micro_batches, score, score_all
 from plainrl.screen import fail, or_fail, say
-from plainrl.tasks import Problem
+from plainrl.tasks import Problem, split_size
 
 PAIR_SEED = EVAL_SEED + 2  # no training run, no evaluation and no selection draws these random numbers
 # What the paper has of these is not known to us. [D5]
@@ -313,7 +313,7 @@ class TraceSampler:
     def traces(self) -> list[Trace]:
         """One trace of each problem, cut into patterns."""
         run, args = self.run, self.args
-        size = run.task.size("train") if hasattr(run.task, "size") else None
+        size = split_size(run.task, "train")
         wanted = args.train_size or size or MADE
         count = wanted if size is None else min(wanted, size)
         problems = [or_fail(run.task.problem, "train", index, args.seed) for index in range(count)]

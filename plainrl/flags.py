@@ -33,16 +33,8 @@ HERE = Path(__file__).resolve().parent
 EMBEDDED = {"models/tiny": HERE / "tiny", "models/countdown": HERE / "tiny_countdown"}
 EVAL_SEED = 2**31  # evaluation has its own seed: every checkpoint meets the same problems and random numbers
 EVAL_LENGTHS = {"tiny": 160, "small": 1024, "large": 3072}  # longest completions of eval.py, by size
-MODEL_FLAGS = (
-    "model",
-    "baseline",
-    "teacher",
-    "frozen",
-    "verifier",
-    "plus",
-    "minus",
-    "to",
-)  # flags that name a model
+# Flags that name a model.
+MODEL_FLAGS = ("model", "baseline", "teacher", "frozen", "verifier", "plus", "minus", "to")
 
 # --- defaults by the size of the model ----------------------------------------------------------------------
 

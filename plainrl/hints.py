@@ -5,7 +5,7 @@ import re
 from fractions import Fraction
 from pathlib import Path
 
-from plainrl.tasks import BOXED_INSTRUCTION, Problem
+from plainrl.tasks import BOXED_INSTRUCTION, Problem, split_size
 
 
 def with_hint(problem: Problem) -> str:
@@ -94,7 +94,8 @@ def check_hints(task, args, hints: dict[str, str] | None) -> None:
     if "the prompt" not in filled or "the hint" not in filled:
         rule = "must contain {prompt} and {hint}, and other braces doubled"
         fail(f"--hint-template {args.hint_template!r}: {rule}")
-    count = min(1000, args.train_size or 1000, task.size("train") if hasattr(task, "size") else 1000)
+    size = split_size(task, "train")
+    count = min(1000, args.train_size or 1000, 1000 if size is None else size)
     problems = [task.problem("train", index, args.seed) for index in range(count)]
     usable = sum(hint_of(problem, hints) is not None for problem in problems)
     missing = sum(not stated_hint(problem, hints) for problem in problems)

@@ -1,4 +1,4 @@
-"""Several models as one: their logits are added.
+"""Several models as one: their logits are added. And frozen models beside one that is trained.
 
     pi = softmax(sum_j weight_j z_j / temperature),     z_j: logits of model j, all of one vocabulary
 
@@ -34,7 +34,7 @@ class LogitSum(torch.nn.Module):
         super().__init__()
         self.models = torch.nn.ModuleList(models)
         self.head = SideBySideHeads(models, weights, apart)
-        self.config = min((model.config for model in models), key=longest_row)
+        self.config = min((model.config for model in models), key=longest_context)
         self.generation_config = models[0].generation_config  # a completion ends where that model ends one
         for model in models:
             use_shared_prompts(model)
@@ -87,27 +87,27 @@ class SideBySideHeads(torch.nn.Module):
         return torch.stack(logits, dim=-2) if self.apart else sum(logits)
 
 
-def longest_row(config) -> float:
+def longest_context(config) -> float:
     """How many tokens a model was made for; infinity where its config does not say."""
     return context_length(config) or float("inf")
 
 
-# --- models that can be added -------------------------------------------------------------------------------
+# --- frozen models of the same tokens -----------------------------------------------------------------------
 
 
 def load_beside(flag: str, name: str, other_flag: str, other, tokenizer):
-    """A frozen model whose logits can be added to those of another, which is there with its tokenizer. What
-    cannot be added ends the run in one line."""
+    """A frozen model whose logits are of the same tokens as those of another, which is there with its
+    tokenizer. One of other tokens ends the run in one line."""
     model, its_tokenizer = load_model(name, flag=flag)
     check_model(model, flag)
     ranks.release_weights(model)
-    flag = f"{flag} {name}"
-    or_fail(check_same_tokens, flag, its_tokenizer.get_vocab(), other_flag, tokenizer.get_vocab())
+    where = f"{flag} {name}"
+    or_fail(check_same_tokens, where, its_tokenizer.get_vocab(), other_flag, tokenizer.get_vocab())
     sizes = [each.get_output_embeddings().weight.shape[0] for each in (model, other)]
     if sizes[0] != sizes[1]:
-        fail(f"{flag}: its head has {sizes[0]:,} tokens, that of {other_flag} {sizes[1]:,}")
+        fail(f"{where}: its head has {sizes[0]:,} tokens, that of {other_flag} {sizes[1]:,}")
     if its_tokenizer.chat_template != tokenizer.chat_template:
-        say(f"warning: {flag} has another chat template; prompts are written as {other_flag} writes them")
+        say(f"warning: {flag} has another chat template; {name} sees prompts as {other_flag} writes them")
     return model.eval().requires_grad_(False)
 
 

@@ -375,10 +375,7 @@ def say_tokens_and_hours(run) -> None:
     if tokens.rounds > 1:
         say(f"        {with_rounds}: {tokens.in_rounds:,} sampled at most")
     say(f"        {tokens.scores:,} for scores on dev and test at most")
-    training, sampling = memory_of(run)
-    beside = {"frozen model": run.frozen, "verifier": run.verifier}
-    frozen = {name: 4 * model.num_parameters() for name, model in beside.items() if model is not None}
-    training, sampling = training | frozen, sampling | frozen
+    training, sampling = (parts | frozen_models(run) for parts in memory_of(run))
     say(f"memory by formula: training {terms(training)}\n                   sampling {terms(sampling)}")
     if not can_be_timed(run):
         say("time: is measured only in one process, with a sampler of this project")
@@ -459,6 +456,12 @@ def dev_prompts(run, count: int = 8) -> list[list[int]]:
     return [encode_prompt(run.tokenizer, problem.prompt, run.args.system_prompt) for problem in problems]
 
 
+def frozen_models(run) -> dict[str, float]:
+    """Bytes of the models that stay as they are, beside the one that is trained."""
+    models = {"teacher": run.teacher, "frozen model": run.frozen, "verifier": run.verifier}
+    return {name: 4 * model.num_parameters() for name, model in models.items() if model is not None}
+
+
 def memory_on_rows(run) -> tuple[dict[str, float], dict[str, float]]:
     """`memory` for the flags of a run on rows: training on the longest, sampling for scores."""
     args, longest = run.args, max(run.rows, key=lambda row: row.length)
@@ -476,9 +479,8 @@ def memory_on_rows(run) -> tuple[dict[str, float], dict[str, float]]:
         rows=0,
         **common,
     )
-    teacher = {} if run.teacher is None else {"teacher": 4 * run.teacher.num_parameters()}
     if not run.has_task:
-        return training | teacher, nothing | teacher
+        return training, nothing
     problems = max(scored(run.task, "dev", args.eval_problems), scored(run.task, "test", args.test_problems))
     _, sampling = memory(
         sizes_of(run.model),
@@ -489,7 +491,7 @@ def memory_on_rows(run) -> tuple[dict[str, float], dict[str, float]]:
         vllm=not run.sampler.shares_weights and not args.vllm_server,
         **common,
     )
-    return training | teacher, sampling | teacher
+    return training, sampling
 
 
 def say_rows_and_hours(run) -> None:
@@ -502,7 +504,7 @@ def say_rows_and_hours(run) -> None:
         f"tokens: about {with_loss:,.0f} with loss and {seen:,.0f} with their prompts in all\n"
         f"        {tokens_of_its_scores(run)[1]:,} sampled for scores on dev and test at most"
     )
-    training, sampling = memory_on_rows(run)
+    training, sampling = (parts | frozen_models(run) for parts in memory_on_rows(run))
     say(f"memory by formula: training {terms(training)}\n                   scoring {terms(sampling)}")
     if not can_be_timed(run):
         say("time: is measured only in one process, with a sampler of this project")

@@ -44,7 +44,7 @@ from plainrl.models import eos_ids
 from plainrl.rollout import Batch, apply_template, check_template, encode_prompt, pad
 from plainrl.sampler import context_length
 from plainrl.screen import fail, or_fail, say, shown
-from plainrl.tasks import BOXED_INSTRUCTION, Problem, hash_number, scored
+from plainrl.tasks import BOXED_INSTRUCTION, Problem, hash_number, scored, split_size
 
 PROMPTS = ("prompt", "problem", "question", "query", "instruction")  # the first that there is
 COMPLETIONS = ("completion", "solution", "response", "output")
@@ -188,7 +188,7 @@ def rows_of_chat(turns: tuple[dict, ...], field: str, common: dict) -> list[Row]
 def solutions_of(task, count: int | None, seed: int) -> Iterator[Row]:
     """The worked solutions of a task's training problems, one after the other. Raises ValueError where a
     problem has none."""
-    size = task.size("train") if hasattr(task, "size") else None
+    size = split_size(task, "train")
     for index in range(size if size is not None else count or MADE):
         problem = task.problem("train", index, seed)
         if problem.solution is None:
@@ -382,7 +382,8 @@ def load_rows(args: RowFlags, task, model, tokenizer) -> tuple[list[Row], list[R
 def solutions_or_fail(args: RowFlags, task) -> list[Row]:
     """As many worked solutions as the flags ask for, and as many more as will be held out."""
     wanted = args.train_size or MADE
-    asked = int(wanted / (1 - args.dev_share) * 1.2) + 8 if not hasattr(task, "size") else None
+    endless = split_size(task, "train") is None
+    asked = int(wanted / (1 - args.dev_share) * 1.2) + 8 if endless else None
     rows = or_fail(list, solutions_of(task, asked, args.seed))
     if asked is None:
         return rows

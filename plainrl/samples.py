@@ -272,23 +272,17 @@ def dev_lines(rollouts: list[Rollout], model, args, texts: TokenTexts) -> dict[s
 # --- work of hours that goes on where it stopped ------------------------------------------------------------
 
 
-def sampling_settings(
-    args, model_name: str, model, tokenizer, sampler, task, problems: list[tuple], which: dict, how: dict
-) -> dict:
-    """Everything that samples depend on, for config.json. A tuple of `problems` is all that matters of one.
-
-    `which` and `how` are a command's own settings: which problems are asked, and how.
-    """
+def sampling_settings(args, model_name: str, model, tokenizer, sampler, task, problems: list[tuple]) -> dict:
+    """Everything that samples depend on, for config.json, but for a command's own flags. A tuple of
+    `problems` is all that matters of one."""
     return {
         "model": model_name,
         "model_hash": model_hash(model),
         "task": args.task,
-        **which,
         "problems": len(problems),
         "problems_hash": hashlib.sha256(json.dumps(sorted(problems)).encode()).hexdigest()[:16],
         "samples": args.samples,
         "prompt_template": tokenizer.decode(encode_prompt(tokenizer, "{problem}", args.system_prompt)),
-        **how,
         "temperature": args.temperature,
         "top_p": args.top_p,
         "max_new_tokens": args.max_new_tokens,

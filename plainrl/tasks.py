@@ -92,15 +92,8 @@ class NoTask:
 
 def load_task(spec: str):
     """The task that a --task flag names. Raises ValueError with the flag and the way out."""
-    from plainrl import (
-        countdown,
-        files,
-        gym,
-        sources,
-        subset,
-        verdicts,
-        world,
-    )  # here: they import this module
+    # Here, since they import this module.
+    from plainrl import countdown, files, gym, sources, subset, verdicts, world
 
     name, settings = name_and_settings(spec)
     if name == "chain":

@@ -13,13 +13,13 @@ import torch
 import toys
 from mutants import mutant
 from random_model import distance, gradient, random_model
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from test_sft import kill_after, lines_of_sums, on_one_and_two_ranks, some_rows, written
 from torch.distributions import Categorical, kl_divergence
 
 import sft
 from papers import distill
-from plainrl import models, plan, rows
+from plainrl import logit_sum, models, plan, rows
 
 # --- the divergence -----------------------------------------------------------------------------------------
 
@@ -314,14 +314,7 @@ def test_vocabularies_are_compared_by_ids():
 
 @pytest.fixture(scope="module")
 def teacher(toy_model, tmp_path_factory) -> str:
-    """The toy model with other weights, as sure of its tokens as a model that has learned."""
-    folder = tmp_path_factory.mktemp("teacher") / "model"
-    shutil.copytree(toy_model, folder)
-    weights = load_file(folder / "model.safetensors")
-    generator = torch.Generator().manual_seed(7)
-    moved = {name: w + 0.2 * torch.randn(w.shape, generator=generator) for name, w in weights.items()}
-    save_file(moved, folder / "model.safetensors", {"format": "pt"})
-    return str(folder)
+    return toys.with_other_weights(toy_model, tmp_path_factory.mktemp("teacher") / "model")
 
 
 @pytest.fixture
@@ -339,9 +332,9 @@ def train(flags: dict, **changes) -> Path:
 
 @mutant(
     "distill: any teacher is taken",
-    "papers/distill.py",
-    "or_fail(check_same_tokens, flag, its_tokenizer.get_vocab(),",
-    "or_fail(check_same_tokens, flag, tokenizer.get_vocab(),",
+    "plainrl/logit_sum.py",
+    "or_fail(check_same_tokens, where, its_tokenizer.get_vocab(),",
+    "or_fail(check_same_tokens, where, tokenizer.get_vocab(),",
 )
 @pytest.mark.parametrize(
     "name, said",
@@ -366,14 +359,14 @@ def test_what_cannot_be_a_teacher_is_one_line_and_leaves_no_folder(flags, name, 
 
 def test_a_teacher_with_a_larger_head_is_refused(flags, teacher, tmp_path, monkeypatch):
     """Catches logits of two lengths, which torch would complain of in the middle of a step."""
-    original = distill.load_model
+    original = logit_sum.load_model
 
     def with_fewer_tokens(name, flag):
         model, tokenizer = original(name, flag=flag)
         model.resize_token_embeddings(200)
         return model, tokenizer
 
-    monkeypatch.setattr(distill, "load_model", with_fewer_tokens)
+    monkeypatch.setattr(logit_sum, "load_model", with_fewer_tokens)
     with pytest.raises(
         SystemExit, match=f"--teacher {teacher}: its head has 200 tokens, that of --model 288"
     ):
@@ -425,7 +418,10 @@ def test_adapters_learn_from_a_whole_teacher(flags):
 
 
 @mutant(
-    "plan: a teacher that weighs nothing", "plainrl/plan.py", '{"teacher": 4 * run', '{"teacher": 0 * run'
+    "plan: a teacher that weighs nothing",
+    "plainrl/plan.py",
+    "{name: 4 * model.num_parameters()",
+    "{name: 0 * model.num_parameters()",
 )
 @mutant("plan: a teacher that takes no time", "plainrl/plan.py", "a_row += (clock", "a_row += 0 * (clock")
 def test_the_plan_counts_the_teacher(flags, teacher, capsys, monkeypatch):

@@ -15,7 +15,7 @@ import torch
 import toys
 from mutants import mutant
 from random_model import COMPLETIONS, EOS, PROMPTS, distributions, random_model, sample
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from test_sft import kill_after, on_one_and_two_ranks
 from transformers import AutoModelForCausalLM
 
@@ -391,14 +391,7 @@ def test_the_context_is_the_shortest_one():
 
 @pytest.fixture(scope="module")
 def frozen(toy_model, tmp_path_factory) -> str:
-    """The toy model with other weights."""
-    folder = tmp_path_factory.mktemp("frozen") / "model"
-    shutil.copytree(toy_model, folder)
-    weights = load_file(folder / "model.safetensors")
-    generator = torch.Generator().manual_seed(7)
-    moved = {name: w + 0.2 * torch.randn(w.shape, generator=generator) for name, w in weights.items()}
-    save_file(moved, folder / "model.safetensors", {"format": "pt"})
-    return str(folder)
+    return toys.with_other_weights(toy_model, tmp_path_factory.mktemp("frozen") / "model")
 
 
 @pytest.fixture
@@ -523,8 +516,8 @@ def test_two_ranks_change_nothing(flags):
 @mutant(
     "unir: any frozen model is taken",
     "plainrl/logit_sum.py",
-    "or_fail(check_same_tokens, flag, its_tokenizer.get_vocab(),",
-    "or_fail(check_same_tokens, flag, tokenizer.get_vocab(),",
+    "or_fail(check_same_tokens, where, its_tokenizer.get_vocab(),",
+    "or_fail(check_same_tokens, where, tokenizer.get_vocab(),",
 )
 @pytest.mark.parametrize(
     "name, said",
@@ -570,7 +563,7 @@ def test_vllm_is_refused(flags):
             train(flags, **more)
 
 
-@mutant("unir: a plan without it", "plainrl/plan.py", '{"frozen model": run.frozen', '{"frozen model": None')
+@mutant("unir: a plan without it", "plainrl/plan.py", '"frozen model": run.frozen', '"frozen model": None')
 def test_the_plan_counts_the_frozen_model(flags, frozen, capsys):
     """Catches a plan whose memory is that of the reasoner alone."""
     with pytest.raises(SystemExit) as ended:

@@ -5,14 +5,26 @@ import copy
 import hashlib
 import itertools
 import json
+import shutil
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from plainrl.rollout import Completion
 from plainrl.tasks import Grade, Problem
 from tools import make_tiny
+
+
+def with_other_weights(model: str, folder: Path) -> str:
+    """Save a model with other weights, which make it as sure of its tokens as one that has learned."""
+    shutil.copytree(model, folder)
+    weights = load_file(folder / "model.safetensors")
+    generator = torch.Generator().manual_seed(7)
+    moved = {name: w + 0.2 * torch.randn(w.shape, generator=generator) for name, w in weights.items()}
+    save_file(moved, folder / "model.safetensors", {"format": "pt"})
+    return str(folder)
 
 
 def save_toy_model(folder: Path) -> str:

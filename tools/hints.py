@@ -23,7 +23,7 @@ from plainrl.flags import Count, Share, check_flags, parse
 from plainrl.folder import json_lines, refuse_existing, write_or_fail
 from plainrl.hints import reveals
 from plainrl.screen import fail, or_fail, say
-from plainrl.tasks import Problem, load_task
+from plainrl.tasks import Problem, load_task, split_size
 
 DIGITS = r"\$?\d[\d.,]*"
 NUMBERS = re.compile(  # a number, or a whole calculation: 48, $1,000, 20%, 48/2 = 24
@@ -74,10 +74,8 @@ def main(args: Args) -> None:
     refuse_existing("--out", args.out)
     check_flags(args)
     task = or_fail(load_task, args.task)
-    finite = hasattr(task, "size")
-    count = args.problems or (task.size("train") if finite else 1000)
-    if finite:
-        count = min(count, task.size("train"))
+    size = split_size(task, "train")
+    count = (args.problems or 1000) if size is None else min(args.problems or size, size)
     drawn = (task.problem("train", index, args.seed) for index in range(count))
     problems = {problem.prompt: problem for problem in drawn}
     without = sum(not problem.solution for problem in problems.values())
@@ -97,7 +95,7 @@ def main(args: Args) -> None:
     left_out = f"no solution: {without}; nothing left without the answer: {len(hints) - len(rows) - without}"
     say(f"{args.out}: {len(rows)} hints; {left_out}")
     # Of an endless task, guide.py must train on the problems that have hints.
-    same = "" if finite else f" --train-size {count} --seed {args.seed}"
+    same = "" if size is not None else f" --train-size {count} --seed {args.seed}"
     task, hints_file = shlex.quote(args.task), shlex.quote(str(args.out))
     say(f"next: python guide.py --task {task} --hints {hints_file}{same}")
 

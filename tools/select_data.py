@@ -274,7 +274,7 @@ def that_fit(jobs: list[Job], sampler, args: Args) -> list[Job]:
 def settings_of(args: Args, model, tokenizer, sampler, task, jobs: list[Job]) -> dict:
     """Everything that the samples depend on. The rule that chooses among them is no part of it."""
     texts = [(job.index, job.problem.prompt, job.problem.answer) for job in jobs]
-    return sampling_settings(args, args.model, model, tokenizer, sampler, task, texts, which={}, how={})
+    return sampling_settings(args, args.model, model, tokenizer, sampler, task, texts)
 
 
 def sample_batch(sampler, tokenizer, task, batch: list[Job], args: Args, stream: int) -> list[dict]:
