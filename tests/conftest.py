@@ -35,8 +35,16 @@ def pytest_collection_finish() -> None:
         gc.freeze()
 
 
+def pytest_addoption(parser) -> None:
+    parser.addoption("--every-mutant", action="store_true", help="all of tests/mutants.py, not every sixth")
+
+
 def pytest_configure(config) -> None:
     """Files are handed to pytest-xdist's workers in the order below, not those with most tests first."""
+    if config.getoption("every_mutant"):
+        import mutants
+
+        mutants.ONE_OF = 1
     if hasattr(config.option, "loadscopereorder"):
         config.option.loadscopereorder = False
 

@@ -9,6 +9,7 @@ its cases is; `case` is the id of the one to run, where all would take long. A m
 it takes longer it is killed, and it alone counts as not caught.
 
 tests/test_mutations.py finds these lines in the text of the test files, so what stands in them are literals.
+It tries every sixth of a test file's, and all of them with `pytest --every-mutant tests/test_mutations.py`.
 """
 
 import ast
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+ONE_OF = 6  # conftest.py makes it 1 for --every-mutant
 
 
 @dataclass
@@ -59,3 +61,11 @@ def all_mutants() -> list[Mutant]:
     if unknown:
         raise ValueError(f"no test says what these mutants are: {unknown}")
     return list(found.values())
+
+
+def chosen_mutants() -> list[Mutant]:
+    """Of each test file the first mutant and every sixth after it; or all."""
+    of_file: dict[str, list[Mutant]] = {}
+    for each in all_mutants():
+        of_file.setdefault(each.tests[0].partition("::")[0], []).append(each)
+    return [each for mutants in of_file.values() for each in mutants[::ONE_OF]]

@@ -1,6 +1,7 @@
 """Breaks the source in many ways, one at a time, and runs the tests that claim to see it: each must go red.
 
-The ways stand beside these tests, as tests/mutants.py explains. `pytest -s` shows what took longest.
+The ways stand beside these tests, as tests/mutants.py explains. A sample of them is tried, and every one with
+`pytest --every-mutant tests/test_mutations.py`. `pytest -s` shows what took longest.
 """
 
 import json
@@ -9,9 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from mutants import ROOT, Mutant, all_mutants
+from mutants import ROOT, Mutant, chosen_mutants
 
-MUTANTS = all_mutants()
+MUTANTS = chosen_mutants()
 MODULES = sorted({test.partition("::")[0] for mutant in MUTANTS for test in mutant.tests})
 
 

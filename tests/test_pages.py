@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import test_mutations
+from mutants import all_mutants
 
 from benchmarks import arms, coverage, entropy, pages
 
@@ -64,7 +64,7 @@ def first_steps(count: int) -> str:
 TIMES = ("time/rollout", "time/train")
 PLAIN, EXAMPLES = "smollm2-gsm_symbolic", "smollm2-gsm_symbolic-examples"
 SENTENCES = [  # page, sentence, what stands in its braces
-    ("README.md", "{:,} ways to break it", lambda: len(test_mutations.MUTANTS)),
+    ("README.md", "{:,} ways to break it", lambda: len(all_mutants())),
     ("docs/measuring.md", "a true value between .1 and .9 in {} of cases", held),
     ("docs/measuring.md", "boxes next to nothing (unparsed {}", lambda: evaluation(PLAIN, "frac_unparsed")),
     ("docs/measuring.md", ", avg@4 {}); after two worked examples", lambda: evaluation(PLAIN, "avg@4")),
