@@ -35,6 +35,7 @@ from plainrl.flags import (
     Length,
     Natural,
     Number,
+    Positive,
     Share,
     by_size,
     check_flags,
@@ -43,6 +44,7 @@ from plainrl.flags import (
     resolve_model,
 )
 from plainrl.folder import append_or_fail, claimed, keep_settings, write_or_fail, writing
+from plainrl.geo import shares_within
 from plainrl.hints import with_hint
 from plainrl.logit_sum import LogitSum, alpha_of, load_beside, sample_here
 from plainrl.metrics import (
@@ -125,6 +127,8 @@ class Args:
     a template that does not know the word ignores it"""
     hint: bool = False
     """show each problem's hint"""
+    thresholds: tuple[Positive, ...] = ()
+    """km: show the share of answers within each of these distances, of a task that has distances (geo)"""
     engine: Literal["auto", "hf", "vllm"] = "auto"
     """sampler: hf (transformers) or vllm (needs requirements-vllm.txt); auto is vllm where it and a GPU are
     there, else hf"""
@@ -182,6 +186,8 @@ def with_reasoners(model, tokenizer, reasoners: tuple[str, ...], args: Args):
     if not reasoners:
         if hasattr(model.config, "unir"):
             say(f"note: a reasoner, measured alone; it was trained beside {model.config.unir['frozen']}")
+        if hasattr(model.config, "quiet_star"):
+            say("note: measured without the thoughts that papers/quiet_star.py has taught it")
         return model, []
     beside = [load_beside("--reasoners", name, "--model", model, tokenizer) for name in reasoners]
     alphas = [*(args.alphas or map(alpha_of, beside))]
@@ -347,6 +353,18 @@ def show(results: dict) -> None:
     say(as_text(score_tables(results["rows"], settings["samples"])))
 
 
+def show_thresholds(args: Args, folder: Path) -> None:
+    """How many of all samples in samples.jsonl are within each of --thresholds. No place is none."""
+    (task,), distances = tasks_of(args), []
+    for line in (folder / "samples.jsonl").read_text("utf-8").splitlines():
+        row = json.loads(line)
+        distances.append(
+            task.distance_km(row["completion"], task.problem(args.split, row["index"], EVAL_SEED))
+        )
+    shares = shares_within(distances, args.thresholds)
+    say("\n" + "   ".join(f"within {limit:g} km {share:.3f}" for limit, share in shares.items()))
+
+
 def show_comparison(comparison: dict) -> None:
     """Which differences exclude zero, and where the gain comes from."""
     say(f"\n{as_text(comparison_tables(comparison))}")
@@ -419,6 +437,8 @@ def check_args(args: Args) -> None:
         sample_here(args, "--reasoners")
     if args.alphas and len(args.alphas) != len(args.reasoners):
         fail(f"--alphas: {len(args.alphas)} for {len(args.reasoners)} of --reasoners; give one for each")
+    if args.thresholds and not hasattr(tasks_of(args)[0], "distance_km"):
+        fail(f"--thresholds: --task {args.task} has no distances; take geo, or leave them out")
     if args.temperature == 0 and args.samples > 1:
         fail(f"--temperature 0 --samples {args.samples}: greedy samples are all equal; give -n 1")
 
@@ -444,6 +464,8 @@ def main(args: Args) -> dict:
                 before = measure_baseline(args)
         results, folder = measure(args.model, args, args.out_dir, before, args.reasoners)
         show(results)
+        if args.thresholds:
+            show_thresholds(args, folder)
         if before is not None:
             results["comparison"] = compare(before, results)
             show_comparison(results["comparison"])

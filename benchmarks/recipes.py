@@ -47,11 +47,21 @@ KEPT = (
     "dto/logp_rejected",
     "dto/margin",
     "dto/sampled_tokens",
+    "nll/base",
+    "nll/mixed",
+    "quiet/gate_mean",
+    "quiet/reward_mean",
+    "quiet/frac_positive",
+    "quiet/forward_tokens",
     "passk/group_pass@k",
     "passk/frac_no_bonus",
     "unir/kl_frozen",
     "unir/spread",
     "reward/mean",
+    *(f"daslam/r{i}" for i in range(1, 6)),
+    "daslam/subquestions",
+    "daslam/solved",
+    "solver/tokens",
     "verifier/yes_rate",
     "verifier/right",
     "verifier/false_yes",
@@ -62,8 +72,9 @@ KEPT = (
 @dataclass(frozen=True)
 class Experiment:
     """Commands are what follows "python". In them {here} is the folder of the seed's materials, {seed} the
-    seed, and of an arm {out} the folder that it makes. Several commands of an arm have " && " between them;
-    all but the last make {out}.1, {out}.2, ..., and {setting} in them is the arm's."""
+    seed, {split} dev in trials and else test, and of an arm {out} the folder that it makes. Several commands
+    of an arm have " && " between them; all but the last make {out}.1, {out}.2, ..., and {setting} in them is
+    the arm's."""
 
     file: str  # the experiment's own, for the processes of its seeds
     materials: dict[str, str]  # {what it makes in {here}: the command}, in this order
@@ -79,7 +90,13 @@ class Experiment:
     start: str = "models/tiny"  # the model that tables show as "before"; {here} and {seed} may be in it
     model: str = "last"  # what is measured in {out}: last, final (the best on dev), or "." for itself
     max_new_tokens: int = 128
+    temperature: float = 1.0  # of the samples that are measured
+    sampler: Callable | None = None  # (folder, model, tokenizer) -> what samples; default: the model alone
+    # (task, fill_in) -> the task as models are scored on it, where they do not answer it by themselves
+    as_scored: Callable | None = None
     more: Callable | None = None  # (task, rollouts, model, tokenizer) -> {name: further number of the model}
+    # (folder of an arm) -> {task: its counts}, where an arm is measured by its own command and makes no model
+    counts: Callable | None = None
     more_shown: tuple[str, ...] = field(default=())  # which of these are columns of the tables
     # {arm: models whose logits are added to those of its own}; {here} and {out} may be in them
     beside: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -160,12 +177,14 @@ def run_seed(experiment: Experiment, args: Args, seed: int) -> None:
     here = args.scratch / experiment.name / f"seed{seed}"
     here.mkdir(parents=True, exist_ok=True)
     place = lambda folder: os.path.relpath(folder, ROOT)  # noqa: E731
-    fill_in = lambda text, out=here: text.format(here=place(here), seed=seed, out=place(out))  # noqa: E731
+    split = "dev" if args.trials else "test"
+    fill_in = lambda text, out=here: text.format(  # noqa: E731
+        here=place(here), seed=seed, out=place(out), split=split
+    )
     for made, command in experiment.materials.items() if jobs else ():
         run_once(fill_in(command), here / made)
-    split = "dev" if args.trials else "test"
     before = args.out / "before" / f"seed{seed}" / f"{split}.json"
-    if jobs and not before.exists():
+    if jobs and not before.exists() and not experiment.counts:
         save(before, measure(experiment, ROOT / fill_in(experiment.start), split, fill_in))
     described = args.out / "materials" / f"seed{seed}.json"
     if jobs and experiment.describe and not described.exists():
@@ -176,8 +195,11 @@ def run_seed(experiment: Experiment, args: Args, seed: int) -> None:
         for number, command in enumerate(first, start=1):
             run_once(command, folder.with_name(f"{folder.name}.{number}"))
         run_once(f"{last} {setting}", folder)
-        beside = [ROOT / fill_in(other, folder) for other in experiment.beside.get(arm, ())]
-        counts = measure(experiment, folder / experiment.model, split, fill_in, beside)
+        if experiment.counts:
+            counts = experiment.counts(folder)
+        else:
+            beside = [ROOT / fill_in(other, folder) for other in experiment.beside.get(arm, ())]
+            counts = measure(experiment, folder / experiment.model, split, fill_in, beside)
         save(target / f"{split}.json", counts)
         shutil.copy(folder / "config.json", target / "config.json")
         save(target / "curves.json", curves_of(folder))
@@ -237,14 +259,17 @@ def measure(
     if beside:
         models = [*(load_model(str(other))[0] for other in beside), model]
         model = LogitSum(models, [alpha_of(each) for each in models])
-    sampler, found = HFSampler(model.eval(), eos_ids(model, tokenizer)), {}
+    make = experiment.sampler or (lambda *_: HFSampler(model, eos_ids(model, tokenizer)))
+    sampler, found = make(folder, model.eval(), tokenizer), {}
     for name, (problems, samples) in experiment.measured.items():
         if split == "dev" and name != experiment.decides:
             continue
         if split == "dev" and experiment.on_dev:
             problems, samples = experiment.on_dev
         task, rollouts = load_task(fill_in(name)), []
-        settings = (split, problems, samples, experiment.max_new_tokens, 1.0)
+        if experiment.as_scored:
+            task = experiment.as_scored(task, fill_in)
+        settings = (split, problems, samples, experiment.max_new_tokens, experiment.temperature)
         _, rows = evaluate(sampler, tokenizer, task, *settings, rollouts=rollouts)
         found[name] = {
             "samples": samples,
@@ -338,10 +363,10 @@ def column_of(name: str, samples: int) -> str:
 def scores_table(experiment: Experiment, runs: dict, task: str, against: str) -> str:
     """Test scores of every arm on a task, and what they have more than another arm's, paired by seed."""
     n = experiment.measured[task][1]
-    shown = {f"avg@{n}": "avg", f"pass@{n}": "pass", f"maj@{n}": "maj", "unparsed": "unparsed"}
-    shown |= {
-        name: name for name in experiment.more_shown if name in next(iter(runs["before"].values()))[task]
-    }
+    scores = ("avg", "pass", "maj") if n > 1 else ("avg",)  # of one sample all are the same
+    shown = {column_of(name, n): name for name in (*scores, "unparsed")}
+    first = next(iter(next(iter(runs.values())).values()))  # scores of any run
+    shown |= {name: name for name in experiment.more_shown if name in first[task]}
     against_it = experiment.names.get(against, against)
     titles = [f"`{task}`", "seeds", *shown]
     titles += [f"{column_of(name, n)} minus that of {against_it}" for name in experiment.compared]

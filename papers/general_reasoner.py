@@ -42,7 +42,6 @@ import torch
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # where plainrl/ lies
 
-from plainrl import ranks
 from plainrl.flags import (
     ClipRange,
     Count,
@@ -55,17 +54,13 @@ from plainrl.flags import (
     by_size,
     parse,
 )
-from plainrl.models import eos_ids, load_model
 from plainrl.ranks import total
-from plainrl.rollout import Batch, Rollout, completion_seed, encode_prompt, encoded_or_fail
+from plainrl.rollout import Batch, Rollout, completion_seed
 from plainrl.run import Run
-from plainrl.sampler import HFSampler
 from plainrl.scoring import micro_batches, score, update_sums
-from plainrl.screen import fail, or_fail
 from plainrl.tasks import Grade, hash_number
-from plainrl.verdicts import VERIFIER_PROMPT, last_verdict, verifier_prompt
+from plainrl.verifier import VERIFIER, Verifier, check_verifier, load_verifier
 
-VERIFIER = "runs/sft/verdicts-seed0/final"  # where `python sft.py --task verdicts` leaves its model
 # A box holds at most two further levels of braces.
 BOX = re.compile(r"\\boxed\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}")
 MARK = re.compile(r"(?:(?:final|the) answer is|the solution is|answer|solution):", re.IGNORECASE)
@@ -236,77 +231,7 @@ def learning_rate(args: Args, step: int) -> float:
     return args.lr * min(1.0, step / max(1, args.warmup_steps))
 
 
-# --- the verifier -------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Verifier:
-    """A frozen model that compares answers, and what it is asked."""
-
-    sampler: HFSampler
-    tokenizer: object
-    template: str  # with {question}, {reference} and {answer} in it
-    max_new_tokens: int
-
-    def tokens(self, text: str) -> int:
-        return len(self.tokenizer.encode(text))
-
-    def one_line(self, answer: str) -> str:
-        """An answer as it is shown to the model, which must not take its words for the prompt's. [D5]"""
-        for token in self.tokenizer.get_added_vocab():  # special tokens, <|user|> and its like
-            answer = answer.replace(token, " ")
-        return " ".join(answer.split())
-
-    def verdicts(self, asked: list[tuple[str, str, str]]) -> list[bool | None]:
-        """Is the answer the same as the reference? asked: (question, reference, answer) each.
-
-        None where the model comes to no verdict, or its context has no room for the answer. Ranks share what
-        is different.
-        """
-        different = list(dict.fromkeys(asked))
-        mine = different[ranks.share(len(different))]
-        prompts = [encode_prompt(self.tokenizer, verifier_prompt(self.template, *each)) for each in mine]
-        room = self.sampler.room or 10**9
-        fits = [i for i, ids in enumerate(prompts) if len(ids) + self.max_new_tokens <= room]
-        greedy, seeds = 0.0, [0] * len(fits)
-        completions = self.sampler.generate([prompts[i] for i in fits], 1, self.max_new_tokens, greedy, seeds)
-        found = [None] * len(mine)
-        for i, completion in zip(fits, completions, strict=True):
-            text = self.tokenizer.decode(completion.ids, skip_special_tokens=True)
-            found[i] = last_verdict(text)  # [D4]
-        verdict_of = dict(zip(different, ranks.gather(found), strict=True))
-        return [verdict_of[each] for each in asked]
-
-
-def load_verifier(args: Args, run: Run) -> Verifier:
-    """The model of --verifier, which stays as it is. What cannot be a verifier ends the run in one line."""
-    run.verifier, tokenizer = load_model(args.verifier, flag="--verifier")
-    run.verifier.eval().requires_grad_(False)
-    ranks.release_weights(run.verifier)
-    encoded_or_fail(tokenizer, "1", None, "--verifier", "use another model")
-    if args.verifier_prompt is not None:
-        # The text itself takes the place of the path: config.json keeps it, and --resume finds the same one
-        # or refuses.
-        args.verifier_prompt = or_fail(read_template, args.verifier_prompt)
-    sampler = HFSampler(run.verifier, eos_ids(run.verifier, tokenizer))
-    if sampler.room is not None and args.verifier_tokens >= sampler.room:
-        fail(
-            f"--verifier-tokens {args.verifier_tokens}: the context of --verifier has {sampler.room} tokens, "
-            "which leaves none for the question; give fewer"
-        )
-    return Verifier(sampler, tokenizer, args.verifier_prompt or VERIFIER_PROMPT, args.verifier_tokens)
-
-
-def read_template(path: Path) -> str:
-    """The text of --verifier-prompt. Raises ValueError."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"--verifier-prompt {path}: cannot be read ({error}); give a text file") from None
-    for place in ("{reference}", "{answer}"):
-        if place not in text:
-            raise ValueError(f"--verifier-prompt {path}: has no {place}; write it where it belongs")
-    return text
+# --- the rewards of a step ----------------------------------------------------------------------------------
 
 
 def verified(rollout: Rollout, verifier: Verifier, args: Args) -> tuple[list[Grade], dict]:
@@ -314,11 +239,11 @@ def verified(rollout: Rollout, verifier: Verifier, args: Args) -> tuple[list[Gra
     problems = [problem for problem in rollout.problems for _ in range(rollout.group_size)]  # N
     answers = [extracted_answer(text) for text in rollout.texts]  # [D1]
     asked = [
-        (problem.prompt, problem.answer, verifier.one_line(answer))
+        (problem.prompt, problem.answer, verifier.one_line(answer))  # [D5]
         for problem, answer in zip(problems, answers)
         if answer is not None  # [D3]
     ]
-    verdicts, grades, undecided = iter(verifier.verdicts(asked)), [], 0
+    verdicts, grades, undecided = iter(verifier.verdicts(asked)), [], 0  # [D4]
     for problem, answer in zip(problems, answers):
         if answer is None:
             grades.append(
@@ -357,13 +282,9 @@ def verifier_metrics(grades: list[Grade], of_task: list[Grade]) -> dict[str, flo
 
 def main(args: Args, task=None, sampler=None) -> Path:
     """Train and return the folder of the final model. A task or sampler of your own can be passed in."""
-    if args.verifier == VERIFIER and not Path(VERIFIER).exists():
-        fail(
-            f"--verifier {VERIFIER}: is not there yet; `python sft.py --task verdicts --train-size 12288` "
-            "makes it; or give another model that can compare answers"
-        )
+    check_verifier(args.verifier)
     run = Run("general_reasoner", args, task, sampler)
-    verifier = load_verifier(args, run)
+    run.verifier, verifier = load_verifier(args)
     reference = run.load_reference() if args.kl_coef else None
     optimizer = torch.optim.AdamW(run.model.parameters(), args.lr, weight_decay=args.weight_decay, fused=True)
     run.restore(optimizer)

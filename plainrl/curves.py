@@ -64,12 +64,26 @@ PANELS = [
     # A verifier that rewards: general_reasoner.
     Panel("verifier: says yes, and is right", "share", ["verifier/yes_rate", "verifier/right"]),
     Panel("verifier: errors", "share", ["verifier/false_yes", "verifier/false_no", "verifier/undecided"]),
+    # A decomposer and its solver: daslam.
+    Panel("parts of the reward", "mean of an episode", [f"daslam/r{i}" for i in range(1, 6)]),
+    Panel("sub-questions", "of an episode", ["daslam/subquestions"]),
+    Panel("questions that the solver answers alone", "share", ["daslam/solved"]),
+    Panel("the solver's calls", "in a step", ["solver/calls"]),
+    Panel("the solver's tokens", "in a step", ["solver/tokens"]),
     # Two models whose logits are added: unir.
     Panel("KL to the frozen model", "nats per token", ["unir/kl_frozen"]),
     Panel("reasoner's logits", "std over the vocabulary", ["unir/spread"]),
     # Pairs: dto.
     Panel("pairs: how likely a token is", "nats per token", ["dto/logp_chosen", "dto/logp_rejected"]),
     Panel("pairs: beta times the difference", "nats", ["dto/margin"]),
+    # Thoughts before every token: quiet_star.
+    Panel("next token without and with a thought", "nats per token", ["nll/base", "nll/mixed"]),
+    Panel("reward of thoughts", "nats", ["quiet/reward_mean"]),
+    Panel(
+        "thoughts: weight in the mixing, and share that helps",
+        "share",
+        ["quiet/gate_mean", "quiet/frac_positive"],
+    ),
     # Hints: guide.
     Panel("hints: groups, and right completions", "share", ["guide/frac_guided", "guide/guided_success"]),
     Panel("ratios of guided tokens", "plain over hinted prompt", ["guide/ratio_q*", "guide/gamma"]),
@@ -81,6 +95,7 @@ PANELS = [
 ]
 NOT_DRAWN = {"h1/stage", "h1/stage_tokens"}  # h1/horizon shows the stages
 NOT_DRAWN |= {"sft/tokens_total", "sft/tokens_seen", "sft/rows_total", "sft/epoch"}  # they count
+NOT_DRAWN |= {"quiet/forward_tokens"}
 NOT_A_METHOD = {"reward", "rollout", "policy", "loss", "optim", "time", "perf", "eval", "test"}
 
 

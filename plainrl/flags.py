@@ -30,18 +30,23 @@ from plainrl.screen import fail, say
 
 HERE = Path(__file__).resolve().parent
 # The embedded models, one for each world, wherever plainrl/ was copied to.
-EMBEDDED = {"models/tiny": HERE / "tiny", "models/countdown": HERE / "tiny_countdown"}
+EMBEDDED = {
+    "models/tiny": HERE / "tiny",
+    "models/countdown": HERE / "tiny_countdown",
+    "models/orthogonal": HERE / "tiny_orthogonal",  # an architecture alone, for --init random
+}
 EVAL_SEED = 2**31  # evaluation has its own seed: every checkpoint meets the same problems and random numbers
 EVAL_LENGTHS = {"tiny": 160, "small": 1024, "large": 3072}  # longest completions of eval.py, by size
 # Flags that name a model.
-MODEL_FLAGS = ("model", "baseline", "teacher", "frozen", "verifier", "plus", "minus", "to")
+MODEL_FLAGS = ("model", "baseline", "teacher", "frozen", "verifier", "solver", "plus", "minus", "to")
 
 # --- defaults by the size of the model ----------------------------------------------------------------------
 
 SIZES = {"tiny": 0, "small": 10_000_000, "large": 1_300_000_000}  # and the least number of parameters of each
 SIZES_IN_HELP = (
     "Defaults depend on the size of --model: tiny is an embedded model, small 135M to 1B (a CPU or one "
-    "small GPU), large what is above (the papers' scale). countdown is the embedded model on that task."
+    "small GPU), large what is above (the papers' scale). countdown and orthogonal are the embedded models "
+    "on these tasks."
 )
 
 
@@ -154,8 +159,11 @@ class SharedFlags:
     """Flags of every training script; the lines that read them are in plainrl/."""
 
     model: str | None = None
-    """Hugging Face folder, hub name or .gguf file to start from (default: models/tiny, or models/countdown
-    with --task countdown)"""
+    """Hugging Face folder, hub name or .gguf file to start from (default: models/tiny, or with --task
+    countdown or orthogonal the model of that name)"""
+    init: Literal["random"] | None = None
+    """random: new weights, drawn by --seed, in the architecture and with the tokenizer of --model (default:
+    its own weights)"""
     task: str = "chain"
     """chain[?horizon=3&family=plain], countdown, jsonl:PATH, gym:NAME?key=value or gsm8k (see
     plainrl/tasks.py)"""
@@ -214,6 +222,11 @@ class SharedFlags:
     kl_to_start: ClassVar[bool] = True
     """--kl-coef, where a script has it, compares with a frozen copy of the starting model"""
 
+    @property
+    def runs_of_a_token(self) -> int:
+        """how often a token of a row goes through the model in a step"""
+        return 1
+
 
 @dataclass
 class RunFlags(SharedFlags):
@@ -227,7 +240,7 @@ class RunFlags(SharedFlags):
     """B, prompts sampled per step"""
     group_size: GroupSize | None = by_size(tiny=16, small=8, large=8)
     """G, completions per prompt"""
-    max_new_tokens: Length | None = by_size(tiny=160, small=256, large=3072, countdown=32)
+    max_new_tokens: Length | None = by_size(tiny=160, small=256, large=3072, countdown=32, orthogonal=14)
     """longest completion; Dr. GRPO divides by it"""
     temperature: Temperature = 1.0
     """sampling temperature; the same one divides the logits in the loss"""
@@ -264,7 +277,7 @@ class RowFlags(SharedFlags):
     dev_share: Annotated[float, Bounds(at_least=0, at_most=0.5)] = 0.05
     """share of the prompts whose rows are held out for eval/loss, by a hash of the prompt; about 512 rows at
     most"""
-    max_new_tokens: Length | None = by_size(tiny=160, small=256, large=3072, countdown=32)
+    max_new_tokens: Length | None = by_size(tiny=160, small=256, large=3072, countdown=32, orthogonal=14)
     """longest completion in dev and test scores"""
     temperature: Temperature = 1.0
     """sampling temperature of dev and test scores; the loss is always at 1"""
@@ -372,6 +385,8 @@ def check_flags(args) -> None:
         fail(f"--minibatches {minibatches}: does not divide --prompts-per-step {prompts}")
     if getattr(args, "plan", False) and args.resume:
         fail("--plan: is for a run that has not begun; leave --resume out")
+    if getattr(args, "init", None) and args.lora_rank:
+        fail("--init random: does not go with --lora-rank, which adds little to weights that have learned")
     server = getattr(args, "vllm_server", None)
     if server and args.engine == "hf":
         fail("--engine hf: does not go with --vllm-server; leave one of them out")

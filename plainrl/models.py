@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors import SafetensorError, safe_open
 
-from plainrl import lora, ranks
+from plainrl import added, lora, ranks
 from plainrl.flags import EMBEDDED, looks_like_a_path
 from plainrl.screen import fail, or_fail, say, shown
 
@@ -92,9 +92,10 @@ def load_model(
     activation_checkpointing: bool = False,
     lora_rank: int | None = None,
     flag: str = "--model",
+    new_weights: int | None = None,
 ) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
     """Load a folder, a hub name or a .gguf file, in float32 whatever the file says (bfloat16 loses small
-    updates).
+    updates). `new_weights` is the seed of random ones, which take the place of those in the file.
 
     On a GPU the model body computes in bfloat16 autocast over these float32 weights; the head stays float32.
     """
@@ -104,10 +105,14 @@ def load_model(
     path, options = path_and_options(name, flag)
     tokenizer = load_tokenizer(name, flag)
     try:
-        model = read_model(path, **options)
+        model = (
+            read_model(path, **options) if new_weights is None else new_model(path, new_weights, **options)
+        )
     except (OSError, ValueError) as error:
+        if new_weights is None and is_architecture_alone(path):
+            fail(f"{flag} {name}: has no weights, only an architecture; train it with --init random")
         fail(f"{flag} {name}: cannot be loaded ({str(error).splitlines()[0]}); {WAY_OUT}")
-    if options:
+    if options and new_weights is None:
         forget_quantisation(model)
     check_head(model, name, flag)
     turn_off_dropout(model)
@@ -182,9 +187,11 @@ def eos_ids(model, tokenizer) -> list[int]:
 
 
 def model_hash(model) -> str:
-    """The first 16 hex digits of a hash over all weights: which model a run started from."""
+    """The first 16 hex digits of a hash over all weights: which model a run started from. What a script has
+    added to it does not count."""
     digest = hashlib.sha256()
-    for name, weight in sorted(lora.merged(ranks.full_weights(model), model).items()):
+    weights, _ = added.split(ranks.full_weights(model), model)
+    for name, weight in sorted(lora.merged(weights, model).items()):
         digest.update(name.encode())
         digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy())
     return ranks.gather([digest.hexdigest()[:16]])[0]
@@ -234,8 +241,10 @@ def save_model(
 def write_folder(folder: Path, model, tokenizer, weights: dict, extra: dict) -> None:
     """All files of `save_model` anew, in a folder of their own."""
     shutil.rmtree(folder, ignore_errors=True)
-    model.save_pretrained(folder, state_dict=lora.merged(weights, model))
+    plain, _ = added.split(weights, model)
+    model.save_pretrained(folder, state_dict=lora.merged(plain, model))
     lora.save_adapter(folder / "adapter", weights, model)
+    added.save(folder, weights, model)
     for path in folder.rglob("*.safetensors"):  # they come with rights for their owner alone
         shutil.copymode(folder / "config.json", path)
     tokenizer.save_pretrained(folder)
@@ -362,7 +371,7 @@ def read_weights(folder: Path, model) -> dict[str, torch.Tensor]:
             raise ValueError(f"adapter: {str(error).splitlines()[0]}") from None
         needed = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     else:
-        saved = read_model(folder).state_dict()
+        saved = read_model(folder).state_dict() | added.load(folder, model)
         needed = model.state_dict()
     for name, weight in needed.items():
         if name not in saved or saved[name].shape != weight.shape:
@@ -384,6 +393,29 @@ def read_model(path: str | Path, **kwargs):
     if missing:
         raise ValueError(f"{len(missing)} of its weights are missing, {missing[0]} among them")
     return model
+
+
+def new_model(path: str | Path, seed: int, **kwargs):
+    """A model of the architecture in a folder or of a hub name, with weights that its class draws from the
+    seed, in float32. The random numbers of the caller go on as if nothing had been drawn."""
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+    config = AutoConfig.from_pretrained(path, **kwargs)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    try:
+        model.generation_config = GenerationConfig.from_pretrained(path)  # `eos_ids` looks into it
+    except OSError:
+        pass  # not every model has one: what config.json says stands
+    return model
+
+
+def is_architecture_alone(path: str | Path) -> bool:
+    """Is it a folder of a model whose weights are not there?"""
+    folder = Path(path)
+    weights = [*folder.glob("*.safetensors*"), *folder.glob("*.bin*"), *folder.glob("*.gguf")]
+    return (folder / "config.json").exists() and not weights
 
 
 # --- the machine --------------------------------------------------------------------------------------------

@@ -375,6 +375,10 @@ def say_tokens_and_hours(run) -> None:
     if tokens.rounds > 1:
         say(f"        {with_rounds}: {tokens.in_rounds:,} sampled at most")
     say(f"        {tokens.scores:,} for scores on dev and test at most")
+    if hasattr(args, "solver_tokens"):
+        # An attempt at each question; for each completion every sub-question, and the question again.
+        answers = args.prompts_per_step * (1 + args.group_size * (args.most_subquestions + 1))
+        say(f"        {answers * args.solver_tokens:,} a step of the solver at most")
     training, sampling = (parts | frozen_models(run) for parts in memory_of(run))
     say(f"memory by formula: training {terms(training)}\n                   sampling {terms(sampling)}")
     if not can_be_timed(run):
@@ -430,8 +434,10 @@ def seconds_on_rows(run) -> tuple[float, float, float]:
     began = clock(device)
     score(run.model, *inputs)[0].sum().backward()
     run.optimizer.zero_grad()
-    a_row = (clock(device) - began) / len(part)
+    a_row = (clock(device) - began) / len(part) * args.runs_of_a_token
     held = len(run.dev_rows) * a_row / 3  # a forward pass is a third of the work
+    if args.pass_before_update:
+        a_row += a_row / 3
     if run.teacher is not None:
         began = clock(device)
         with torch.no_grad():
@@ -459,6 +465,7 @@ def dev_prompts(run, count: int = 8) -> list[list[int]]:
 def frozen_models(run) -> dict[str, float]:
     """Bytes of the models that stay as they are, beside the one that is trained."""
     models = {"teacher": run.teacher, "frozen model": run.frozen, "verifier": run.verifier}
+    models |= {"solver": run.solver}
     return {name: 4 * model.num_parameters() for name, model in models.items() if model is not None}
 
 
@@ -470,10 +477,11 @@ def memory_on_rows(run) -> tuple[dict[str, float], dict[str, float]]:
         checkpointing=args.activation_checkpointing,
         gpus=ranks.WORLD_SIZE,
     )
-    a_batch = args.rows_per_step * longest.length
+    a_row = longest.length * args.runs_of_a_token
+    a_batch = args.rows_per_step * a_row
     training, nothing = memory(
         sizes_of(run.model),
-        tokens=max(longest.length, min(args.micro_batch_tokens, a_batch)),  # a micro-batch has at least a row
+        tokens=max(a_row, min(args.micro_batch_tokens, a_batch)),  # a micro-batch has at least a row
         prompt=len(longest.prompt_ids),
         length=len(longest.completion_ids),
         rows=0,

@@ -341,13 +341,18 @@ def encode_rows(rows: list[Row], args, model, tokenizer) -> list[Row]:
     end_id = end_token(model, tokenizer)
     made = with_progress(rows, "rows", f"of {len(rows):,} are made tokens")
     rows = [or_fail(encode, row, tokenizer, end_id, args.system_prompt, args.loss_on) for row in made]
+    check_ids(rows, model)
+    return rows
+
+
+def check_ids(rows: list[Row], model) -> None:
+    """Refuse tokens that the model does not have."""
     most = max(max(*row.prompt_ids, *row.completion_ids) for row in rows)
     if most >= (vocabulary := model.get_input_embeddings().num_embeddings):
         fail(
             f"--model: its tokenizer makes token {most}, and its weights have {vocabulary} tokens; the "
             "tokenizer is another model's"
         )
-    return rows
 
 
 def longest_row(args, model) -> int:

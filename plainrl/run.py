@@ -96,11 +96,14 @@ MAY_CHANGE_ON_RESUME = {
     "steps", "token_budget", "save_every", "out_dir", "resume", "track", "micro_batch_tokens",
     "activation_checkpointing", "max_logprob_gap", "vllm_server", "vllm_memory", "report", "plan",
 }  # fmt: skip
-FROZEN = ("teacher", "frozen", "verifier")  # flags and attributes of models that stay as they are
+FROZEN = ("teacher", "frozen", "verifier", "solver")  # flags and attributes of models that stay as they are
 MAY_GROW_ON_RESUME = {"epochs"}  # besides, where they are passes over all rows and not over a step's batch
 
 COLUMNS = [  # title, metric, width, format; a script that does not log a metric has no such column
     ("loss", "sft/loss", 6, ".3f"),
+    ("base", "nll/base", 6, ".3f"),
+    ("mixed", "nll/mixed", 6, ".3f"),
+    ("gate", "quiet/gate_mean", 7, ".4f"),
     ("kl", "distill/kl", 6, ".3f"),
     ("margin", "dto/margin", 6, ".2f"),
     ("accuracy", "sft/accuracy", 8, ".3f"),
@@ -158,7 +161,7 @@ class Run:
         with self.before_the_first_record():
             self.claim_folder()
             check_task(self.task, args)
-            self.model, self.tokenizer = load_model(args.model, args.activation_checkpointing, args.lora_rank)
+            self.model, self.tokenizer = self.load_start(args.activation_checkpointing, args.lora_rank)
             set_thinking(self.tokenizer, args.enable_thinking)
             resolve_defaults(args, self.model.num_parameters(), self.task)
             if args.max_logprob_gap is None:
@@ -166,6 +169,8 @@ class Run:
             check_flags(args)
             check_task(self.task, args)
             say_if_few(self.task, args)
+            if args.init == "random" and self.samples_its_batch:
+                say("--init random: where chance earns no reward, as on chain, new weights learn nothing")
             self.own_sampler = sampler is not None
             # Where nothing is sampled, no engine is started for it.
             engine = args if self.has_task else dataclasses.replace(args, engine="hf", vllm_server=None)
@@ -178,9 +183,11 @@ class Run:
         self.budget = math.inf if args.token_budget is None else args.token_budget
         self.optimizer, self.interrupted, self.lines, self.first_began = None, False, 0, None
         self.rows, self.dev_rows = [], []  # see plainrl/rows.py; none where a step samples its batch
-        self.teacher = self.verifier = None  # frozen models that a script learns from besides
+        self.teacher = self.verifier = self.solver = None  # frozen models that a script learns from besides
         # What samples and is scored: the model, or a sum that it is part of (plainrl/logit_sum.py).
         self.policy, self.frozen = self.model, None  # `frozen` is the sum's other part
+        # What eval/loss is made of; a script whose model predicts in another way has its own.
+        self.score_rows = partial(score_all, temperature=1.0)
         self.best_is_due = False  # the current model is the best so far, and best/ is another
         self.dev_lines: dict[str, list[dict]] = {}  # of other logs, which go with the next record
         self.token_texts = samples.TokenTexts(self.tokenizer) if args.report else None
@@ -218,9 +225,14 @@ class Run:
         """Whether a step samples what it trains on, and does not train on rows that are given."""
         return isinstance(self.args, RunFlags)
 
+    def load_start(self, *how) -> tuple:
+        """The starting model and its tokenizer: the weights of --model, or with --init random new ones."""
+        seed = self.args.seed if self.args.init == "random" else None
+        return load_model(self.args.model, *how, new_weights=seed)
+
     def load_reference(self):
         """A frozen copy of the starting model, in evaluation mode."""
-        return load_model(self.args.model)[0].eval().requires_grad_(False)
+        return self.load_start()[0].eval().requires_grad_(False)
 
     def restore(self, optimizer: torch.optim.Optimizer) -> None:
         """Open the output folder, or go on from its last checkpoint with --resume."""
@@ -464,9 +476,9 @@ class Run:
         self.log_samples(rollout, batch, **columns)
         self.save()
 
-    def end_step_on_rows(self, batch: Batch, own: dict) -> None:
+    def end_step_on_rows(self, batch: Batch, own: dict, **fields) -> None:
         """The same for a step that trains on rows of text: no metrics of a rollout, and samples.jsonl gets
-        the first row, as the model saw it before the update."""
+        the first row, as the model saw it before the update. `fields` are the algorithm's entries there."""
         is_due = (self.state["step"] + 1) % self.args.eval_every == 0 or self.is_last
         self.times["train"] = time.monotonic() - self.clock
         if is_due:
@@ -478,7 +490,7 @@ class Run:
             record |= self.score_dev()
         self.log(record)
         line = samples.row_line(batch, self.tokenizer, self.token_texts)
-        self.append("samples.jsonl", [{"step": record["step"]} | line])
+        self.append("samples.jsonl", [{"step": record["step"]} | line | fields])
         self.save()
 
     def finish(self) -> Path:
@@ -514,6 +526,8 @@ class Run:
         took = minutes(time.monotonic() - self.started)
         say(f"took {took}; curves: {self.dir / 'curves.png'}; model: {final}")
         evaluation = ROOT / "eval.py"  # a fork may have none, or another
+        if hasattr(self.task, "grade_many"):  # it takes more than the model to answer, a solver for instance
+            return final
         if self.args.task is not None and evaluation.exists() and "plainrl" in evaluation.read_text("utf-8"):
             say(f"evaluate it: {self.eval_command(final)}")
         return final
@@ -622,8 +636,8 @@ class Run:
         """Mean loss of a token of the rows that are held out, in nats."""
         prompt_ids = [row.prompt_ids for row in self.dev_rows]
         completion_ids = [row.completion_ids for row in self.dev_rows]
-        settings = (1.0, self.args.micro_batch_tokens)  # the temperature of the loss
-        logprobs, _ = score_all(self.model, prompt_ids, completion_ids, *settings)  # [dev rows, T]
+        rows, tokens = (prompt_ids, completion_ids), self.args.micro_batch_tokens
+        logprobs, _ = self.score_rows(self.model, *rows, tokens=tokens)  # [dev rows, T]
         return -logprobs.double().sum().item() / sum(map(len, completion_ids))
 
     def score_dev(self) -> dict[str, float]:
@@ -824,7 +838,7 @@ class Run:
         ]
         scores = [f"{name} {record[name]:.3f}" for name in names]
         scores += [f"eval/loss {record['eval/loss']:.4f}"] if record.get("eval/loss") is not None else []
-        if "reward/mean" in record or "sft/loss" in record:
+        if "optim/lr" in record:  # of a step
             seconds = sum(record.get(f"time/{name}", 0.0) for name in ("rollout", "train", "sync"))
             values = record | {"time/step": seconds}
             columns = [column for column in COLUMNS if column[1] in values]

@@ -4,6 +4,12 @@ r"""What a task is: problems and a grader. `load_task` makes the one that a --ta
     chain?horizon=5&family=mixed its settings, see `plainrl.world.ChainTask`
     chain?reward=prefix          a wrong answer earns something where the solution begins right
     countdown?numbers=4          reach a target from a few numbers, see `plainrl.countdown.CountdownTask`
+    orthogonal?n=2-4             are two vectors orthogonal? For models that begin with random weights, see
+                                 `plainrl.orthogonal.OrthogonalTask`
+    esolang?language=bf&kind=sort
+                                 write a program in Brainf**k or Befunge, see `plainrl.esolang.EsolangTask`
+    box?size=20&points=2         where is the rectangle in a grid of characters? See `plainrl.box.BoxTask`
+    geo?tau=200                  where is a capital? See `plainrl.geo.GeoTask`
     verdicts?rules=new           is an answer the same as the reference? See `plainrl.verdicts.VerdictTask`
     jsonl:PATH                   your own file: JSON lines, a JSON array, CSV or Parquet, with the fields
                                  prompt and answer; optional are hint, solution, horizon, split
@@ -33,8 +39,13 @@ Where problems have a horizon, h1_curriculum.py asks for the same problems at an
 
     at_horizon(horizon)         -> task
 
+Where many cost less than one by one, a task may grade many; no limit of time holds for it:
+
+    grade_many(completions, problems) -> Grades
+
 Answers are asked for in \boxed{}; the last box counts. How they are compared is in plainrl/grading.py.
-countdown is another kind: there the way is the answer. So is verdicts, which asks for Yes or No in words.
+countdown is another kind: there the way is the answer. orthogonal asks for Y or N, verdicts for Yes or No in
+words, esolang for a program, box and geo for what stands in <answer>.
 """
 
 import ast
@@ -93,7 +104,7 @@ class NoTask:
 def load_task(spec: str):
     """The task that a --task flag names. Raises ValueError with the flag and the way out."""
     # Here, since they import this module.
-    from plainrl import countdown, files, gym, sources, subset, verdicts, world
+    from plainrl import box, countdown, esolang, files, geo, gym, orthogonal, sources, subset, verdicts, world
 
     name, settings = name_and_settings(spec)
     if name == "chain":
@@ -102,6 +113,19 @@ def load_task(spec: str):
     if name == "countdown":
         check_settings(spec, settings, "numbers", "largest")
         return countdown.CountdownTask(**settings)
+    if name == "orthogonal":
+        check_settings(spec, settings, "n")
+        return orthogonal.OrthogonalTask(**settings)
+    if name == "esolang":
+        check_settings(spec, settings, "language", "kind", "card")
+        return esolang.EsolangTask(**settings)
+    if name == "box":
+        check_settings(spec, settings, "size", "points", "reward", "form")
+        side = {"side": settings.pop("size")} if "size" in settings else {}
+        return box.BoxTask(**side, **settings)
+    if name == "geo":
+        check_settings(spec, settings, "tau")
+        return geo.GeoTask(**settings)
     if name == "verdicts":
         check_settings(spec, settings, "rules")
         return verdicts.VerdictTask(**settings)
@@ -124,7 +148,8 @@ def load_task(spec: str):
         if Path(name).suffix or "/" in name:
             raise ValueError(f"--task {spec}: unknown; if it is a file, write --task jsonl:{spec}")
         known = ", ".join(sources.BENCHMARKS)
-        known = f"chain, countdown, verdicts, jsonl:PATH, gym:NAME?key=value, gsm8k, {known}, subset:FILE"
+        known = f"jsonl:PATH, gym:NAME?key=value, gsm8k, {known}, subset:FILE"
+        known = f"chain, countdown, orthogonal, esolang, box, geo, verdicts, {known}"
         raise ValueError(f"--task {spec}: unknown; use {known}")
     return task if horizon is None else sources.ComposedTask(task, horizon)
 

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from papers import dto
+from plainrl import plan
 from plainrl.rows import KEPT_NUMBERS
 from plainrl.tasks import Problem
 
@@ -623,6 +624,17 @@ def test_a_pair_with_a_long_row_is_left_out(flags, tmp_path, capsys):
     train(flags, data=(data,), max_length=60, steps=1, dev_share=0.0)
     screen = capsys.readouterr().out
     assert "1 of 50 rows have more than 60 tokens" in screen and "24 pairs to learn, 0 held out" in screen
+
+
+@mutant("plan: pairs that are scored in no time", "plainrl/plan.py", "a_row += a_row / 3", "pass")
+def test_the_plan_counts_the_pass_before_the_update(flags, capsys, monkeypatch):
+    """Catches a plan whose time is that of sft.py, which scores nothing before it updates."""
+    ticks = iter(range(0, 1000, 3))
+    monkeypatch.setattr(plan, "clock", lambda device: float(next(ticks)))
+    with pytest.raises(SystemExit) as ended:
+        train(flags, plan=True, micro_batch_tokens=10**6)
+    assert ended.value.code == 0 and not flags["out_dir"].exists()
+    assert "time, measured: 4.0 s a step" in capsys.readouterr().out  # 3 for the update, 1 for the pass
 
 
 # --- resume, adapters, ranks --------------------------------------------------------------------------------

@@ -246,13 +246,13 @@ def rollout_of(texts: list[str], right: list[bool], references=("3", "4")) -> Ro
 
 @mutant(
     "each answer asked for itself",
-    "papers/general_reasoner.py",
+    "plainrl/verifier.py",
     "different = list(dict.fromkeys(asked))",
     "different = list(asked)",
 )
 @mutant(
     "the verdict of another",
-    "papers/general_reasoner.py",
+    "plainrl/verifier.py",
     "verdict_of[each] for each in asked",
     "verdict_of[asked[0]] for each in asked",
 )
@@ -267,13 +267,13 @@ def test_each_different_answer_is_asked_about_once(tokenizer):
 
 @mutant(
     "special tokens in an answer",
-    "papers/general_reasoner.py",
+    "plainrl/verifier.py",
     'answer = answer.replace(token, " ")',
     "answer = str(answer)",
 )
 @mutant(
     "an answer of several lines",
-    "papers/general_reasoner.py",
+    "plainrl/verifier.py",
     'return " ".join(answer.split())',
     "return answer",
 )
@@ -288,7 +288,7 @@ def test_an_answer_cannot_write_into_the_prompt(tokenizer):
     assert "<|assistant|>Final" not in verifier.sampler.prompts[0]
 
 
-@mutant("no look at the room", "papers/general_reasoner.py", "self.max_new_tokens <= room]", "0 <= 10**9]")
+@mutant("no look at the room", "plainrl/verifier.py", "self.max_new_tokens <= room]", "0 <= 10**9]")
 def test_an_answer_without_room_is_undecided(tokenizer):
     """Catches a prompt longer than the verifier's context, which a policy could write."""
     verifier = verifier_that(tokenizer, says_yes_to("3"))
@@ -525,10 +525,10 @@ def run(toy_model, tmp_path, monkeypatch, tokenizer):
     monkeypatch.setattr(curves, "plot_run", lambda run: None)
     load = general_reasoner.load_verifier
 
-    def of_words(args, run):
-        return replace(
-            load(args, run), sampler=Asked(tokenizer, says_yes_to("3", "5", "6")), template=TEMPLATE
-        )
+    def of_words(args):
+        model, verifier = load(args)
+        words = Asked(tokenizer, says_yes_to("3", "5", "6"))
+        return model, replace(verifier, sampler=words, template=TEMPLATE)
 
     monkeypatch.setattr(general_reasoner, "load_verifier", of_words)
 
@@ -594,14 +594,15 @@ def test_a_resumed_run_is_the_same_to_the_bit(flags, run):
 @mutant(
     "a verifier that may change",
     "plainrl/run.py",
-    'FROZEN = ("teacher", "frozen", "verifier")',
-    'FROZEN = ("teacher", "frozen")',
+    'FROZEN = ("teacher", "frozen", "verifier", "solver")',
+    'FROZEN = ("teacher", "frozen", "solver")',
 )
 @mutant(
     "a verifier's prompt that may change",
-    "papers/general_reasoner.py",
+    "plainrl/verifier.py",
     "        args.verifier_prompt = or_fail(read_template, args.verifier_prompt)",
-    "        args = replace(args, verifier_prompt=or_fail(read_template, args.verifier_prompt))",
+    "        args = type(args)(**vars(args))\n"
+    "        args.verifier_prompt = or_fail(read_template, args.verifier_prompt)",
 )
 def test_another_verifier_is_refused_on_resume(run, toy_model, tmp_path):
     """Catches a run that goes on with another verifier or prompt under the same flag."""
@@ -660,7 +661,8 @@ def test_with_a_model_that_verifies(toy_model, tmp_path, monkeypatch):
     flags = toys.quick_flags(toy_model, tmp_path / "run", steps=2, verifier=toy_model, verifier_tokens=8)
     general_reasoner.main(general_reasoner.Args(**flags), task=toys.HashTask())
     assert set(toys.column(tmp_path / "run", "verifier/undecided")) == {1.0}
-    assert kept[0].template == VERIFIER_PROMPT and not kept[0].sampler.model.training
+    model, verifier = kept[0]
+    assert verifier.template == VERIFIER_PROMPT and verifier.sampler.model is model and not model.training
     before = load_file(f"{toy_model}/model.safetensors")
-    now = kept[0].sampler.model.state_dict()
+    now = model.state_dict()
     assert all(torch.equal(now[name], weight) for name, weight in before.items())

@@ -887,8 +887,8 @@ def poison(monkeypatch, script, updates, where: str) -> None:
     """Make the gradient, or the logits and with them the loss, NaN in these updates (counted from 1)."""
     original_load, original_accumulate, now = models.load_model, script.accumulate_gradients, [0]
 
-    def load_model(*args):
-        model, tokenizer = original_load(*args)
+    def load_model(*args, **how):
+        model, tokenizer = original_load(*args, **how)
 
         def nan_if_due(value):
             return value * math.nan if now[0] in updates and torch.is_grad_enabled() else value

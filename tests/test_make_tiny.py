@@ -38,7 +38,7 @@ def test_starts_to_reproduce_and_never_overwrites(world, committed, tmp_path, mo
     defaults = asdict(make_tiny.Args(world=world))
     flags = made_with.keys() & defaults.keys() - {"out_dir"}  # models/tiny is older than some
     assert {name: made_with[name] for name in flags} == {name: defaults[name] for name in flags}
-    with pytest.raises(SystemExit, match="--out-dir .*new exists"):
+    with pytest.raises(SystemExit, match="--out-dir .*new: exists"):
         make_tiny.main(make_tiny.Args(world=world, out_dir=new))
 
 

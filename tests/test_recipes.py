@@ -184,7 +184,7 @@ def test_the_premise_is_looked_at_first(experiment, commands, tmp_path, capsys):
 
 
 EXPERIMENTS = ("deepdistill", "distill", "eit", "fslr", "mft", "passk", "rounds", "shape", "sources")
-EXPERIMENTS += ("dto", "general_reasoner", "srpo", "unir", "vectors")
+EXPERIMENTS += ("daslam", "dto", "general_reasoner", "latent_seek", "quiet_star", "srpo", "unir", "vectors")
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -201,7 +201,7 @@ def test_commands_can_be_read(name):
         *first, last = command.replace("{setting}", setting).split(" && ")
         commands += [*first, f"{last} {setting}"]
     for command in commands:
-        file, *flags = shlex.split(command.format(here="here", seed=7, out="out"))
-        assert "{" not in command.format(here="here", seed=7, out="out")
+        file, *flags = shlex.split(command.format(here="here", seed=7, out="out", split="dev"))
+        assert "{" not in shlex.join([file, *flags])
         module = importlib.import_module(file.removesuffix(".py").replace("/", "."))
         tyro.cli(module.Args, args=flags)

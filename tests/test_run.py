@@ -170,7 +170,7 @@ def test_the_time_left_counts_from_the_first_step(run, monkeypatch, capsys):
     run.args.steps, run.lines, run.started, run.first_step, run.first_began = 10, 1, 0.0, 4, 90.0
     run.sampled = SimpleNamespace(grades=[])
     monkeypatch.setattr(time, "monotonic", lambda: 100.0)
-    run.show({"step": 6, "reward/mean": 0.5})
+    run.show({"step": 6, "optim/lr": 1e-3, "reward/mean": 0.5})
     assert capsys.readouterr().out.endswith("| 0:00:20\n")
 
 
@@ -205,9 +205,9 @@ def test_grader_errors_are_shown(run, capsys):
     run.args.steps, run.lines, run.first_step, run.first_began = 10, 1, 0, time.monotonic()
     whys = ["wrong", "error: \x1b[2J\nno", "timeout", "correct"]
     run.sampled = SimpleNamespace(grades=[Grade(False, 0.0, None, why) for why in whys])
-    run.show({"step": 2, "reward/mean": 0.25})
+    run.show({"step": 2, "optim/lr": 1e-3, "reward/mean": 0.25})
     run.sampled.grades[1:3] = []
-    run.show({"step": 3, "reward/mean": 0.25})
+    run.show({"step": 3, "optim/lr": 1e-3, "reward/mean": 0.25})
     lines = capsys.readouterr().out.splitlines()
     said = "  the grader failed on 2 of 4 completions, which get no reward; first: error: \\x1b[2J\\nno"
     assert len(lines) == 3 and lines[1] == said

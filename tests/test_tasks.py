@@ -434,8 +434,8 @@ def test_chain_bad_setting(spec, said):
 def test_unknown_task(spec):
     """Catches an unknown task without the flag, what was given and what there is."""
     assert message(load_task, spec).startswith(
-        f"--task {spec}: unknown; use chain, countdown, verdicts, jsonl:PATH, gym:NAME?key=value, gsm8k, "
-        "math500"
+        f"--task {spec}: unknown; use chain, countdown, orthogonal, esolang, box, geo, verdicts, "
+        "jsonl:PATH, gym:NAME?key=value, gsm8k, math500"
     )
 
 

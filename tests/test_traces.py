@@ -3,6 +3,7 @@
 import json
 import random
 import re
+from collections import Counter
 from fractions import Fraction
 from pathlib import Path
 
@@ -423,9 +424,8 @@ def done(number: int, plan: str) -> Fraction:
 def test_rows_of_every_kind_are_read_by_sft(tmp_path, tokenizer, capsys):
     """Catches a target that does not lead to the answer, read by other code than wrote it; a field that
     sft.py does not know; and an end token behind what is only a beginning."""
-    found = {
-        kind: run(tmp_path, kind, "chain?family=mixed", problems=60, seed=3) for kind in traces.Kind.__args__
-    }
+    kinds = [kind for kind in traces.Kind.__args__ if kind not in traces.KINDS_WITH_PROMPTS]
+    found = {kind: run(tmp_path, kind, "chain?family=mixed", problems=60, seed=3) for kind in kinds}
     screen = capsys.readouterr().out
     assert f"{tmp_path}/plan.jsonl: 60 rows of kind plan\n" in screen
     assert f"next: python sft.py --data {tmp_path}/plan.jsonl --task 'chain?family=mixed'\n" in screen
@@ -463,6 +463,79 @@ def test_rows_of_every_kind_are_read_by_sft(tmp_path, tokenizer, capsys):
             for last in ("gives ", "leaves ", "makes ", "into ")
             if last in words[-3]
         )
+
+
+@mutant(
+    "traces: lists that are never damaged",
+    "tools/traces.py",
+    "damaged(letters, rng) if rng",
+    "letters if rng",
+)
+@mutant("traces: damage that changes nothing", "tools/traces.py", "while made == letters:", "while False:")
+@mutant(
+    "traces: the right solution alone",
+    "tools/traces.py",
+    "(None, problem.solution, wrong)",
+    "(problem.solution,)",
+)
+def test_lists_of_sub_questions(tmp_path):
+    """Catches another share of damaged lists, damage of one kind alone, and prompts that always show the
+    solution: a decomposer reads what a solver wrote, right or wrong, or nothing."""
+    task = "chain?horizon=2-4"
+    made = run(tmp_path, "subquestions", task, problems=300, share=0.3, seed=1)
+    again = run(tmp_path, "subquestions", task, name="again", problems=60, share=0.3, seed=1)
+    assert again == made[:60]
+    damage, shown = Counter(), Counter()
+    for row, plain in zip(made, run(tmp_path, "solution", task, problems=300, seed=1)):
+        right = [line[0] for line in plain["completion"].splitlines()[:-1]]
+        asked = row["completion"].replace("?", "").splitlines()
+        assert all(line.endswith("?") for line in row["completion"].splitlines())
+        if asked != right:
+            damage[
+                "missing" if len(asked) < len(right) else "order" if {*asked} == {*right} else "twice"
+            ] += 1
+        assert row["prompt"].startswith(plain["prompt"]) and row["prompt"].endswith("\nSub-questions?")
+        reasoning = row["prompt"].removeprefix(plain["prompt"]).removesuffix("\nSub-questions?")
+        work = plain["completion"].replace("\n", ", ")
+        shown[
+            "nothing" if not reasoning else "right" if reasoning == f"\nReasoning: {work}" else "wrong"
+        ] += 1
+    assert 66 <= damage.total() <= 114 and min(damage.values()) > 15 and len(damage) == 3  # 90, 3 times 7.9
+    assert min(shown.values()) > 70 and len(shown) == 3
+    assert (
+        run(tmp_path, "subquestions", task, name="none", problems=20, share=0)[0]["completion"]
+        == "A?\nB?\nC?"
+    )
+    assert traces.damaged(["A"], random.Random(0)) == ["A", "A"]
+
+
+@mutant(
+    "traces: the answer as a hint",
+    "tools/traces.py",
+    'f"{letter}?"), lines[:i])',
+    'f"{letter}?"), lines[: i + 1])',
+)
+@mutant(
+    "traces: no last question",
+    "tools/traces.py",
+    "return [*pairs, (with_answers",
+    "return pairs or [(with_answers",
+)
+def test_answers_to_sub_questions_by_hand():
+    """Catches a hint that holds the answer, a step without what comes before it, and a last row that is not
+    the solution."""
+    prompt = "A: Leo has 3 more than 115 maps. B: Kim has 6 more than A pens. Give B in \\boxed{}."
+    solution = "A=115+3=118\nB=118+6=124\n\\boxed{124}"
+    problem = Problem(prompt, "124", solution=solution)
+    found = traces.pairs_of_steps(problem, traces.read_steps(solution), "subanswers", 0.0, random.Random(0))
+    assert found == [
+        (prompt.replace("Give B", "Give A"), "A=115+3=118\n\\boxed{118}"),
+        (f"{prompt}\nHint: A=115+3=118.", "B=118+6=124\n\\boxed{124}"),
+        (f"{prompt}\nHint: A=115+3=118, B=118+6=124.", solution),
+    ]
+    steps = traces.read_steps("Step 1: 3+4=7\n\\boxed{7}")
+    with pytest.raises(LeftOut, match="steps without letters"):
+        traces.pairs_of_steps(Problem("3+4?", "7"), steps, "subquestions", 0.0, random.Random(0))
 
 
 def test_wrong_results_depend_on_the_seed_and_the_problem_alone(tmp_path):
@@ -504,7 +577,7 @@ def test_texts_have_first_steps_and_steps_and_nothing_else(tmp_path, capsys):
     assert steps["Bob?"] == "Half of it.\n\\boxed{7}"
     assert re.fullmatch(r"Then .*\.\nAll: .*\.\n\\boxed\{\d+\}", steps["Ann "])
     assert "21 solutions are texts, of which only the answer was looked at" in capsys.readouterr().out
-    for kind in ("sparse", "plan", "plan_steps", "dialect", "corrupt", "overthinking"):
+    for kind in ("sparse", "plan", "plan_steps", "dialect", "corrupt", "overthinking", "subanswers"):
         with pytest.raises(SystemExit, match=f"--kind {kind}: the solutions of --task have no lines such"):
             run(tmp_path, kind, task)
         assert not (tmp_path / f"{kind}.jsonl").exists()

@@ -735,7 +735,7 @@ def test_a_fresh_reasoner_says_nothing(frozen, tmp_path):
     "own, said",
     [
         (dict(width=50), "--width 50: is no multiple of 32"),
-        (dict(out_dir=Path(__file__).parent), "--out-dir .* exists; choose another folder"),
+        (dict(out_dir=Path(__file__).parent), "--out-dir .*: exists and is never overwritten"),
         (dict(like="./nowhere"), "--like ./nowhere: no such folder or file"),
     ],
 )

@@ -13,14 +13,14 @@ import tyro
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # where plainrl/ lies
 
+from plainrl.folder import refuse_existing
 from plainrl.models import load_model, save_model
-from plainrl.screen import fail, say
+from plainrl.screen import say
 
 
 def convert(gguf: tyro.conf.Positional[Path], folder: tyro.conf.Positional[Path]) -> None:
     """Load the file and save it as a folder, which must not exist."""
-    if folder.exists():
-        fail(f"{folder} exists; choose another folder or remove it")
+    refuse_existing("FOLDER", folder)
     model, tokenizer = load_model(str(gguf))
     save_model(folder, model, tokenizer)
     say(f"{model.num_parameters():,} parameters -> {folder}")

@@ -18,6 +18,7 @@ import torch
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # where plainrl/ lies
 
 from plainrl.flags import Bounds, Count, check_flags, check_model_is_there, parse
+from plainrl.folder import refuse_existing
 from plainrl.models import find_model, load_tokenizer, save_model
 from plainrl.sampler import context_length
 from plainrl.screen import fail, in_one_process, say
@@ -69,8 +70,7 @@ def main(args: Args) -> None:
     check_model_is_there(args.like, "--like")
     if args.width % HEAD:
         fail(f"--width {args.width}: is no multiple of {HEAD}; give one")
-    if args.out_dir.exists():
-        fail(f"--out-dir {args.out_dir} exists; choose another folder or remove it")
+    refuse_existing("--out-dir", args.out_dir)
     from transformers import AutoConfig
 
     tokenizer = load_tokenizer(args.like, "--like")

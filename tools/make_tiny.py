@@ -5,6 +5,9 @@ reinforcement has room.
                                                                   about 15 minutes on two CPU cores
     python tools/make_tiny.py --world countdown --out-dir models/my-countdown
                                                                   models/countdown: about 12 minutes on one
+    python tools/make_tiny.py --world orthogonal --out-dir models/my-orthogonal
+                                                                  models/orthogonal, at once: an architecture
+                                                                  and its 16 symbols, no weights
 
 The chain world's corpus is what a student hands in who first works properly and then turns careless. From
 then on a step forgets its carries (or to borrow, or a half's remainder) with probability `forget_carry`, or
@@ -37,12 +40,14 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # where plainrl/ lies
 from plainrl.chains import LETTERS, hint_text, hinted_steps, run_program, start_number, write_chain
 from plainrl.countdown import CountdownTask, ways
 from plainrl.flags import parse
+from plainrl.folder import refuse_existing
 from plainrl.hints import with_hint
 from plainrl.models import keep_freed_memory, save_model
+from plainrl.orthogonal import SYMBOLS
 from plainrl.rollout import encode_prompt
 from plainrl.run import StopRequest
 from plainrl.scoring import score
-from plainrl.screen import fail, in_one_process, say
+from plainrl.screen import in_one_process, say
 from plainrl.tasks import Problem
 from plainrl.world import ChainTask
 
@@ -57,17 +62,19 @@ CHAT_TEMPLATE = (
 SHAPES = {  # of the models: a head has 32 numbers, so that vLLM takes it
     "chain": dict(hidden_size=128, intermediate_size=384, num_hidden_layers=5, num_attention_heads=4),
     "countdown": dict(hidden_size=96, intermediate_size=256, num_hidden_layers=3, num_attention_heads=3),
+    "orthogonal": dict(hidden_size=96, intermediate_size=256, num_hidden_layers=2, num_attention_heads=3),
 }
 DEFAULTS = {
     "chain": dict(steps=1400, prompts_per_step=32, solutions_per_prompt=2, lr=4e-3, hint_fraction=0.35),
     "countdown": dict(steps=2800, prompts_per_step=32, solutions_per_prompt=4, lr=4e-3, hint_fraction=0.1),
+    "orthogonal": dict(steps=0),
 }
 
 
 @dataclass
 class Args:
-    world: Literal["chain", "countdown"] = "chain"
-    """what the model can do a little of"""
+    world: Literal["chain", "countdown", "orthogonal"] = "chain"
+    """what the model can do a little of; orthogonal: nothing, its weights are those of --init random"""
     out_dir: Path | None = None
     """folder for the model (default runs/make_tiny/<world>); one that exists is never overwritten"""
     steps: int | None = None
@@ -244,6 +251,27 @@ def build_tokenizer(texts: list[str], vocab_size: int = 512):
     )
 
 
+def symbols_tokenizer():
+    """Of the orthogonal world: every character is a token, and ? stands for those that it does not know."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    special = [PAD, END, USER, ASSISTANT]
+    vocabulary = {token: id for id, token in enumerate([*special, *SYMBOLS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_special_tokens(special)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=END,
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+        model_max_length=1024,
+    )
+
+
 def build_model(tokenizer, world: str):
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -293,10 +321,21 @@ def learning_rate(args: Args, step: int) -> float:
     return args.lr * (0.55 + 0.45 * math.cos(math.pi * (step - 50) / (args.steps - 50)))
 
 
+def save_architecture(folder: Path) -> None:
+    """A model's folder without weights."""
+    tokenizer = symbols_tokenizer()
+    model = build_model(tokenizer, "orthogonal")
+    model.config.architectures = [type(model).__name__]  # vLLM asks for it
+    for part in (model.config, model.generation_config, tokenizer):
+        part.save_pretrained(folder)
+    say(f"saved {folder}; try: python grpo.py --task orthogonal --init random --model {folder}")
+
+
 def main(args: Args) -> None:
     in_one_process("tools/make_tiny.py")
-    if args.out_dir.exists():
-        fail(f"--out-dir {args.out_dir} exists; choose another folder or remove it")
+    refuse_existing("--out-dir", args.out_dir)
+    if args.world == "orthogonal":
+        return save_architecture(args.out_dir)
     stop = StopRequest()  # Ctrl-C, SIGTERM and SIGHUP end this in one line, without half a model
     keep_freed_memory()
     torch.manual_seed(args.seed)

@@ -16,6 +16,13 @@ What --kind makes of the lines A=115+3=118, B=118+6=124, C=124-2=122 and \boxed{
     overthinking B=118+6=124, Wait., B=118+6=124    useless lines after a --share of the steps, for
                                                     papers/dto.py to take away (2505.21765)
 
+Two kinds have prompts of their own, and are what papers/daslam.py starts from (DaSLaM, 2310.18338):
+
+    subquestions A?, B?, C?                         what a decomposer asks, a --share of the lists damaged;
+                                                    it reads no solution, the right one or a wrong one
+    subanswers   B=118+6=124 and \boxed{124}        what a solver answers to `B?` with A=115+3=118 as a hint,
+                                                    a row for each step; with all steps given the solution
+
 Where all lines of a solution are such steps, each is computed anew, and so is the box. One that is wrong
 makes no row. Of any other text solution, steps and first_step are possible, and the task grades its answer,
 where it has one. What makes no row is counted by its reason.
@@ -40,13 +47,16 @@ from plainrl.folder import json_lines, refuse_existing, write_or_fail
 from plainrl.models import load_tokenizer
 from plainrl.rows import source_of
 from plainrl.screen import fail, or_fail, say, stoppable
+from plainrl.subquestions import decomposer_prompt, in_context, with_answers
 from plainrl.tasks import Problem, first_problems, load_task
 from tools.hints import steps_of
 
 Kind = Literal[
-    "solution", "steps", "first_step", "sparse", "plan", "plan_steps", "dialect", "corrupt", "overthinking"
-]
+    "solution", "steps", "first_step", "sparse", "plan", "plan_steps", "dialect", "corrupt", "overthinking",
+    "subquestions", "subanswers",
+]  # fmt: skip
 KINDS_OF_TEXTS = ("solution", "steps", "first_step")
+KINDS_WITH_PROMPTS = ("subquestions", "subanswers")  # of their own
 LINE = re.compile(r"([A-Z]=|Step [0-9]{1,3}: )([0-9]{1,9})([-+*/])([0-9]{1,9})=([0-9]{1,9})")
 OPERATION = re.compile(r"[0-9)}%] *(?:[-+*/x×÷−^]|\\times|\\cdot|\\div) *[$({]*[0-9]|\\[dt]?frac")
 SMALLEST, LARGEST = 2, 999  # results that the embedded world has
@@ -76,7 +86,7 @@ class Args:
     """what is learned, see above"""
     share: Fraction = 1 / 3
     """corrupt: how many of a solution's steps get a wrong result, rounded up; overthinking: how likely
-    useless lines follow a step"""
+    useless lines follow a step; subquestions: how likely a list is damaged"""
     consistent: bool = True
     """corrupt: the steps after a wrong result go on from it; --no-consistent: from the right one"""
     model: str | None = None
@@ -252,6 +262,46 @@ def target_of_steps(steps: list[Step], kind: str, share: float, consistent: bool
     return "\n".join([*lines, boxed(steps[-1].value)])
 
 
+def damaged(letters: list[str], rng: random.Random) -> list[str]:
+    """The letters in another order, without one of them, or with one in the place of another; one alone
+    twice."""
+    if len(letters) == 1:
+        return 2 * letters
+    match rng.choice(("order", "missing", "twice")):
+        case "order":
+            made = letters
+            while made == letters:
+                made = rng.sample(letters, len(letters))
+        case "missing":
+            place = rng.randrange(len(letters))
+            made = letters[:place] + letters[place + 1 :]
+        case "twice":
+            place, other = rng.sample(range(len(letters)), 2)
+            made = [*letters]
+            made[place] = letters[other]
+    return made
+
+
+def pairs_of_steps(
+    problem: Problem, steps: list[Step], kind: str, share: float, rng: random.Random
+) -> list[tuple[str, str]]:
+    """Prompts and completions of the kinds that have prompts of their own."""
+    letters = [step.name.removesuffix("=") for step in steps]
+    if any(len(letter) > 1 for letter in letters):
+        raise LeftOut("steps without letters")
+    lines = [step.line for step in steps]
+    if kind == "subanswers":
+        pairs = []
+        for i, (letter, step) in enumerate(zip(letters, steps)):
+            prompt = with_answers(in_context(problem.prompt, f"{letter}?"), lines[:i])
+            pairs.append((prompt, f"{step.line}\n{boxed(step.value)}"))
+        return [*pairs, (with_answers(problem.prompt, lines), problem.solution)]
+    asked = damaged(letters, rng) if rng.random() < share else letters
+    wrong = target_of_steps(steps, "corrupt", 1 / 3, True, rng)
+    reasoning = rng.choice((None, problem.solution, wrong))
+    return [(decomposer_prompt(problem.prompt, reasoning), "\n".join(f"{letter}?" for letter in asked))]
+
+
 def steps_of_text(solution: str) -> str:
     """A text with one step a line, and its box behind them where it has one."""
     steps = steps_of(solution)
@@ -321,7 +371,7 @@ def completion_of(problem: Problem, args: Args, task, tokenizer, counts: Counter
         counts.update(own=own, whole=whole, texts=steps is None)
         return text
     counts["texts"] += steps is None
-    if args.kind == "solution":
+    if args.kind == "solution" or args.kind in KINDS_WITH_PROMPTS:
         return solution
     if steps is None:
         return steps_of_text(solution)
@@ -329,9 +379,19 @@ def completion_of(problem: Problem, args: Args, task, tokenizer, counts: Counter
     return target_of_steps(steps, args.kind, args.share, args.consistent, rng)
 
 
-def row_of(problem: Problem, completion: str, args: Args) -> dict:
+def rows_of(problem: Problem, args: Args, task, tokenizer, counts: Counter) -> list[dict]:
+    """The rows of a problem, one but for `subanswers`. Raises LeftOut."""
+    completion = completion_of(problem, args, task, tokenizer, counts)
+    if args.kind not in KINDS_WITH_PROMPTS:
+        return [row_of(problem, problem.prompt, completion, args)]
+    steps, rng = read_steps(problem.solution), random.Random(f"{args.seed}/{problem.prompt}")
+    pairs = pairs_of_steps(problem, steps, args.kind, args.share, rng)
+    return [row_of(problem, *pair, args) for pair in pairs]
+
+
+def row_of(problem: Problem, prompt: str, completion: str, args: Args) -> dict:
     """As sft.py reads it; the fields behind `split` are for whoever compares rows."""
-    row = {"prompt": problem.prompt, "completion": completion}
+    row = {"prompt": prompt, "completion": completion}
     if args.kind == "first_step":
         row["end"] = False
     more = {"answer": problem.answer, "horizon": problem.horizon, "source": source_of(problem)}
@@ -381,7 +441,7 @@ def main(args: Args) -> None:
     rows, why, counts = [], Counter(), Counter()
     for problem in problems.values():
         try:
-            rows.append(row_of(problem, completion_of(problem, args, task, tokenizer, counts), args))
+            rows += rows_of(problem, args, task, tokenizer, counts)
         except LeftOut as reason:
             why[str(reason)] += 1
     if not rows:

@@ -26,6 +26,7 @@ BASES = {  # a script, and the one that it is read as a diff of
     "papers/gspo.py": "grpo.py",
     "papers/unir.py": "grpo.py",
     "papers/general_reasoner.py": "grpo.py",
+    "papers/daslam.py": "grpo.py",
     "guide.py": "grpo.py",
     "siren.py": "papers/dr_grpo.py",
     "h1_curriculum.py": "papers/dr_grpo.py",
