@@ -305,6 +305,7 @@ def test_output_folder(run, script, monkeypatch, capsys):
         "vllm_server",
         "lora_rank",
         "enable_thinking",
+        "init",
     }
     may_be_none |= {"hints", "advance_at"} & {field.name for field in fields(script.Args)}
     assert {
