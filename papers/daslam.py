@@ -203,8 +203,8 @@ def with_box(text: str) -> str:
 def line_reward(gold: str, attempt: str, final: str, vector: Callable = word_counts) -> float:
     """R4: over the lines that all three have, is the final one closer to the gold one than the attempt's was?
 
-    >>> line_reward("a b", "a x", "a b"), line_reward("a b", "a x", "q r")
-    (0.25, -1.25)
+    >>> [round(line_reward("a b", "a x", final), 6) for final in ("a b", "q r")]
+    [0.25, -1.25]
     """
     reward = 0.0
     for lines in zip(*(text.strip().splitlines() for text in (gold, attempt, final))):

@@ -708,7 +708,7 @@ def test_time_of_the_scores_and_in_all(run, capsys):
     run.args, run.lines, run.first_began, run.first_step = SimpleNamespace(steps=9), 1, 0.0, 0
     run.sampled = SimpleNamespace(grades=[])
     times = {"time/rollout": 1.0, "time/train": 2.0, "time/sync": 0.5, "time/eval": 40.0, "time/total": 44.0}
-    run.show({"step": 1, "reward/mean": 0.5} | times)
+    run.show({"step": 1, "optim/lr": 1e-3, "reward/mean": 0.5} | times)
     assert " 3.5 " in capsys.readouterr().out.splitlines()[-1]
 
 
