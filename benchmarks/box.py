@@ -31,7 +31,7 @@ import tyro
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks import recipes  # noqa: E402
 from benchmarks.recipes import NO_SCORES, Experiment  # noqa: E402
-from plainrl.box import BoxTask, answer_text  # noqa: E402
+from plainrl.box import BoxTask, worked  # noqa: E402
 
 SIZE, ROWS, STEPS = 8, 2048, 80
 MEASURED = f"box?size={SIZE}&reward=hit"
@@ -84,9 +84,7 @@ def rows_of_the_form(seed: int, count: int) -> list[dict]:
     for index in range(count):
         box = task.draw(rng)
         points = [[rng.randint(box[0], box[2]), rng.randint(box[1], box[3])] for _ in range(2)]
-        thought = f"{box[2] - box[0] + 1} x {box[3] - box[1] + 1}"
-        completion = f"<think>{thought}</think><answer>{answer_text(box, points)}</answer>"
-        rows.append({"prompt": task.problem("sft", index, seed).prompt, "completion": completion})
+        rows.append({"prompt": task.problem("sft", index, seed).prompt, "completion": worked(box, points)})
     return rows
 
 

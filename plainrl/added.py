@@ -26,9 +26,8 @@ def split(weights: dict[str, torch.Tensor], model) -> tuple[dict, dict]:
     return {name: weight for name, weight in weights.items() if name not in added}, added
 
 
-def save(folder: Path, weights: dict[str, torch.Tensor], model) -> None:
-    """folder/<name>/weights.safetensors; nothing where nothing was added. `weights` are all of the model."""
-    _, added = split(weights, model)
+def save(folder: Path, added: dict[str, torch.Tensor], model) -> None:
+    """folder/<name>/weights.safetensors, of what `split` says was added; nothing where nothing was."""
     if added:
         (folder / model.added).mkdir()
         added = {name: weight.detach().cpu().contiguous() for name, weight in added.items()}

@@ -20,7 +20,7 @@ import random
 import re
 from dataclasses import dataclass, field
 
-from plainrl.tasks import Grade, Problem, split_by_hash
+from plainrl.tasks import Grade, Problem, problem_rng, split_by_hash, whole_number
 
 PICTURE = 840  # pixels, the side of the pictures that the paper's thresholds are for
 FORM = re.compile(r"<think>.*?</think>\s*<answer>.*?</answer>", re.DOTALL)
@@ -185,10 +185,7 @@ class BoxTask:
 
     def __post_init__(self):
         for name, setting, least, most in (("side", "size", 6, 40), ("points", "points", 1, 2)):
-            text = str(getattr(self, name))
-            if not re.fullmatch("[0-9]{1,4}", text) or not least <= int(text) <= most:
-                raise ValueError(f"--task box: {setting}={text} is not one of {least} to {most}")
-            setattr(self, name, int(text))
+            setattr(self, name, whole_number("box", setting, getattr(self, name), least, most))
         for setting, known in (("reward", ("sum", "hit", "iou")), ("form", ("loose", "strict"))):
             if getattr(self, setting) not in known:
                 value = getattr(self, setting)
@@ -197,9 +194,7 @@ class BoxTask:
 
     def problem(self, split: str, index: int, seed: int) -> Problem:
         """A pure function of its arguments."""
-        if split not in SPLITS:
-            raise ValueError(f"split {split!r} is not one of {', '.join(SPLITS)}")
-        rng = random.Random(f"{seed}/{split}/{index}")
+        rng = problem_rng(SPLITS, split, index, seed)
         while True:
             box = self.draw(rng)
             if split_by_hash(f"{self.side} {box}", SPLITS) == split:
@@ -209,8 +204,7 @@ class BoxTask:
         return Problem(
             prompt=self.prompt(box, points),
             answer=answer_text(box, points),
-            solution=f"<think>{box[2] - box[0] + 1} x {box[3] - box[1] + 1}</think>"
-            f"<answer>{answer_text(box, points)}</answer>",
+            solution=worked(box, points),
             source="box",
             index=index,
         )
@@ -247,3 +241,9 @@ class BoxTask:
 def answer_text(box: Box, points: list[Point]) -> str:
     named = {f"points_{number}": point for number, point in enumerate(points, start=1)}
     return json.dumps({"bbox": box, **named})
+
+
+def worked(box: Box, points: list[Point]) -> str:
+    """A right completion: how wide and high the box is, and the answer."""
+    size = f"{box[2] - box[0] + 1} x {box[3] - box[1] + 1}"
+    return f"<think>{size}</think><answer>{answer_text(box, points)}</answer>"

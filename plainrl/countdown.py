@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-from plainrl.tasks import Grade, Problem, split_by_hash
+from plainrl.tasks import Grade, Problem, check_split, problem_rng, split_by_hash, whole_number
 
 OPERATIONS = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__}
 LARGEST_RESULT = 99  # of a line; the least is 1
@@ -114,18 +114,14 @@ class CountdownTask:
 
     def __post_init__(self):
         for setting, least, most in (("numbers", 2, 4), ("largest", 2, 20)):
-            text = str(getattr(self, setting))
-            if not re.fullmatch("[0-9]{1,4}", text) or not least <= int(text) <= most:
-                raise ValueError(f"--task countdown: {setting}={text} is not one of {least} to {most}")
-            setattr(self, setting, int(text))
+            setattr(self, setting, whole_number("countdown", setting, getattr(self, setting), least, most))
 
     def size(self, split: str) -> int:
         """How many different problems a split has. Training goes through them over and over."""
         return len(self.problems(split))
 
     def problems(self, split: str) -> list[tuple[tuple[int, ...], int]]:
-        if split not in SPLITS:
-            raise ValueError(f"split {split!r} is not one of {', '.join(SPLITS)}")
+        check_split(SPLITS, split)
         return all_problems(self.numbers, self.largest)[split]
 
     def problem(self, split: str, index: int, seed: int) -> Problem:
@@ -133,7 +129,7 @@ class CountdownTask:
         problems = self.problems(split)
         times, position = divmod(index, len(problems))
         numbers, target = problems[shuffled(len(problems), f"{seed}/{split}/{times}")[position]]
-        rng = random.Random(f"{seed}/{split}/{index}")
+        rng = problem_rng(SPLITS, split, index, seed)
         numbers = rng.sample(numbers, len(numbers))  # in any order
         solution = rng.choice([text for text, value in ways(tuple(numbers)) if value == target])
         *first_lines, _ = solution.split("\n")

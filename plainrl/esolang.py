@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from plainrl.answers import after_thinking, last_boxed
-from plainrl.tasks import Grade, Problem, split_by_hash
+from plainrl.tasks import Grade, Problem, problem_rng, split_by_hash
 
 MOST_STEPS = 100_000  # of a program
 WIDTH, HEIGHT = 80, 25  # of Befunge's field, whose ends are joined
@@ -330,9 +330,7 @@ class EsolangTask:
 
     def problem(self, split: str, index: int, seed: int) -> Problem:
         """A pure function of its arguments."""
-        if split not in SPLITS:
-            raise ValueError(f"split {split!r} is not one of {', '.join(SPLITS)}")
-        rng = random.Random(f"{seed}/{split}/{index}")
+        rng = problem_rng(SPLITS, split, index, seed)
         example, *hidden = next(
             inputs for inputs in self.draws(rng) if split_by_hash(" ".join(inputs), SPLITS) == split
         )

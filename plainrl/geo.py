@@ -19,7 +19,7 @@ import random
 import re
 from dataclasses import dataclass, field
 
-from plainrl.tasks import Grade, Problem, hash_number
+from plainrl.tasks import Grade, Problem, check_split, hash_number
 
 EARTH = 6371.0088  # km, its mean radius
 RIGHT_WITHIN = 1.0  # km
@@ -172,8 +172,7 @@ class GeoTask:
         self.splits = {"train": names[:36], "dev": names[36:48], "test": names[48:]}
 
     def size(self, split: str) -> int:
-        if split not in self.splits:
-            raise ValueError(f"split {split!r} is not one of {', '.join(self.splits)}")
+        check_split(self.splits, split)
         return len(self.splits[split])
 
     def problem(self, split: str, index: int, seed: int) -> Problem:

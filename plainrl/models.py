@@ -241,10 +241,10 @@ def save_model(
 def write_folder(folder: Path, model, tokenizer, weights: dict, extra: dict) -> None:
     """All files of `save_model` anew, in a folder of their own."""
     shutil.rmtree(folder, ignore_errors=True)
-    plain, _ = added.split(weights, model)
+    plain, own = added.split(weights, model)
     model.save_pretrained(folder, state_dict=lora.merged(plain, model))
     lora.save_adapter(folder / "adapter", weights, model)
-    added.save(folder, weights, model)
+    added.save(folder, own, model)
     for path in folder.rglob("*.safetensors"):  # they come with rights for their owner alone
         shutil.copymode(folder / "config.json", path)
     tokenizer.save_pretrained(folder)

@@ -8,11 +8,10 @@ symbols, an answer is short, and half of all answers are right by chance: so a m
 reward. What stands before the last symbol is scratch, and nobody says what is to be written there.
 """
 
-import random
 import re
 from dataclasses import dataclass, field, replace
 
-from plainrl.tasks import Grade, Problem, split_by_hash
+from plainrl.tasks import Grade, Problem, problem_rng, split_by_hash
 
 SYMBOLS = ("+", "-", "0", "1", "2", "3", "4", "5", ",", "Y", "N", "?")  # and four of the chat template
 MOST_SCRATCH = 12  # symbols before the answer
@@ -95,9 +94,7 @@ class OrthogonalTask:
 
     def problem(self, split: str, index: int, seed: int) -> Problem:
         """A pure function of its arguments."""
-        if split not in SPLITS:
-            raise ValueError(f"split {split!r} is not one of {', '.join(SPLITS)}")
-        rng = random.Random(f"{seed}/{split}/{index}")
+        rng = problem_rng(SPLITS, split, index, seed)
         n, orthogonal, is_odd = rng.randint(self.low, self.high), rng.random() < 0.5, rng.random() < 0.5
         while True:
             first, second = (tuple(rng.choices((-1, 0, 1), k=n)) for _ in range(2))

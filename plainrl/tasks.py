@@ -50,6 +50,7 @@ words, esolang for a program, box and geo for what stands in <answer>.
 
 import ast
 import hashlib
+import random
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -213,6 +214,27 @@ def first_problems(task, split: str, asked: int | None, seed: int) -> tuple[int,
 def hash_number(text: str) -> int:
     """A number from 0 to 2**64 - 1 that depends on nothing but the text."""
     return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big")
+
+
+def check_split(splits, split: str) -> None:
+    """Raises ValueError for a split that is none of these."""
+    if split not in splits:
+        raise ValueError(f"split {split!r} is not one of {', '.join(splits)}")
+
+
+def problem_rng(splits, split: str, index: int, seed: int) -> random.Random:
+    """What draws a problem: the same random numbers for the same arguments. Raises ValueError as
+    `check_split`."""
+    check_split(splits, split)
+    return random.Random(f"{seed}/{split}/{index}")
+
+
+def whole_number(task: str, setting: str, value: str | int, least: int, most: int) -> int:
+    """The value of a task's setting, text or number. Raises ValueError where it is none within these."""
+    text = str(value)
+    if not re.fullmatch("[0-9]{1,4}", text) or not least <= int(text) <= most:
+        raise ValueError(f"--task {task}: {setting}={text} is not one of {least} to {most}")
+    return int(text)
 
 
 def split_by_hash(text: str, splits: dict[str, range]) -> str:

@@ -15,7 +15,7 @@ import re
 from dataclasses import dataclass, field
 from fractions import Fraction
 
-from plainrl.tasks import Grade, Problem, split_by_hash
+from plainrl.tasks import Grade, Problem, problem_rng, split_by_hash
 from plainrl.world import ChainTask
 
 VERIFIER_PROMPT = """Question: {question}
@@ -137,9 +137,7 @@ class VerdictTask:
 
     def pair(self, split: str, index: int, seed: int) -> Pair:
         """A pure function of its arguments."""
-        if split not in SPLITS:
-            raise ValueError(f"split {split!r} is not one of {', '.join(SPLITS)}")
-        rng = random.Random(f"{seed}/{split}/{index}")
+        rng = problem_rng(SPLITS, split, index, seed)
         while True:
             question, value = some_question(rng)
             if split_by_hash(plain(value), SPLITS) == split:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from plainrl.answers import last_boxed, plain_integer
 from plainrl.chains import chain_values, choose_chain, horizons, right_beginning, run_program, write_chain
 from plainrl.grading import grade_boxed
-from plainrl.tasks import Grade, Problem, split_by_hash
+from plainrl.tasks import Grade, Problem, problem_rng, split_by_hash
 
 NAMES = ["Tom", "Ann", "Sue", "Ben", "Kim", "Max", "Eva", "Leo"]
 THINGS = ["pens", "eggs", "nuts", "cups", "hats", "keys", "maps", "toys"]
@@ -89,9 +89,7 @@ class ChainTask:
 
         No two splits share a start number with the same programs.
         """
-        if split not in SPLITS:
-            raise ValueError(f"split {split!r} is not one of {', '.join(SPLITS)}")
-        rng = random.Random(f"{seed}/{split}/{index}")
+        rng = problem_rng(SPLITS, split, index, seed)
         horizon = rng.randint(self.low, self.high)
         has_reversed = self.family == "reversed" or (self.family == "mixed" and rng.random() < 0.25)
         while True:

@@ -746,8 +746,8 @@ def all_weights(folder: Path) -> dict[str, torch.Tensor]:
 @mutant(
     "quiet: what was added in the model's file",
     "plainrl/models.py",
-    "plain, _ = added.split(weights, model)",
-    "plain = weights",
+    "plain, own = added.split(weights, model)",
+    "plain, own = weights, added.split(weights, model)[1]",
 )
 @mutant(
     "quiet: eval/loss without thoughts",

@@ -67,7 +67,7 @@ SHAPES = {  # of the models: a head has 32 numbers, so that vLLM takes it
 DEFAULTS = {
     "chain": dict(steps=1400, prompts_per_step=32, solutions_per_prompt=2, lr=4e-3, hint_fraction=0.35),
     "countdown": dict(steps=2800, prompts_per_step=32, solutions_per_prompt=4, lr=4e-3, hint_fraction=0.1),
-    "orthogonal": dict(steps=0),
+    "orthogonal": {},  # nothing is trained
 }
 
 
@@ -226,7 +226,6 @@ CORPORA = {"chain": chain_corpus, "countdown": countdown_corpus}
 def build_tokenizer(texts: list[str], vocab_size: int = 512):
     """Byte-level BPE, so any text can be written; every digit is a token of its own."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # here: --help need not wait
-    from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -241,20 +240,12 @@ def build_tokenizer(texts: list[str], vocab_size: int = 512):
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token=PAD,
-        eos_token=END,
-        chat_template=CHAT_TEMPLATE,
-        clean_up_tokenization_spaces=False,
-        model_max_length=1024,
-    )
+    return with_template(tokenizer)
 
 
 def symbols_tokenizer():
     """Of the orthogonal world: every character is a token, and ? stands for those that it does not know."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
 
     special = [PAD, END, USER, ASSISTANT]
     vocabulary = {token: id for id, token in enumerate([*special, *SYMBOLS])}
@@ -262,6 +253,13 @@ def symbols_tokenizer():
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
     tokenizer.decoder = decoders.Fuse()
     tokenizer.add_special_tokens(special)
+    return with_template(tokenizer)
+
+
+def with_template(tokenizer):
+    """As transformers saves it, with the chat template of all these models."""
+    from transformers import PreTrainedTokenizerFast
+
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=PAD,
