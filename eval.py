@@ -12,7 +12,6 @@ plainrl/metrics.py, how two models are compared in plainrl/results.py.
 Letters in shapes: P problems, n samples of each.
 """
 
-import hashlib
 import json
 import math
 import multiprocessing
@@ -46,6 +45,7 @@ from plainrl.flags import (
 from plainrl.folder import append_or_fail, claimed, keep_settings, write_or_fail, writing
 from plainrl.geo import shares_within
 from plainrl.hints import with_hint
+from plainrl.horizons import asked_problems, each_horizon
 from plainrl.logit_sum import LogitSum, alpha_of, load_beside, sample_here
 from plainrl.metrics import (
     count,
@@ -73,11 +73,9 @@ from plainrl.rollout import (
 )
 from plainrl.run import git_commit
 from plainrl.sampler import make_sampler
-from plainrl.samples import finished_samples, sampling_settings
-from plainrl.screen import fail, or_fail, say, time_left
-from plainrl.sources import ComposedTask
-from plainrl.tasks import Problem, load_task, split_size
-from plainrl.world import ChainTask
+from plainrl.samples import finished_samples, folder_of, sampling_settings
+from plainrl.screen import fail, say, time_left
+from plainrl.tasks import Problem
 
 PRESETS = {  # the papers' protocols; the length limit stays with --max-new-tokens
     "siren-32": {"temperature": 0.6, "samples": 32},  # SIREN, on AIME and AMC
@@ -156,28 +154,19 @@ class Job:
 
 def tasks_of(args: Args) -> list:
     """The task that --task names; a range of horizons becomes one task for each."""
-    task = or_fail(load_task, "chain?horizon=1-5" if args.task == "chain" else args.task)
-    if isinstance(task, ChainTask | ComposedTask):
-        return [task.at_horizon(horizon) for horizon in range(task.low, task.high + 1)]
-    return [task]
+    return each_horizon("chain?horizon=1-5" if args.task == "chain" else args.task)
 
 
 def jobs_of(tasks: list, args: Args, tokenizer) -> list[Job]:
     """Every problem, in the order in which they are sampled: by the length of the prompt, so that a batch has
     little padding."""
     jobs = []
-    for task in tasks:
-        size = or_fail(split_size, task, args.split)
-        if size is None:  # there are as many as are asked for
-            size = args.problems or (100 if len(tasks) > 1 else 200)
-        for index in range(min(args.problems or size, size)):
-            problem = or_fail(task.problem, args.split, index, EVAL_SEED)
-            if args.hint and problem.hint is None:
-                fail(f"--hint: problem {index} of --task {args.task} has no hint; leave the flag out")
-            prompt = with_hint(problem) if args.hint else problem.prompt
-            jobs.append(
-                Job(task, index, problem, prompt, encode_prompt(tokenizer, prompt, args.system_prompt))
-            )
+    for task, index, problem in asked_problems(tasks, args):
+        if args.hint and problem.hint is None:
+            fail(f"--hint: problem {index} of --task {args.task} has no hint; leave the flag out")
+        prompt = with_hint(problem) if args.hint else problem.prompt
+        ids = encode_prompt(tokenizer, prompt, args.system_prompt)
+        jobs.append(Job(task, index, problem, prompt, ids))
     return sorted(jobs, key=lambda job: len(job.prompt_ids))
 
 
@@ -300,7 +289,7 @@ def measure(
     settings = settings_of(args, model_name, model, tokenizer, sampler, tasks, jobs, alphas)
     if before is not None:
         check_comparable(before["settings"], settings)
-    out_dir = out_dir or default_folder(settings)
+    out_dir = out_dir or folder_of("eval", settings)
     with claimed("--out-dir", out_dir, "config.json"):
         keep_settings("--out-dir", out_dir, settings, "choose another --out-dir", git_commit=git_commit())
         if (out_dir / "results.json").exists():
@@ -371,20 +360,6 @@ def show_comparison(comparison: dict) -> None:
 
 
 # --- folders ------------------------------------------------------------------------------------------------
-
-
-def default_folder(settings: dict) -> Path:
-    """A folder that no evaluation with other settings shares."""
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
-    parts = [
-        *Path(settings["model"].removesuffix(".gguf")).parts[-2:],
-        *settings["task"].split("/")[-1:],
-        digest,
-    ]
-    safe = [
-        "".join(letter if letter.isalnum() or letter in "._" else "-" for letter in part) for part in parts
-    ]
-    return Path("runs/eval") / "-".join(part.strip("-") for part in safe)
 
 
 def write_json(path: Path, content: dict) -> None:

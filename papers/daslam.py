@@ -52,6 +52,7 @@ import torch
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # where plainrl/ lies
 
 from plainrl import ranks
+from plainrl.asked import ask, load_asked
 from plainrl.flags import (
     EVAL_SEED,
     Bounds,
@@ -67,11 +68,9 @@ from plainrl.flags import (
     parse,
 )
 from plainrl.grading import grade_all
-from plainrl.models import eos_ids, load_model
 from plainrl.ranks import total
-from plainrl.rollout import Batch, PromptRoom, completion_seed, encode_prompt, encoded_or_fail
+from plainrl.rollout import Batch, PromptRoom, completion_seed
 from plainrl.run import Run
-from plainrl.sampler import HFSampler
 from plainrl.scoring import micro_batches, score, update_sums
 from plainrl.screen import fail, or_fail
 from plainrl.subquestions import (
@@ -133,6 +132,12 @@ class Args(RunFlags):
     """steps of linear warm-up; constant afterwards"""
     weight_decay: NotNegative = 0.0
     """AdamW's weight decay"""
+
+    @property
+    def tokens_of_others(self) -> dict[str, int]:
+        """of a step: an attempt at each question; of each completion all sub-questions, and the question"""
+        answers = self.prompts_per_step * (1 + self.group_size * (self.most_subquestions + 1))
+        return {"solver": answers * self.solver_tokens}
 
 
 # --- the rewards --------------------------------------------------------------------------------------------
@@ -355,24 +360,13 @@ def load_solver(args: Args, run: Run, function: Callable | None) -> Solver:
 
         return Solver(ask_function)
     args.solver = args.solver or args.model
-    run.solver, tokenizer = load_model(args.solver, flag="--solver")
-    run.solver.eval().requires_grad_(False)
-    ranks.release_weights(run.solver)
-    encoded_or_fail(tokenizer, "1", None, "--solver", "use another model")
-    sampler = HFSampler(run.solver, eos_ids(run.solver, tokenizer))
+    run.solver, tokenizer, sampler = load_asked("--solver", args.solver, args.solver_tokens)
 
     def ask_model(prompts: list[str]) -> list[tuple[str, int]]:
         """A prompt that has no room in the model's context gets no answer."""
-        ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
-        room = (sampler.room or 10**9) - args.solver_tokens
-        fits = [i for i in range(len(prompts)) if len(ids[i]) <= room]
-        seeds = [completion_seed(SOLVER_SEED, hash_number(prompts[i])) for i in fits]  # [D7]
+        seeds = [completion_seed(SOLVER_SEED, hash_number(prompt)) for prompt in prompts]  # [D7]
         settings = (args.solver_tokens, args.solver_temperature, seeds, args.solver_top_p)
-        found = [("", 0)] * len(prompts)
-        for i, completion in zip(fits, sampler.generate([ids[i] for i in fits], 1, *settings), strict=True):
-            text = tokenizer.decode(completion.ids, skip_special_tokens=True)
-            found[i] = (text, len(completion.ids))
-        return found
+        return [each or ("", 0) for each in ask(sampler, tokenizer, prompts, *settings)]
 
     return Solver(ask_model)
 
@@ -443,6 +437,8 @@ class InPieces:
     Questions of dev and test come as the decomposer reads them, those of train as they are: `shown` makes
     all of a step ready at once.
     """
+
+    needs_more_than_the_model = True  # its solver
 
     def __init__(self, task, solver: Solver, args: Args, room: PromptRoom):
         self.task, self.solver, self.args, self.room = task, solver, args, room

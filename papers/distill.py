@@ -40,7 +40,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch.utils.checkpoint import checkpoint
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # where plainrl/ lies
 
@@ -53,7 +52,13 @@ from plainrl.rollout import Batch, pad
 from plainrl.row_order import number_of_steps, rows_of_steps
 from plainrl.rows import batch_of, load_rows, read_mixture, row_sums
 from plainrl.run import Run
-from plainrl.scoring import LOGITS_AT_ONCE, logprob_and_entropy, micro_batches, shared_hidden_states
+from plainrl.scoring import (
+    LOGITS_AT_ONCE,
+    in_blocks,
+    logprob_and_entropy,
+    micro_batches,
+    shared_hidden_states,
+)
 from plainrl.screen import fail, or_fail
 from plainrl.tasks import NoTask
 
@@ -186,10 +191,8 @@ def score_beside_teacher(model, teacher, part: Batch, tau: float) -> tuple[torch
 
     def numbers_of_part():
         hidden = shared_hidden_states(model, *rows)  # [M, hidden size]
-        size = max(1, LOGITS_AT_ONCE // 2 // head.weight.shape[0])  # half: two heads make logits
-        columns = zip(hidden.split(size), teacher_hidden.split(size), targets.split(size))
-        blocks = [checkpoint(numbers_of_block, *block, use_reentrant=False) for block in columns]
-        return [torch.cat(parts) for parts in zip(*blocks)]
+        size = LOGITS_AT_ONCE // 2 // head.weight.shape[0]  # half: two heads make logits
+        return in_blocks(numbers_of_block, size, hidden, teacher_hidden, targets)
 
     found = ranks.inside(model, numbers_of_part)
     return tuple(column.new_zeros(mask.shape).masked_scatter(mask, column) for column in found)

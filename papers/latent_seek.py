@@ -37,7 +37,6 @@ Tokens are counted where the model writes them one by one: not those of the pref
 z, nor a critic's. Letters in shapes: m states of one problem, d numbers in each, V vocabulary.
 """
 
-import hashlib
 import json
 import math
 import sys
@@ -71,6 +70,7 @@ from plainrl.flags import (
     resolve_model,
 )
 from plainrl.folder import append_or_fail, claimed, json_lines, keep_settings, write_or_fail, writing
+from plainrl.horizons import asked_problems, each_horizon
 from plainrl.metrics import count, judged, summarise
 from plainrl.models import eos_ids, keep_freed_memory, load_model, model_hash
 from plainrl.report import write_report
@@ -95,13 +95,11 @@ from plainrl.rollout import (
 )
 from plainrl.run import git_commit
 from plainrl.sampler import make_sampler
-from plainrl.samples import finished_samples, sampling_settings
+from plainrl.samples import finished_samples, folder_of, sampling_settings
 from plainrl.scoring import score_all, shared_hidden_states
 from plainrl.screen import fail, in_one_process, or_fail, say, stoppable, time_left
-from plainrl.sources import ComposedTask
-from plainrl.tasks import Problem, load_task, split_size
+from plainrl.tasks import Problem
 from plainrl.verifier import VERIFIER, Verifier, check_verifier, load_verifier
-from plainrl.world import ChainTask
 
 MOST_STATES = 300  # of one problem
 TOKENS_AT_ONCE = 2**14  # that are scored in one pass
@@ -479,26 +477,13 @@ def chosen(tries: list[dict], returned: str = "best") -> int:
 # --- all problems -------------------------------------------------------------------------------------------
 
 
-def tasks_of(args: Args) -> list:
-    """The task that --task names; a range of horizons becomes one task for each."""
-    task = or_fail(load_task, args.task)
-    if isinstance(task, ChainTask | ComposedTask):
-        return [task.at_horizon(horizon) for horizon in range(task.low, task.high + 1)]
-    return [task]
-
-
 def jobs_of(tasks: list, args: Args, tokenizer) -> list[Job]:
     """Every problem, in the order in which they are worked on: by the length of the prompt, so that a batch
     has little padding."""
     jobs = []
-    for task in tasks:
-        size = or_fail(split_size, task, args.split)
-        asked = args.problems or size or (100 if len(tasks) > 1 else 200)
-        last = args.first_problem + asked
-        for index in range(args.first_problem, last if size is None else min(last, size)):
-            problem = or_fail(task.problem, args.split, index, EVAL_SEED)
-            ids = encode_prompt(tokenizer, problem.prompt, args.system_prompt)
-            jobs.append(Job(task, index, problem, ids))
+    for task, index, problem in asked_problems(tasks, args, args.first_problem):
+        ids = encode_prompt(tokenizer, problem.prompt, args.system_prompt)
+        jobs.append(Job(task, index, problem, ids))
     if not jobs:
         fail(f"--first-problem {args.first_problem}: --task {args.task} has fewer; give a lower one")
     return sorted(jobs, key=lambda job: len(job.prompt_ids))
@@ -628,14 +613,6 @@ def write_evaluations(folder: Path, found: dict[str, dict], rows: list[dict]) ->
     return [folders[0], folder, folders[1]]
 
 
-def default_folder(settings: dict) -> Path:
-    """A folder that no other settings share."""
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
-    parts = [*Path(settings["model"].removesuffix(".gguf")).parts[-2:], settings["task"].split("/")[-1]]
-    safe = ["".join(c if c.isalnum() or c in "._" else "-" for c in part).strip("-") for part in parts]
-    return Path("runs/latent_seek") / "-".join([*safe, settings["critic"], digest])
-
-
 # --- the command --------------------------------------------------------------------------------------------
 
 
@@ -650,7 +627,7 @@ def check_args(args: Args) -> None:
         fail(
             f"--verifier: is asked by --critic verifier, and here it is {args.critic}; leave one of them out"
         )
-    resolve_model(args, tasks_of(args)[0])
+    resolve_model(args, each_horizon(args.task)[0])
     check_flags(args)
 
 
@@ -663,7 +640,7 @@ def main(args: Args) -> dict[str, dict]:
     check_args(args)
 
     # --- 1 the problems
-    tasks = tasks_of(args)
+    tasks = each_horizon(args.task)
     model, tokenizer = load_model(args.model)
     model.eval().requires_grad_(False)
     resolve_defaults(args, model.num_parameters())
@@ -678,7 +655,7 @@ def main(args: Args) -> dict[str, dict]:
     critic, about = critic_of(args, model, tokenizer, sampler)
     settings = settings_of(args, model, tokenizer, sampler, tasks, jobs, about)
     lab = Lab(model, tokenizer, sampler, critic, args, int(settings["model_hash"], 16))
-    folder = args.out_dir or default_folder(settings)
+    folder = args.out_dir or folder_of("latent_seek", settings, settings["critic"])
     if args.resume and not (folder / "config.json").exists():
         fail(f"--resume: there is no search in --out-dir {folder}; leave the flag out to begin one")
     with claimed("--out-dir", folder, "config.json"):

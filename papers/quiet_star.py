@@ -53,7 +53,6 @@ from typing import Annotated, Literal
 
 import numpy as np
 import torch
-from torch.utils.checkpoint import checkpoint
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # where plainrl/ lies
 
@@ -78,7 +77,14 @@ from plainrl.row_order import number_of_steps, rows_of_steps
 from plainrl.rows import Row, batch_of, check_ids, end_token, hold_out, row_sums, solutions_or_fail
 from plainrl.run import Run
 from plainrl.sampler import ROWS_AT_ONCE, context_length, draw, uniform_numbers
-from plainrl.scoring import LOGITS_AT_ONCE, logprob_and_entropy, micro_batch_rows, micro_batches, score
+from plainrl.scoring import (
+    LOGITS_AT_ONCE,
+    in_blocks,
+    logprob_and_entropy,
+    micro_batch_rows,
+    micro_batches,
+    score,
+)
 from plainrl.screen import fail, or_fail, say
 from plainrl.tasks import NoTask, load_task
 
@@ -328,10 +334,9 @@ def token_numbers(model, function, hidden: torch.Tensor, column: torch.Tensor) -
     head = model.get_output_embeddings()
     dtype = torch.promote_types(head.weight.dtype, torch.float32)
     of_block = lambda hidden, column: function(head(hidden).to(dtype), column)  # noqa: E731
-    size = max(1, LOGITS_AT_ONCE // head.weight.shape[0])
-    parts = zip(hidden.reshape(-1, hidden.shape[-1]).split(size), column.reshape(-1).split(size))
-    blocks = [checkpoint(of_block, *part, use_reentrant=False) for part in parts]
-    return tuple(torch.cat(values).view(column.shape) for values in zip(*blocks))
+    rows = (hidden.reshape(-1, hidden.shape[-1]), column.reshape(-1))
+    found = in_blocks(of_block, LOGITS_AT_ONCE // head.weight.shape[0], *rows)
+    return tuple(values.view(column.shape) for values in found)
 
 
 @dataclass

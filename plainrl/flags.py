@@ -37,8 +37,9 @@ EMBEDDED = {
 }
 EVAL_SEED = 2**31  # evaluation has its own seed: every checkpoint meets the same problems and random numbers
 EVAL_LENGTHS = {"tiny": 160, "small": 1024, "large": 3072}  # longest completions of eval.py, by size
-# Flags that name a model.
-MODEL_FLAGS = ("model", "baseline", "teacher", "frozen", "verifier", "solver", "plus", "minus", "to")
+# Models that stay as they are: the flag, which is an attribute of a run too, and what --plan calls the model.
+FROZEN = {"teacher": "teacher", "frozen": "frozen model", "verifier": "verifier", "solver": "solver"}
+MODEL_FLAGS = ("model", "baseline", *FROZEN, "plus", "minus", "to")  # flags that name a model
 
 # --- defaults by the size of the model ----------------------------------------------------------------------
 
@@ -226,6 +227,11 @@ class SharedFlags:
     def runs_of_a_token(self) -> int:
         """how often a token of a row goes through the model in a step"""
         return 1
+
+    @property
+    def tokens_of_others(self) -> dict[str, int]:
+        """most tokens that models which stay as they are write in a step, by what --plan calls them"""
+        return {}
 
 
 @dataclass

@@ -1,16 +1,19 @@
 """Training and scores on problems of several horizons, from 1 step to --max-horizon.
 
 h1_curriculum.py, papers/adarft.py and papers/e2h.py differ in the horizons that a step trains on. What they
-have in common is here.
+have in common is here. So is what commands ask that measure a model on all horizons of a task.
 """
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
 
 from plainrl.flags import EVAL_SEED
 from plainrl.screen import fail, or_fail
-from plainrl.tasks import Problem, scored, split_size
+from plainrl.sources import ComposedTask
+from plainrl.tasks import Problem, load_task, scored, split_size
+from plainrl.world import ChainTask
 
 
 class EveryHorizon:
@@ -58,6 +61,24 @@ class EveryHorizon:
         if problem.index is None:
             return problem
         return replace(problem, index=problem.index * len(self.tasks) + position)
+
+
+def each_horizon(spec: str) -> list:
+    """The task that --task names; a range of horizons becomes one task for each."""
+    task = or_fail(load_task, spec)
+    if isinstance(task, ChainTask | ComposedTask):
+        return [task.at_horizon(horizon) for horizon in range(task.low, task.high + 1)]
+    return [task]
+
+
+def asked_problems(tasks: list, args, first: int = 0) -> Iterator[tuple[object, int, Problem]]:
+    """As many problems of each task as --problems says, with their task and index, from the index `first` on:
+    of a finite split all, of an endless one 200 and of several tasks 100 each, where it says nothing."""
+    for task in tasks:
+        size = or_fail(split_size, task, args.split)
+        last = first + (args.problems or size or (100 if len(tasks) > 1 else 200))
+        for index in range(first, last if size is None else min(last, size)):
+            yield task, index, or_fail(task.problem, args.split, index, EVAL_SEED)
 
 
 def check_horizons(task, args) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from plainrl import ranks
-from plainrl.flags import EVAL_SEED
+from plainrl.flags import EVAL_SEED, FROZEN
 from plainrl.folder import is_unused
 from plainrl.models import peak_gb
 from plainrl.rollout import Batch, completion_seed, encode_prompt
@@ -375,10 +375,8 @@ def say_tokens_and_hours(run) -> None:
     if tokens.rounds > 1:
         say(f"        {with_rounds}: {tokens.in_rounds:,} sampled at most")
     say(f"        {tokens.scores:,} for scores on dev and test at most")
-    if hasattr(args, "solver_tokens"):
-        # An attempt at each question; for each completion every sub-question, and the question again.
-        answers = args.prompts_per_step * (1 + args.group_size * (args.most_subquestions + 1))
-        say(f"        {answers * args.solver_tokens:,} a step of the solver at most")
+    for other, count in args.tokens_of_others.items():
+        say(f"        {count:,} a step of the {other} at most")
     training, sampling = (parts | frozen_models(run) for parts in memory_of(run))
     say(f"memory by formula: training {terms(training)}\n                   sampling {terms(sampling)}")
     if not can_be_timed(run):
@@ -464,8 +462,7 @@ def dev_prompts(run, count: int = 8) -> list[list[int]]:
 
 def frozen_models(run) -> dict[str, float]:
     """Bytes of the models that stay as they are, beside the one that is trained."""
-    models = {"teacher": run.teacher, "frozen model": run.frozen, "verifier": run.verifier}
-    models |= {"solver": run.solver}
+    models = {name: getattr(run, attribute) for attribute, name in FROZEN.items()}
     return {name: 4 * model.num_parameters() for name, model in models.items() if model is not None}
 
 

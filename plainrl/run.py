@@ -37,6 +37,7 @@ from plainrl import ranks, samples
 from plainrl.flags import (
     EVAL_LENGTHS,
     EVAL_SEED,
+    FROZEN,
     RowFlags,
     RunFlags,
     check_flags,
@@ -96,7 +97,6 @@ MAY_CHANGE_ON_RESUME = {
     "steps", "token_budget", "save_every", "out_dir", "resume", "track", "micro_batch_tokens",
     "activation_checkpointing", "max_logprob_gap", "vllm_server", "vllm_memory", "report", "plan",
 }  # fmt: skip
-FROZEN = ("teacher", "frozen", "verifier", "solver")  # flags and attributes of models that stay as they are
 MAY_GROW_ON_RESUME = {"epochs"}  # besides, where they are passes over all rows and not over a step's batch
 
 COLUMNS = [  # title, metric, width, format; a script that does not log a metric has no such column
@@ -526,7 +526,7 @@ class Run:
         took = minutes(time.monotonic() - self.started)
         say(f"took {took}; curves: {self.dir / 'curves.png'}; model: {final}")
         evaluation = ROOT / "eval.py"  # a fork may have none, or another
-        if hasattr(self.task, "grade_many"):  # it takes more than the model to answer, a solver for instance
+        if getattr(self.task, "needs_more_than_the_model", False):  # which eval.py does not have
             return final
         if self.args.task is not None and evaluation.exists() and "plainrl" in evaluation.read_text("utf-8"):
             say(f"evaluate it: {self.eval_command(final)}")

@@ -4,7 +4,8 @@
     dev_samples.jsonl  at every dev score, one line for each of the first problems of dev
     groups.jsonl       one line a step and one a dev score: the right completions of every group
 
-Besides, what eval.py and tools/select_data.py need alike to go on with their samples where they stopped.
+Besides, what eval.py, papers/latent_seek.py and tools/select_data.py need alike: a folder of their own, and
+to go on with their samples where they stopped.
 
 A number of each token is a list with one entry a token, EOS included, or one number where all are the same.
 Letters in shapes: N rows (a prompt with a completion each), G of them a group, T completion tokens.
@@ -270,6 +271,15 @@ def dev_lines(rollouts: list[Rollout], model, args, texts: TokenTexts) -> dict[s
 
 
 # --- work of hours that goes on where it stopped ------------------------------------------------------------
+
+
+def folder_of(command: str, settings: dict, *words: str) -> Path:
+    """The default --out-dir of a command: a folder that no other settings share."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+    model, task = Path(settings["model"].removesuffix(".gguf")), settings["task"].split("/")[-1]
+    parts = [*model.parts[-2:], task, *words, digest]
+    safe = ["".join(c if c.isalnum() or c in "._" else "-" for c in part).strip("-") for part in parts]
+    return Path("runs") / command / "-".join(safe)
 
 
 def sampling_settings(args, model_name: str, model, tokenizer, sampler, task, problems: list[tuple]) -> dict:

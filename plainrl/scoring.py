@@ -78,13 +78,16 @@ def _score(model, prompt_ids, completion_ids, temperature, token_function, share
         values = token_function(head(hidden_block).to(dtype) / temperature, target_block)
         return values if isinstance(values, tuple) else (values,)
 
-    block = max(1, LOGITS_AT_ONCE // head.weight.shape[0])
-    blocks = [
-        checkpoint(numbers_of_block, hidden[i : i + block], flat_targets[i : i + block], use_reentrant=False)
-        for i in range(0, len(flat_targets), block)
-    ]
-    columns = [torch.cat(parts) for parts in zip(*blocks)]
+    columns = in_blocks(numbers_of_block, LOGITS_AT_ONCE // head.weight.shape[0], hidden, flat_targets)
     return tuple(column.new_zeros(mask.shape).masked_scatter(mask, column) for column in columns)
+
+
+def in_blocks(function: Callable, size: int, *columns: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """`function(*columns)`, a tuple of [M], for columns [M, ...], of `size` rows at a time (at least one):
+    what it makes on the way is computed again in the backward pass, not kept."""
+    parts = zip(*(column.split(max(1, size)) for column in columns), strict=True)
+    blocks = [checkpoint(function, *part, use_reentrant=False) for part in parts]
+    return tuple(torch.cat(values) for values in zip(*blocks))
 
 
 def scored_inputs(prompt_ids: list[list[int]], completion_ids: list[list[int]]) -> list[list[int]]:

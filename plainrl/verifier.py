@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from plainrl import ranks
-from plainrl.models import eos_ids, load_model
-from plainrl.rollout import encode_prompt, encoded_or_fail
+from plainrl.asked import ask, load_asked
 from plainrl.sampler import HFSampler
 from plainrl.screen import fail, or_fail
 from plainrl.verdicts import VERIFIER_PROMPT, last_verdict, verifier_prompt
@@ -43,14 +42,9 @@ class Verifier:
         """
         different = list(dict.fromkeys(asked))
         mine = different[ranks.share(len(different))]
-        prompts = [encode_prompt(self.tokenizer, verifier_prompt(self.template, *each)) for each in mine]
-        room = self.sampler.room or 10**9
-        fits = [i for i, ids in enumerate(prompts) if len(ids) + self.max_new_tokens <= room]
-        greedy, seeds = 0.0, [0] * len(fits)
-        completions = self.sampler.generate([prompts[i] for i in fits], 1, self.max_new_tokens, greedy, seeds)
-        found = [None] * len(mine)
-        for i, completion in zip(fits, completions, strict=True):
-            found[i] = last_verdict(self.tokenizer.decode(completion.ids, skip_special_tokens=True))
+        prompts = [verifier_prompt(self.template, *each) for each in mine]
+        said = ask(self.sampler, self.tokenizer, prompts, self.max_new_tokens)
+        found = [each and last_verdict(each[0]) for each in said]
         verdict_of = dict(zip(different, ranks.gather(found), strict=True))
         return [verdict_of[each] for each in asked]
 
@@ -67,20 +61,11 @@ def check_verifier(name: str) -> None:
 def load_verifier(args) -> tuple:
     """The model of --verifier, which stays as it is, and the verifier that asks it. What cannot be one ends
     the run in one line."""
-    model, tokenizer = load_model(args.verifier, flag="--verifier")
-    model.eval().requires_grad_(False)
-    ranks.release_weights(model)
-    encoded_or_fail(tokenizer, "1", None, "--verifier", "use another model")
+    model, tokenizer, sampler = load_asked("--verifier", args.verifier, args.verifier_tokens)
     if args.verifier_prompt is not None:
         # The text itself takes the place of the path: config.json keeps it, and a run that goes on finds the
         # same one or refuses.
         args.verifier_prompt = or_fail(read_template, args.verifier_prompt)
-    sampler = HFSampler(model, eos_ids(model, tokenizer))
-    if sampler.room is not None and args.verifier_tokens >= sampler.room:
-        fail(
-            f"--verifier-tokens {args.verifier_tokens}: the context of --verifier has {sampler.room} tokens, "
-            "which leaves none for the question; give fewer"
-        )
     template = args.verifier_prompt or VERIFIER_PROMPT
     return model, Verifier(sampler, tokenizer, template, args.verifier_tokens)
 

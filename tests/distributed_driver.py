@@ -30,7 +30,7 @@ import guide  # noqa: E402
 import h1_curriculum  # noqa: E402
 import siren  # noqa: E402
 from papers import cispo, clip_cov, dapo, general_reasoner, gspo, passk, srpo  # noqa: E402
-from plainrl import curves, ranks, run, sampler, screen, verifier  # noqa: E402
+from plainrl import asked, curves, ranks, run, sampler, screen, verifier  # noqa: E402
 from plainrl.sampler import HFSampler  # noqa: E402
 from plainrl.vllm_sampler import write_weights  # noqa: E402
 
@@ -98,7 +98,7 @@ def main(toy_model: str, out: str, only: str | None = None, steps: str = "3", ho
     # its texts are a yes.
     general_reasoner.extracted_answer = lambda text: text or None
     verifier.VERIFIER_PROMPT = "{answer}"
-    verifier.encode_prompt = lambda tokenizer, text: tokenizer.encode(text) or [0]
+    asked.encode_prompt = lambda tokenizer, text: tokenizer.encode(text) or [0]
     verifier.last_verdict = lambda text: sum(text.encode()) % 2 == 0
     if how in EARLY_ENDS:
         end_in_the_third_step(how)

@@ -409,10 +409,10 @@ def flags_of(toy_model, out_dir, **changes) -> dict:
 @mutant(
     "daslam: answers that depend on the order",
     "papers/daslam.py",
-    "completion_seed(SOLVER_SEED, hash_number(prompts[i]))",
-    "completion_seed(SOLVER_SEED, i)",
+    "completion_seed(SOLVER_SEED, hash_number(prompt)) for prompt in prompts",
+    "completion_seed(SOLVER_SEED, i) for i, prompt in enumerate(prompts)",
 )
-@mutant("daslam: no look at the solver's room", "papers/daslam.py", "if len(ids[i]) <= room]", "if room]")
+@mutant("no look at the room")
 def test_a_model_answers_a_prompt_in_one_way(toy_model, tmp_path):
     """Catches answers that depend on what is asked beside them, a solver that is trained, and a prompt
     longer than its context."""
@@ -704,6 +704,9 @@ def test_what_cannot_be(run, tmp_path, monkeypatch, toy_model):
         assert stop.value.code.startswith(said) and "\n" not in stop.value.code
         assert not (tmp_path / "run").exists()
     args = daslam.Args(**flags_of(toy_model, tmp_path / "run", solver="./nowhere"))
+    with pytest.raises(SystemExit, match="--solver-tokens 4000: the context of --solver has .* give fewer"):
+        daslam.main(daslam.Args(**flags_of(toy_model, tmp_path / "long", solver_tokens=4000)))
+    assert not (tmp_path / "long").exists()
     with pytest.raises(SystemExit, match="error: --solver ./nowhere: no such folder"):
         daslam.main(args)
 

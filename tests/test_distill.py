@@ -269,9 +269,9 @@ def test_blocks_change_nothing_and_bound_the_logits(monkeypatch):
 
 @mutant(
     "distill: blocks that are kept",
-    "papers/distill.py",
-    "checkpoint(numbers_of_block, *block, use_reentrant=False)",
-    "numbers_of_block(*block)",
+    "plainrl/scoring.py",
+    "checkpoint(function, *part, use_reentrant=False)",
+    "function(*part)",
 )
 @mutant(
     "distill: a teacher with a graph",

@@ -206,7 +206,7 @@ class Asked:
     def __init__(self, tokenizer, say):
         self.tokenizer, self.say, self.prompts = tokenizer, say, []
 
-    def generate(self, prompt_ids, n, max_new_tokens, temperature, seeds):
+    def generate(self, prompt_ids, n, max_new_tokens, temperature, seeds, top_p=1.0):
         assert (n, temperature, len(seeds)) == (1, 0, len(prompt_ids))
         texts = [self.tokenizer.decode(ids) for ids in prompt_ids]
         self.prompts += texts
@@ -288,7 +288,7 @@ def test_an_answer_cannot_write_into_the_prompt(tokenizer):
     assert "<|assistant|>Final" not in verifier.sampler.prompts[0]
 
 
-@mutant("no look at the room", "plainrl/verifier.py", "self.max_new_tokens <= room]", "0 <= 10**9]")
+@mutant("no look at the room", "plainrl/asked.py", "if len(ids[i]) <= room]", "if room]")
 def test_an_answer_without_room_is_undecided(tokenizer):
     """Catches a prompt longer than the verifier's context, which a policy could write."""
     verifier = verifier_that(tokenizer, says_yes_to("3"))
@@ -593,9 +593,9 @@ def test_a_resumed_run_is_the_same_to_the_bit(flags, run):
 
 @mutant(
     "a verifier that may change",
-    "plainrl/run.py",
-    'FROZEN = ("teacher", "frozen", "verifier", "solver")',
-    'FROZEN = ("teacher", "frozen", "solver")',
+    "plainrl/flags.py",
+    '"frozen": "frozen model", "verifier": "verifier",',
+    '"frozen": "frozen model",',
 )
 @mutant(
     "a verifier's prompt that may change",

@@ -802,9 +802,9 @@ def test_the_default_verifier_is_made_first(toy_model, tmp_path, monkeypatch):
 
 @mutant(
     "latent: the first problems again",
-    "papers/latent_seek.py",
-    "range(args.first_problem, last if",
-    "range(0, last - args.first_problem if",
+    "plainrl/horizons.py",
+    "range(first, last if",
+    "range(0, last - first if",
 )
 def test_which_problems(toy, tmp_path):
     """Catches the first problems where others are asked for, more than there are, and no word where there are
@@ -815,7 +815,7 @@ def test_which_problems(toy, tmp_path):
 
     def chosen(**flags) -> list[str]:
         args = Args(task=f"jsonl:{tmp_path / 'x.jsonl'}", split="all", **flags)
-        jobs = latent_seek.jobs_of(latent_seek.tasks_of(args), args, tokenizer)
+        jobs = latent_seek.jobs_of(latent_seek.each_horizon(args.task), args, tokenizer)
         return sorted(job.problem.answer for job in jobs)
 
     all_of_them = chosen()

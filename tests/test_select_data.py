@@ -643,9 +643,9 @@ def test_a_subset_has_its_own_training_and_the_tasks_scores(tmp_path, spec):
 
 @mutant(
     "evaluation: a split without end",
-    "eval.py",
-    "if size is None:",
-    "if not hasattr(task, 'size'):",
+    "plainrl/horizons.py",
+    "last if size is None else min(last, size)",
+    "last if not hasattr(task, 'size') else min(last, size or 0)",
 )
 def test_a_subset_is_measured_as_its_task_is(tmp_path, tokenizer):
     """Catches another number of test problems than the task itself has where none is asked for, and a file's

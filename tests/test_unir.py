@@ -478,7 +478,7 @@ def test_adapters_are_the_reasoner(flags):
     assert first != last and "lora" not in " ".join(load_file(folder / "final" / "model.safetensors"))
 
 
-@mutant("unir: a frozen model that may change", "plainrl/run.py", '"teacher", "frozen",', '"teacher",')
+@mutant("unir: a frozen model that may change", "plainrl/flags.py", '"frozen": "frozen model", ', "")
 def test_killed_and_resumed_equals_the_uninterrupted(flags, frozen, tmp_path):
     """Catches a frozen model that has moved, or may have moved, in a run that goes on."""
     own = tmp_path / "own frozen"
@@ -563,7 +563,12 @@ def test_vllm_is_refused(flags):
             train(flags, **more)
 
 
-@mutant("unir: a plan without it", "plainrl/plan.py", '"frozen model": run.frozen', '"frozen model": None')
+@mutant(
+    "unir: a plan without it",
+    "plainrl/plan.py",
+    "in FROZEN.items()}",
+    "in FROZEN.items() if name != 'frozen model'}",
+)
 def test_the_plan_counts_the_frozen_model(flags, frozen, capsys):
     """Catches a plan whose memory is that of the reasoner alone."""
     with pytest.raises(SystemExit) as ended:
