@@ -348,11 +348,8 @@ def beginning(solution: str, end: int, tokenizer) -> tuple[str, int, int]:
 # --- rows ---------------------------------------------------------------------------------------------------
 
 
-def completion_of(problem: Problem, args: Args, task, tokenizer, counts: Counter) -> str:
-    """What the row of a problem learns. Raises LeftOut.
-
-    `counts` are for the screen: solutions that are texts; tokens of first steps and of whole solutions.
-    """
+def checked_steps(problem: Problem, args: Args, task) -> list[Step] | None:
+    """The steps of a solution that is right, None where it is a text. Raises LeftOut."""
     solution = problem.solution
     if not solution or not solution.strip():
         raise LeftOut("no solution")
@@ -366,26 +363,36 @@ def completion_of(problem: Problem, args: Args, task, tokenizer, counts: Counter
         right = is_right(steps, solution, problem.answer)
     if not right:
         raise LeftOut("a wrong line or box")
+    return steps
+
+
+def completion_of(
+    solution: str, steps: list[Step] | None, args: Args, tokenizer, rng: random.Random, counts: Counter
+) -> str:
+    """What the row of a problem learns. Raises LeftOut.
+
+    `counts` are for the screen: solutions that are texts; tokens of first steps and of whole solutions.
+    """
     if args.kind == "first_step":
         text, own, whole = beginning(solution, end_of_first_step(solution, steps), tokenizer)
         counts.update(own=own, whole=whole, texts=steps is None)
         return text
     counts["texts"] += steps is None
-    if args.kind == "solution" or args.kind in KINDS_WITH_PROMPTS:
+    if args.kind == "solution":
         return solution
     if steps is None:
         return steps_of_text(solution)
-    rng = random.Random(f"{args.seed}/{problem.prompt}")
     return target_of_steps(steps, args.kind, args.share, args.consistent, rng)
 
 
 def rows_of(problem: Problem, args: Args, task, tokenizer, counts: Counter) -> list[dict]:
     """The rows of a problem, one but for `subanswers`. Raises LeftOut."""
-    completion = completion_of(problem, args, task, tokenizer, counts)
-    if args.kind not in KINDS_WITH_PROMPTS:
-        return [row_of(problem, problem.prompt, completion, args)]
-    steps, rng = read_steps(problem.solution), random.Random(f"{args.seed}/{problem.prompt}")
-    pairs = pairs_of_steps(problem, steps, args.kind, args.share, rng)
+    steps, rng = checked_steps(problem, args, task), random.Random(f"{args.seed}/{problem.prompt}")
+    if args.kind in KINDS_WITH_PROMPTS:
+        pairs = pairs_of_steps(problem, steps, args.kind, args.share, rng)
+    else:
+        completion = completion_of(problem.solution, steps, args, tokenizer, rng, counts)
+        pairs = [(problem.prompt, completion)]
     return [row_of(problem, *pair, args) for pair in pairs]
 
 
