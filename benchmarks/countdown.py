@@ -46,6 +46,7 @@ sys.path.insert(0, str(ROOT))
 import siren  # noqa: E402
 from benchmarks import where_entropy_is  # noqa: E402
 from benchmarks.arms import chosen_arms, trial_name  # noqa: E402
+from benchmarks.countdown_claims import claims, claims_table  # noqa: E402
 from benchmarks.countdown_figure import plot_countdown  # noqa: E402
 from benchmarks.countdown_tables import STOPPED, Runs, dev_score, read_runs, tables  # noqa: E402
 from benchmarks.figures import ENTROPY_METHODS  # noqa: E402
@@ -443,7 +444,10 @@ def report(out: Path) -> dict[str, str]:
         {arm.removesuffix(suffix): seeds for arm, seeds in runs.steps.items() if arm.endswith(suffix)},
         {arm.removesuffix(suffix): seeds for arm, seeds in runs.curves.items() if arm.endswith(suffix)},
     )
-    return tables(runs, NAMES, GROUPS, "siren") | tables(finite, NAMES, FINITE_GROUPS, "siren")
+    found = tables(runs, NAMES, GROUPS, "siren") | tables(finite, NAMES, FINITE_GROUPS, "siren")
+    if all(len(runs.steps.get(arm, ())) == 5 for arm in CHOSEN):  # nothing is judged before
+        found["claims"] = claims_table(claims(runs, finite, NAMES))
+    return found
 
 
 def main(args: Args) -> None:
