@@ -104,6 +104,11 @@ class Args(RunFlags):
     weight_decay: NotNegative = 0.0
     """AdamW's weight decay"""
 
+    @property
+    def tokens_of_others(self) -> dict[str, int]:
+        """of a step: what the verifier writes about each completion"""
+        return {"verifier": self.prompts_per_step * self.group_size * self.verifier_tokens}
+
 
 # --- the mathematics ----------------------------------------------------------------------------------------
 

@@ -734,3 +734,21 @@ def test_a_task_may_grade_many_at_once():
     bad.grade_many = lambda completions, problems: [None for _ in completions]
     with pytest.raises(ValueError, match="returned NoneType instead of Grade"):
         grade_all(bad, list("vw"), problems[:2])
+
+
+@mutant(
+    "daslam: plan without the first attempts",
+    "papers/daslam.py",
+    "self.prompts_per_step * (1 + self.group_size",
+    "self.prompts_per_step * (self.group_size",
+)
+@mutant(
+    "daslam: plan without the questions after the sub-questions",
+    "papers/daslam.py",
+    "(self.most_subquestions + 1))",
+    "self.most_subquestions)",
+)
+def test_plan_counts_what_the_solver_writes():
+    """Catches a plan that leaves out the first attempts, or the question that follows the sub-questions."""
+    args = daslam.Args(prompts_per_step=2, group_size=4, most_subquestions=3, solver_tokens=10)
+    assert args.tokens_of_others == {"solver": (2 + 2 * 4 * 4) * 10}

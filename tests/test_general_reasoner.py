@@ -666,3 +666,19 @@ def test_with_a_model_that_verifies(toy_model, tmp_path, monkeypatch):
     before = load_file(f"{toy_model}/model.safetensors")
     now = model.state_dict()
     assert all(torch.equal(now[name], weight) for name, weight in before.items())
+
+
+@mutant(
+    "plan without what a verifier writes",
+    "papers/general_reasoner.py",
+    "self.group_size * self.verifier_tokens}",
+    "self.group_size}",
+)
+@mutant("plan without other models", "plainrl/plan.py", "in args.tokens_of_others.items():", "in ():")
+def test_plan_counts_what_the_verifier_writes(toy_model, tmp_path, capsys):
+    """Catches a plan that leaves out the tokens of a frozen model, or takes another limit for them."""
+    flags = toys.quick_flags(toy_model, tmp_path / "run", verifier=toy_model, verifier_tokens=7, plan=True)
+    args = general_reasoner.Args(**flags | dict(prompts_per_step=3, group_size=4))
+    with pytest.raises(SystemExit):
+        general_reasoner.main(args, task=toys.HashTask())
+    assert f"\n        {3 * 4 * 7} a step of the verifier at most\n" in capsys.readouterr().out
