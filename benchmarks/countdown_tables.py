@@ -4,6 +4,7 @@ A run has a file for every fifth of its steps: {"dev", "1", "0.6": counts; "H"; 
 starting model has one of the same kind. Letters in shapes: P test problems.
 """
 
+import functools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 from benchmarks.arms import cell
 from plainrl.metrics import ladder, pass_at_k
 
+reach = functools.cache(pass_at_k)  # of few different numbers, for some hundred thousand problems
 STOPPED = "dr_grpo_stopped"  # Dr. GRPO at the fifth that dev chooses
 
 
@@ -32,7 +34,7 @@ def scores_of(counts: dict) -> dict[str, float]:
     n, correct = counts["samples"], counts["correct"]
     scores = {"avg": float(np.mean(correct)) / n}
     for k in ladder(n):
-        scores[f"pass@{k}"] = float(np.mean([pass_at_k(n, right, k) for right in correct]))
+        scores[f"pass@{k}"] = float(np.mean([reach(n, right, k) for right in correct]))
     scores |= {f"maj@{k}": value for k, value in counts["maj"].items()}
     scores["different"] = float(np.mean(counts["different"]))
     scores["unparsed"] = 1 - float(np.mean(counts["parsed"])) / n
