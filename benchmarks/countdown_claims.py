@@ -15,7 +15,7 @@ completions than of Dr. GRPO's are unparsed. Reach is preserved if pass@16 falls
 from dataclasses import dataclass
 
 from benchmarks.arms import cell
-from benchmarks.countdown_tables import STOPPED, Runs, gains_at_equal_avg, scores_of
+from benchmarks.countdown_tables import STOPPED, Runs, differences, gains_at_equal_avg
 from benchmarks.figures import holm, mean_and_half_width, p_value
 
 BETAS = ("siren", "siren_0.1", "siren_0.3")
@@ -42,75 +42,64 @@ class Row:
     below: bool = False
 
 
-def scores(runs: Runs, arm: str, seed: str, temperature: str) -> dict[str, float]:
-    """Test scores after the last step, with H as a share of the starting model's."""
-    result = runs.at(arm, seed)
-    return scores_of(result[temperature]) | {"H": result["H"] / runs.start["H"]}
-
-
-def differences(runs: Runs, arm: str, other: str, name: str, temperature: str = "1") -> list[float]:
-    """Of one arm minus another, paired by seed."""
-    both = [seed for seed in runs.seeds(arm) if seed in runs.seeds(other)]
-    pairs = [[scores(runs, each, seed, temperature)[name] for each in (arm, other)] for seed in both]
-    return [own - others for own, others in pairs]
-
-
 def claims(runs: Runs, finite: Runs, names: dict[str, str]) -> list[Row]:
     """All rows, claim after claim."""
-    start, rows = scores_of(runs.start["1"]), []
-
-    def add(claim: str, measured: str, values: list[float], bound: float = 0.0, below: bool = False) -> None:
-        rows.append(Row(claim, measured, values, bound, below))
+    start, rows = runs.start["scores"]["1"], []
 
     claim = "The premise: training narrows a policy"
     for name in ("pass@16", "pass@64"):
-        lost = [scores(runs, "dr_grpo", seed, "1")[name] - start[name] for seed in runs.seeds("dr_grpo")]
-        add(claim, f"Dr. GRPO minus before: {name}", lost, below=True)
+        lost = [own[name] - start[name] for own in runs.scores("dr_grpo").values()]
+        rows.append(Row(claim, f"Dr. GRPO minus before: {name}", lost, below=True))
 
     claim = "A naive bonus does nothing or explodes"
     for arm in ("naive_bonus", "naive_bonus_0.01"):
         more = differences(runs, arm, "dr_grpo", "H")
-        add(claim, f"{names[arm]} minus Dr. GRPO: H / H of the start", more, 0.05, below=True)
+        rows.append(Row(claim, f"{names[arm]} minus Dr. GRPO: H / H of the start", more, 0.05, below=True))
     more = differences(runs, "naive_bonus_0.05", "dr_grpo", "unparsed")
-    add(claim, f"{names['naive_bonus_0.05']} minus Dr. GRPO: unparsed", more, 0.1)
+    rows.append(Row(claim, f"{names['naive_bonus_0.05']} minus Dr. GRPO: unparsed", more, 0.1))
 
     claim = "SIREN's entropy stays near its anchor, without loss of format"
     for arm in BETAS:
-        held = [scores(runs, arm, seed, "1")["H"] for seed in runs.seeds(arm)]
-        add(claim, f"{names[arm]}: H / H of the start", held, 0.9)
+        held = [own["H"] for own in runs.scores(arm).values()]
+        rows.append(Row(claim, f"{names[arm]}: H / H of the start", held, 0.9))
     for arm in BETAS:
         more = differences(runs, arm, "dr_grpo", "unparsed")
-        add(claim, f"{names[arm]} minus Dr. GRPO: unparsed", more, 0.02, below=True)
+        rows.append(Row(claim, f"{names[arm]} minus Dr. GRPO: unparsed", more, 0.02, below=True))
 
     claim = "pass@k is preserved"
     for arm in BETAS:
-        kept = [scores(runs, arm, seed, "1")["pass@16"] - start["pass@16"] for seed in runs.seeds(arm)]
-        add(claim, f"{names[arm]} minus before: pass@16", kept, -0.02)
+        kept = [own["pass@16"] - start["pass@16"] for own in runs.scores(arm).values()]
+        rows.append(Row(claim, f"{names[arm]} minus before: pass@16", kept, -0.02))
     for arm in BETAS:
         for name in ("pass@16", "pass@64"):
-            add(claim, f"{names[arm]} minus Dr. GRPO: {name}", differences(runs, arm, "dr_grpo", name))
+            more = differences(runs, arm, "dr_grpo", name)
+            rows.append(Row(claim, f"{names[arm]} minus Dr. GRPO: {name}", more))
 
     claim = "Better than Dr. GRPO and than earlier methods"
     for other in ("dr_grpo", *EARLIER):
         for name, title in (("avg", "avg@64"), ("maj@16", "maj@16")):
-            add(claim, f"SIREN minus {names[other]}: {title}", differences(runs, "siren", other, name))
+            more = differences(runs, "siren", other, name)
+            rows.append(Row(claim, f"SIREN minus {names[other]}: {title}", more))
 
     claim = "Each mask and the anchor contribute"
     own = gains_at_equal_avg(runs, "siren", "pass@16")
     for arm in PARTS:
-        add(claim, f"SIREN minus {names[arm]}: maj@16", differences(runs, "siren", arm, "maj@16"))
+        more = differences(runs, "siren", arm, "maj@16")
+        rows.append(Row(claim, f"SIREN minus {names[arm]}: maj@16", more))
         without = gains_at_equal_avg(runs, arm, "pass@16")
-        values = [own[seed] - without[seed] for seed in own if seed in without]
-        add(claim, f"SIREN minus {names[arm]}: pass@16 beyond Dr. GRPO's at equal avg@64", values)
+        more = [own[seed] - without[seed] for seed in own if seed in without]
+        rows.append(Row(claim, f"SIREN minus {names[arm]}: pass@16 beyond Dr. GRPO's at equal avg@64", more))
 
     claim = "Not the paper's: it is more than early stopping"
     for arm in BETAS:
         gains = list(gains_at_equal_avg(runs, arm, "pass@16").values())
-        add(claim, f"{names[arm]} minus Dr. GRPO on its way: pass@16 at equal avg@64", gains)
+        rows.append(Row(claim, f"{names[arm]} minus Dr. GRPO on its way: pass@16 at equal avg@64", gains))
     gains = list(gains_at_equal_avg(finite, "siren", "pass@16").values())
-    add(claim, "with 200 problems, SIREN minus Dr. GRPO on its way: pass@16 at equal avg@64", gains)
+    measured = "with 200 problems, SIREN minus Dr. GRPO on its way: pass@16 at equal avg@64"
+    rows.append(Row(claim, measured, gains))
     for name, title in (("avg", "avg@64"), ("pass@16", "pass@16")):
-        add(claim, f"SIREN minus {names[STOPPED]}: {title}", differences(runs, "siren", STOPPED, name))
+        more = differences(runs, "siren", STOPPED, name)
+        rows.append(Row(claim, f"SIREN minus {names[STOPPED]}: {title}", more))
     return rows
 
 

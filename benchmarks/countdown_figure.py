@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.countdown_tables import STOPPED, Runs, path_of, scores_of
+from benchmarks.countdown_tables import STOPPED, Runs, path_of
 from benchmarks.figures import Style, draw, log_axis
 from plainrl.curves import (
     BLACK,
@@ -40,12 +40,12 @@ BONUSES = {
 def draw_reach(axis, runs: Runs, names: dict[str, str]) -> None:
     """pass@k over k."""
     ks = ladder(runs.start["1"]["samples"])
-    start = scores_of(runs.start["1"])
+    start = runs.start["scores"]["1"]
     axis.plot(ks, [start[f"pass@{k}"] for k in ks], "--", color=BLACK, linewidth=1, label="before")
     for arm, color in REACH.items():
         if arm in runs.arms():
-            scores = [scores_of(runs.at(arm, seed)["1"]) for seed in runs.seeds(arm)]
-            draw(axis, ks, [[score[f"pass@{k}"] for k in ks] for score in scores], Style(names[arm], color))
+            own = runs.scores(arm).values()
+            draw(axis, ks, [[scores[f"pass@{k}"] for k in ks] for scores in own], Style(names[arm], color))
     axis.set_xscale("log", base=2)
     axis.set_xticks(ks, [str(k) for k in ks])
     finish_axis(axis, "what is within reach", "k", "test pass@k")

@@ -191,10 +191,10 @@ def scores_table(runs: Runs, seed: str) -> str:
         stopped = runs.stopped(seed) if arm == STOPPED else max(runs.steps[arm][seed])
         rows.append((NAMES[arm], stopped, runs.at(arm, seed), tokens_at(runs, arm, seed)))
     for name, steps, result, tokens in rows:
-        scores, own = scores_of(result["1"]), values_of(result["1"])
+        scores, own = result["scores"]["1"], values_of(result["1"])
         cells = [*(f"{value:.3f}" for value in own.mean(0)), f"{scores['maj@16']:.3f}"]
         cells += [f"{scores['unparsed']:.3f}", f"{result['entropy']['shares']['choice']:.3f}"]
-        cells += [f"{result['H'] / runs.start['H']:.2f}", f"{tokens / 1e3:.0f}"]
+        cells += [f"{scores['H']:.2f}", f"{tokens / 1e3:.0f}"]
         low, high = intervals(own - reference, np.zeros(len(own)))
         gains = (own - reference).mean(0)
         for i in range(3):
@@ -208,7 +208,7 @@ def path_table(runs: Runs, seed: str) -> str:
     lines = ["| avg@16 / pass@16 after | " + " | ".join(f"{step} steps" for step in (0, *STOPS)) + " |"]
     lines.append("|---" * (len(STOPS) + 2) + "|")
     for arm, seeds in runs.steps.items():
-        scores = [scores_of(seeds[seed][step]["1"]) for step in (0, *STOPS)]
+        scores = [seeds[seed][step]["scores"]["1"] for step in (0, *STOPS)]
         cells = [f"{score['avg']:.3f} / {score['pass@16']:.3f}" for score in scores]
         lines.append(f"| {NAMES[arm]} | {' | '.join(cells)} |")
     return "\n".join(lines)

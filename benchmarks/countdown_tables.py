@@ -4,7 +4,6 @@ A run has a file for every fifth of its steps: {"dev", "1", "0.6": counts; "H"; 
 starting model has one of the same kind. Letters in shapes: P test problems.
 """
 
-import functools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,6 @@ import numpy as np
 from benchmarks.arms import cell
 from plainrl.metrics import ladder, pass_at_k
 
-reach = functools.cache(pass_at_k)  # of few different numbers, for some hundred thousand problems
 STOPPED = "dr_grpo_stopped"  # Dr. GRPO at the fifth that dev chooses
 
 
@@ -34,17 +32,25 @@ def scores_of(counts: dict) -> dict[str, float]:
     n, correct = counts["samples"], counts["correct"]
     scores = {"avg": float(np.mean(correct)) / n}
     for k in ladder(n):
-        scores[f"pass@{k}"] = float(np.mean([reach(n, right, k) for right in correct]))
+        scores[f"pass@{k}"] = float(np.mean([pass_at_k(n, right, k) for right in correct]))
     scores |= {f"maj@{k}": value for k, value in counts["maj"].items()}
     scores["different"] = float(np.mean(counts["different"]))
     scores["unparsed"] = 1 - float(np.mean(counts["parsed"])) / n
     return scores
 
 
+def with_scores(result: dict, start: dict) -> dict:
+    """What was measured of a model, and its "scores": {temperature: every metric}, with H as a share of the
+    starting model's."""
+    held = {"H": result["H"] / start["H"]}
+    scores = {name: scores_of(result[name]) | held for name in ("1", "0.6") if name in result}
+    return result | {"scores": scores}
+
+
 @dataclass
 class Runs:
     """Everything that was measured: `start`, and of every arm and seed {step: what was measured}, with the
-    starting model as step 0, and the curves."""
+    starting model as step 0, and the curves. Scores are with all of it."""
 
     start: dict
     steps: dict[str, dict[str, dict[int, dict]]]
@@ -55,6 +61,10 @@ class Runs:
         if arm == STOPPED:
             return self.steps["dr_grpo"][seed][self.stopped(seed)]
         return self.steps[arm][seed][max(self.steps[arm][seed])]
+
+    def scores(self, arm: str, temperature: str = "1") -> dict[str, dict[str, float]]:
+        """Every metric of that model, of each seed."""
+        return {seed: self.at(arm, seed)["scores"][temperature] for seed in self.seeds(arm)}
 
     def stopped(self, seed: str) -> int:
         """The step at which dev says to stop Dr. GRPO; of equals the later one."""
@@ -75,19 +85,26 @@ class Runs:
 def read_runs(out: Path, arms: list[str], last: int) -> Runs:
     """The finished runs of these arms."""
     start = json.loads((out / "start.json").read_text())
+    start = with_scores(start, start)
     steps, curves = {}, {}
     for arm in arms:
         for folder in sorted((out / arm).glob("seed*")):
             if not (folder / "curves.json").exists() or not (folder / f"step{last}.json").exists():
                 continue
             files = {int(file.stem.removeprefix("step")): file for file in folder.glob("step*.json")}
-            found = {step: json.loads(files[step].read_text()) for step in sorted(files)}
+            found = {step: with_scores(json.loads(files[step].read_text()), start) for step in sorted(files)}
             steps.setdefault(arm, {})[folder.name] = {0: start} | found
             curves.setdefault(arm, {})[folder.name] = json.loads((folder / "curves.json").read_text())
     return Runs(start, steps, curves)
 
 
 # --- after the last step ------------------------------------------------------------------------------------
+
+
+def differences(runs: Runs, arm: str, other: str, name: str, temperature: str = "1") -> list[float]:
+    """What an arm has more of a metric than another, paired by seed."""
+    own, others = runs.scores(arm, temperature), runs.scores(other, temperature)
+    return [own[seed][name] - others[seed][name] for seed in own if seed in others]
 
 
 def scores_table(runs: Runs, names: dict[str, str], shown: list[str], temperature: str, against: str) -> str:
@@ -99,20 +116,18 @@ def scores_table(runs: Runs, names: dict[str, str], shown: list[str], temperatur
         f"| unparsed | {names[against]} minus it: avg@64 | pass@16 | pass@64 | maj@16 |",
         "|---" * 12 + "|",
     ]
-    start = scores_of(runs.start[temperature])
+    start = runs.start["scores"][temperature]
     lines.append(
         "| before | 1 | "
         + " | ".join(f"{start[name]:.3f}" for name in metrics)
         + " |"
         + "  |" * len(compared)
     )
-    reference = {seed: scores_of(runs.at(against, seed)[temperature]) for seed in runs.seeds(against)}
     for arm in shown:
-        own = {seed: scores_of(runs.at(arm, seed)[temperature]) for seed in runs.seeds(arm)}
-        cells = [str(len(own)), *(cell([score[name] for score in own.values()]) for name in metrics)]
-        both = sorted(own.keys() & reference.keys())
+        own = runs.scores(arm, temperature).values()
+        cells = [str(len(own)), *(cell([scores[name] for scores in own]) for name in metrics)]
         for name in compared:
-            gains = [reference[seed][name] - own[seed][name] for seed in both]
+            gains = differences(runs, against, arm, name, temperature)
             cells.append("" if arm == against or not gains else cell(gains, signed=True))
         lines.append(f"| {names[arm]} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -125,10 +140,10 @@ def pass_table(runs: Runs, names: dict[str, str], shown: list[str], temperature:
         f"| pass@k, temperature {temperature} | " + " | ".join(f"k = {k}" for k in ks) + " |",
         "|---" * (len(ks) + 1) + "|",
     ]
-    start = scores_of(runs.start[temperature])
+    start = runs.start["scores"][temperature]
     lines.append("| before | " + " | ".join(f"{start[f'pass@{k}']:.3f}" for k in ks) + " |")
     for arm in shown:
-        own = [scores_of(runs.at(arm, seed)[temperature]) for seed in runs.seeds(arm)]
+        own = runs.scores(arm, temperature).values()
         lines.append(
             f"| {names[arm]} | " + " | ".join(cell([s[f"pass@{k}"] for s in own]) for k in ks) + " |"
         )
@@ -155,7 +170,7 @@ def entropy_table(runs: Runs, names: dict[str, str], shown: list[str]) -> str:
         cells = [
             cell([float(np.mean(values[:20])) for values in entropies]),
             "" if arm == STOPPED else cell([float(np.mean(values[last])) for values in entropies]),
-            cell([result["H"] / runs.start["H"] for result in results]),
+            cell([scores["H"] for scores in runs.scores(arm).values()]),
             cell([result["entropy"]["shares"]["choice"] for result in results]),
             f"{np.mean([result['entropy']['mass on impossible tokens'] for result in results]):.4f}",
             f"{np.mean([tokens_at(runs, arm, seed) for seed in runs.seeds(arm)]) / 1e3:.0f}",
@@ -177,7 +192,7 @@ def tokens_at(runs: Runs, arm: str, seed: str, step: int | None = None) -> int:
 
 def path_of(runs: Runs, arm: str, seed: str, name: str) -> dict[int, float]:
     """A test metric at temperature 1 at the start and after every fifth."""
-    return {step: scores_of(result["1"])[name] for step, result in runs.steps[arm][seed].items()}
+    return {step: result["scores"]["1"][name] for step, result in runs.steps[arm][seed].items()}
 
 
 def fifths_table(runs: Runs, names: dict[str, str], shown: list[str]) -> str:
@@ -217,9 +232,8 @@ def on_the_path(runs: Runs, seed: str, avg: float, name: str) -> float:
 def gains_at_equal_avg(runs: Runs, arm: str, name: str) -> dict[str, float]:
     """Of every seed what an arm has more of a metric than Dr. GRPO had where it had as much avg@64."""
     gains = {}
-    for seed in runs.seeds(arm):
+    for seed, own in runs.scores(arm).items():
         if seed in runs.steps["dr_grpo"]:
-            own = scores_of(runs.at(arm, seed)["1"])
             gains[seed] = own[name] - on_the_path(runs, seed, own["avg"], name)
     return gains
 
@@ -235,7 +249,8 @@ def frontier_table(runs: Runs, names: dict[str, str], shown: list[str]) -> str:
     ]
     for arm in shown:
         gains = [gains_at_equal_avg(runs, arm, name) for name in metrics]
-        cells = [cell([scores_of(runs.at(arm, seed)["1"])["avg"] for seed in gains[0]])]
+        own = runs.scores(arm)
+        cells = [cell([own[seed]["avg"] for seed in gains[0]])]
         cells += [cell(list(gain.values()), signed=True) for gain in gains]
         lines.append(f"| {names[arm]} | {' | '.join(cells)} |")
     return "\n".join(lines)

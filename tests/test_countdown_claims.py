@@ -6,7 +6,7 @@ from test_countdown_tables import measured
 
 from benchmarks import countdown_claims as cc
 from benchmarks.countdown_claims import Row, verdict
-from benchmarks.countdown_tables import Runs
+from benchmarks.countdown_tables import Runs, with_scores
 
 ARMS = ("dr_grpo", *cc.BETAS, *cc.EARLIER, "naive_bonus_0.05", *cc.PARTS)
 
@@ -60,28 +60,20 @@ def test_table_corrects_within_a_claim():
 def runs():
     """All arms, three seeds each, whose tables differ by arm and seed."""
     start = measured(0.25, 0.25, 2.0)
+    start = with_scores(start, start)
     steps, curves = {}, {}
     for place, arm in enumerate(ARMS):
         for seed in (1, 2, 3):
             first = measured(0.25 + place / 64, 0.25)
             last = measured((16 + place + seed) / 64, 0.75, H=1.0 + place / 64)
-            steps.setdefault(arm, {})[f"seed{seed}"] = {0: start, 1: first, 2: last}
+            found = [with_scores(result, start) for result in (first, last)]
+            steps.setdefault(arm, {})[f"seed{seed}"] = dict(enumerate([start, *found]))
             curves.setdefault(arm, {})[f"seed{seed}"] = {}
     return Runs(start, steps, curves)
 
 
-@mutant(
-    "H in nats",
-    "benchmarks/countdown_claims.py",
-    '{"H": result["H"] / runs.start["H"]}',
-    '{"H": result["H"]}',
-)
-@mutant(
-    "the other one minus it",
-    "benchmarks/countdown_claims.py",
-    "[own - others for own, others in pairs]",
-    "[others - own for own, others in pairs]",
-)
+@mutant("H in nats", "benchmarks/countdown_tables.py", '"H": result["H"] / start["H"]', '"H": result["H"]')
+@mutant("differences the other way")
 @mutant(
     "another seed's",
     "benchmarks/countdown_claims.py",

@@ -75,8 +75,8 @@ def test_early_stopping_is_chosen_on_dev(runs):
 @mutant(
     "differences the other way",
     "benchmarks/countdown_tables.py",
-    "reference[seed][name] - own[seed][name]",
-    "own[seed][name] - reference[seed][name]",
+    "own[seed][name] - others[seed][name]",
+    "others[seed][name] - own[seed][name]",
 )
 def test_scores_table_by_hand(runs):
     """Catches differences of the wrong sign, and a stopped run that is shown at its end."""

@@ -703,10 +703,10 @@ def test_what_cannot_be(run, tmp_path, monkeypatch, toy_model):
             run(**flags)
         assert stop.value.code.startswith(said) and "\n" not in stop.value.code
         assert not (tmp_path / "run").exists()
-    args = daslam.Args(**flags_of(toy_model, tmp_path / "run", solver="./nowhere"))
     with pytest.raises(SystemExit, match="--solver-tokens 4000: the context of --solver has .* give fewer"):
         daslam.main(daslam.Args(**flags_of(toy_model, tmp_path / "long", solver_tokens=4000)))
     assert not (tmp_path / "long").exists()
+    args = daslam.Args(**flags_of(toy_model, tmp_path / "run", solver="./nowhere"))
     with pytest.raises(SystemExit, match="error: --solver ./nowhere: no such folder"):
         daslam.main(args)
 
