@@ -641,7 +641,10 @@ def test_of_a_file_too_large_for_the_memory_steps_are_read(tmp_path):
     "",
 )
 @mutant(
-    "problems as they were sampled", "plainrl/report_data.py", 'key=lambda group: group["place"]', "key=id"
+    "problems as they were sampled",
+    "plainrl/report_data.py",
+    'return sorted(groups, key=lambda group: group["place"])',
+    "return groups",
 )
 def test_the_samples_of_an_evaluation(tmp_path):
     """Catches an evaluation without its votes or its verdicts, problems out of order, and a problem among the
