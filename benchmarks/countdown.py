@@ -261,23 +261,26 @@ def command_of(arm: str) -> str:
     return GRIDS[arm.split("_0.")[0]][0]
 
 
+def command(arm: str, setting: str, seed: int | str) -> str:
+    """The command of a run, but for its steps and folder."""
+    lr = "" if "--lr" in setting else f"--lr {LR}"
+    return f"{command_of(arm)} {COMMON} {lr} {setting} --seed {seed}"
+
+
 # --- running ------------------------------------------------------------------------------------------------
 
 
 def run_one(args: Args) -> None:
     """A single run in this process: train to a fifth, measure, go on to the next; a trial all at once."""
     arm, setting, seed = args.one.split("; ")
-    lr = "" if "--lr" in setting else f"--lr {LR}"
     name = f"{trial_name(arm, setting)}/seed{seed}" if args.trials else f"{arm}/seed{seed}"
 
     def measured(folder: Path, steps: int) -> dict:
         all_temperatures = steps == STEPS or arm.startswith("dr_grpo")  # which may be stopped here
         return measure(folder, "dev" if args.trials else ("all" if all_temperatures else "test"))
 
-    command = f"{command_of(arm)} {COMMON} {lr} {setting} --seed {seed}"
-    train_in_parts(
-        command, (STEPS,) if args.trials else FIFTHS, args.scratch / name, args.out / name, measured
-    )
+    stops = (STEPS,) if args.trials else FIFTHS
+    train_in_parts(command(arm, setting, seed), stops, args.scratch / name, args.out / name, measured)
 
 
 def train_in_parts(command: str, stops: tuple[int, ...], run: Path, target: Path, measured: Callable) -> None:

@@ -25,15 +25,16 @@ PATHS = {
     "siren": BLUE,
     "siren_0.1": SKY_BLUE,
     "naive_bonus_0.01": ORANGE,
-    "clip_cov": VERMILLION,
+    "entropy_advantage": VERMILLION,
+    "kl_cov": GREEN,
 }
 SPLIT = {"dr_grpo": BLACK, "siren": BLUE}
 BONUSES = {
     "dr_grpo": BLACK,
     "siren": BLUE,
     "naive_bonus": GREEN,
+    "naive_bonus_0.01": VERMILLION,
     "naive_bonus_0.05": ORANGE,
-    "siren_no_anchor": VERMILLION,
 }
 
 
@@ -97,7 +98,7 @@ def draw_bonuses(axis, runs: Runs, names: dict[str, str]) -> None:
                 np.maximum(means, 1e-3),
                 Style(names[arm], color, seeds=True),
             )
-    finish_axis(axis, "a bonus does nothing or explodes", "step", "entropy, nats per token")
+    finish_axis(axis, "too large a bonus explodes", "step", "entropy, nats per token")
 
 
 def plot_countdown(runs: Runs, names: dict[str, str], path: Path) -> Path:

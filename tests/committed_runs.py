@@ -40,7 +40,8 @@ def logged_flags(config: dict, module) -> dict:
 
 def check_run(config: dict, script: str, module, flags: list[str]) -> None:
     """A committed run is what `script flags` gives: of that script, with every flag that the command sets."""
-    then, own = THEN.get(script, (Path(script).stem, {}))
+    now = Path(script).stem
+    then, own = (now, {}) if config["script"] == now else THEN.get(script, (now, {}))
     assert config["script"] == then, (config["script"], script)
     flags_then, wanted = logged_flags(config, module), flags_of(module, flags) | own
     for name, value in wanted.items():

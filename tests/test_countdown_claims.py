@@ -99,3 +99,5 @@ def test_rows_are_of_their_arms(runs):
     own, without = (cc.gains_at_equal_avg(runs, arm, "pass@16") for arm in ("siren", "siren_no_anchor"))
     assert part == pytest.approx([own[seed] - without[seed] for seed in own])
     assert len(set(map(str, own.values()))) > 1
+    others = rows["clip_cov minus Dr. GRPO on its way: pass@16 at equal avg@64"].values
+    assert others == list(cc.gains_at_equal_avg(runs, "clip_cov", "pass@16").values())

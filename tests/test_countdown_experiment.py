@@ -1,10 +1,12 @@
 """benchmarks/countdown.py: a run in fifths with its counts, trials, and what is chosen by what."""
 
+import importlib
 import json
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from committed_runs import check_reported_runs
 from mutants import mutant
 
 from benchmarks import countdown
@@ -210,3 +212,21 @@ def test_trials_are_summarised(small, monkeypatch):
     assert np.isclose(
         json.loads((small.out / "trials.json").read_text())["siren"]["--beta 0.1"]["100"]["H"], 0.25
     )
+
+
+def test_reported_runs_were_made_with_the_chosen_settings():
+    """Catches an arm without its five seeds, and logs of another script, setting, length or seed than the one
+    beside them."""
+    paths = {path.split()[0] for path, _ in countdown.GRIDS.values()}
+    scripts = {path: importlib.import_module(path.removesuffix(".py").replace("/", ".")) for path in paths}
+
+    def command(arm: str, setting: str, seed: int) -> str:
+        return f"{countdown.command(arm, setting, seed)} --steps {countdown.STEPS} --resume"
+
+    check_reported_runs(countdown.LOGS, countdown.CHOSEN, command, scripts, countdown.REPORTED_SEEDS)
+    for arm in countdown.CHOSEN:
+        for seed in countdown.REPORTED_SEEDS:
+            folder = countdown.LOGS / arm / f"seed{seed}"
+            assert all((folder / f"step{steps}.json").exists() for steps in countdown.FIFTHS), folder
+            curves = json.loads((folder / "curves.json").read_text())
+            assert len(curves["policy/entropy"]) == countdown.STEPS, folder

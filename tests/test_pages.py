@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from mutants import all_mutants
 
-from benchmarks import arms, coverage, entropy, pages
+from benchmarks import arms, countdown, coverage, entropy, pages
+from benchmarks.countdown_tables import differences
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCKS = [
@@ -50,6 +51,19 @@ def paired(arm: str, other: str, metric: str, signed: bool = True) -> str:
     return arms.cell([first[seed][metric] - second[seed][metric] for seed in sorted(first)], signed)
 
 
+def in_countdown(arm: str, other: str, metric: str, temperature: str = "1") -> str:
+    """The same in the countdown world."""
+    runs = countdown.reported(countdown.LOGS)
+    return arms.cell(differences(runs, arm, other, metric, temperature), signed=True)
+
+
+def at_choices(arm: str) -> str:
+    """Nats a token at choices, of an arm of the countdown world."""
+    runs = countdown.reported(countdown.LOGS)
+    found = [runs.at(arm, seed)["entropy"] for seed in runs.seeds(arm)]
+    return arms.cell([each["entropy"] * each["shares"]["choice"] for each in found])
+
+
 def held() -> str:
     return coverage.held_range((ROOT / "benchmarks/coverage.md").read_text())
 
@@ -85,6 +99,16 @@ SENTENCES = [  # page, sentence, what stands in its braces
         "has lost {} of avg@16",
         lambda: paired("dr_grpo", "siren_no_top_p_strong", "avg@16", signed=False),
     ),
+    (
+        "docs/entropy.md",
+        "with maj@16 {}: p =",
+        lambda: in_countdown("entropy_advantage", "dr_grpo", "maj@16"),
+    ),
+    ("docs/siren.md", "at temperature 0.6 {})", lambda: in_countdown("siren", "dr_grpo", "maj@16", "0.6")),
+    ("docs/siren.md", "as much avg@64 ({});", lambda: in_countdown("siren", "dr_grpo", "avg", "0.6")),
+    ("docs/siren.md", "there are {} nats a token at choices", lambda: at_choices("siren")),
+    ("docs/siren.md", "instead of Dr. GRPO's {}, and", lambda: at_choices("dr_grpo")),
+    ("papers/README.md", "the gain in pass@16 is {}", lambda: paired("clip_cov", "dr_grpo", "pass@16")),
 ]
 
 
@@ -101,10 +125,20 @@ VERDICTS = [page for page in pages.pages() if "- **Verdict" in page.read_text()]
 def test_a_verdict_quotes_its_tables(page):
     """Catches a verdict whose numbers are not in the tables below it: with three digits, or checked above."""
     text = page.read_text()
-    verdict = next(line for line in text.splitlines() if line.startswith("- **Verdict"))
+    verdicts = "\n".join(line for line in text.splitlines() if line.startswith("- **Verdict"))
     tables = "\n".join(block for _, _, block, _ in pages.BLOCK.findall(text))
     checked = [str(number()) for file, _, number in SENTENCES if ROOT / file == page]
-    for number in re.findall(r"[-+]?\d\.\d{3}(?: ± \d\.\d{3})?", verdict):
+    for number in re.findall(r"[-+]?\d\.\d{3}(?: ± \d\.\d{3})?", verdicts):
+        assert number in tables or number in checked, number
+
+
+@pytest.mark.parametrize("page", pages.pages(), ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_a_sentence_quotes_a_table(page):
+    """Catches a mean with its interval that is in no table any more: one of fewer seeds, say."""
+    outputs = [file.read_text() for file in ROOT.glob("benchmarks/checks/*.md")]
+    tables = "\n".join([*outputs, *(table() for table in pages.all_tables().values())])
+    checked = [str(number()) for file, _, number in SENTENCES if ROOT / file == page]
+    for number in re.findall(r"[-+]?\d\.\d{3} ± \d\.\d{3}", pages.BLOCK.sub("", page.read_text())):
         assert number in tables or number in checked, number
 
 
