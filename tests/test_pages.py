@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from mutants import all_mutants
 
 from benchmarks import arms, countdown, coverage, entropy, pages
-from benchmarks.countdown_tables import differences
+from benchmarks.countdown_tables import Runs, differences
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCKS = [
@@ -51,15 +52,19 @@ def paired(arm: str, other: str, metric: str, signed: bool = True) -> str:
     return arms.cell([first[seed][metric] - second[seed][metric] for seed in sorted(first)], signed)
 
 
+@cache
+def countdown_runs() -> Runs:
+    return countdown.reported(countdown.LOGS)
+
+
 def in_countdown(arm: str, other: str, metric: str, temperature: str = "1") -> str:
     """The same in the countdown world."""
-    runs = countdown.reported(countdown.LOGS)
-    return arms.cell(differences(runs, arm, other, metric, temperature), signed=True)
+    return arms.cell(differences(countdown_runs(), arm, other, metric, temperature), signed=True)
 
 
 def at_choices(arm: str) -> str:
     """Nats a token at choices, of an arm of the countdown world."""
-    runs = countdown.reported(countdown.LOGS)
+    runs = countdown_runs()
     found = [runs.at(arm, seed)["entropy"] for seed in runs.seeds(arm)]
     return arms.cell([each["entropy"] * each["shares"]["choice"] for each in found])
 
@@ -132,14 +137,19 @@ def test_a_verdict_quotes_its_tables(page):
         assert number in tables or number in checked, number
 
 
+@cache
+def measured() -> str:
+    """Every table, and the output of every check."""
+    outputs = [file.read_text() for file in ROOT.glob("benchmarks/checks/*.md")]
+    return "\n".join([*outputs, *(table() for table in pages.all_tables().values())])
+
+
 @pytest.mark.parametrize("page", pages.pages(), ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_a_sentence_quotes_a_table(page):
     """Catches a mean with its interval that is in no table any more: one of fewer seeds, say."""
-    outputs = [file.read_text() for file in ROOT.glob("benchmarks/checks/*.md")]
-    tables = "\n".join([*outputs, *(table() for table in pages.all_tables().values())])
     checked = [str(number()) for file, _, number in SENTENCES if ROOT / file == page]
     for number in re.findall(r"[-+]?\d\.\d{3} ± \d\.\d{3}", pages.BLOCK.sub("", page.read_text())):
-        assert number in tables or number in checked, number
+        assert number in measured() or number in checked, number
 
 
 def test_the_three_runs_are_of_their_kind():
