@@ -1,8 +1,8 @@
 """The claims of SIREN's paper in the countdown world, one by one, each with its interval and a verdict.
 
 A claim is put as rows: a number of every seed, and the side of a bound on which the claim has it. The rules
-below were written when one seed of every arm was known and the other four were not; the last claim, about
-earlier methods, when four were.
+below were written when seed 1 and most of seed 2 were in and seeds 3 to 5 were not; the last claim, about
+earlier methods, was added with four seeds in sight.
 
 - "yes": the 95% interval (Student's t over seeds) lies on the claim's side of the bound; "no": on the other.
 - "(one by one)": that holds for the row alone, and no longer after Holm's correction for the rows of a claim.

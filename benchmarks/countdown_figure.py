@@ -33,8 +33,8 @@ BONUSES = {
     "dr_grpo": BLACK,
     "siren": BLUE,
     "naive_bonus": GREEN,
-    "naive_bonus_0.01": VERMILLION,
-    "naive_bonus_0.05": ORANGE,
+    "naive_bonus_0.01": ORANGE,
+    "naive_bonus_0.05": VERMILLION,
 }
 
 

@@ -66,9 +66,9 @@ class Runs:
         """Every metric of that model, of each seed."""
         return {seed: self.at(arm, seed)["scores"][temperature] for seed in self.seeds(arm)}
 
-    def stopped(self, seed: str) -> int:
-        """The step at which dev says to stop Dr. GRPO; of equals the later one."""
-        path = self.steps["dr_grpo"][seed]
+    def stopped(self, seed: str, arm: str = "dr_grpo") -> int:
+        """The step at which dev says to stop a run, once all of it is known; of equals the later one."""
+        path = self.steps[arm][seed]
         return max(path, key=lambda step: (dev_score(path[step]["dev"]), step))
 
     def seeds(self, arm: str) -> list[str]:

@@ -34,8 +34,7 @@ def not_trained(command: str, stops: tuple, run: Path, target: Path, measured) -
 def test_from_the_start_to_the_tables(monkeypatch, tmp_path, capsys):
     """Catches arms that do not begin at the supervised model, a beta at another rate than the better one, a
     difference with the wrong sign, and a second start."""
-    fewer = countdown_smollm2.START.replace("--train-size 2000", "--train-size 32")
-    monkeypatch.setattr(countdown_smollm2, "START", fewer)
+    monkeypatch.setattr(countdown_smollm2, "START_ROWS", 32)
     monkeypatch.setattr(countdown_smollm2, "STOPS", (1, 2))
     monkeypatch.setattr(countdown_smollm2, "train_in_parts", not_trained)
     monkeypatch.setattr(countdown_smollm2.where_entropy_is, "positions", lambda *args: [])

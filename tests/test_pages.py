@@ -62,6 +62,17 @@ def in_countdown(arm: str, other: str, metric: str, temperature: str = "1") -> s
     return arms.cell(differences(countdown_runs(), arm, other, metric, temperature), signed=True)
 
 
+def both_stopped(metric: str) -> str:
+    """What SIREN has more than Dr. GRPO where dev stops both."""
+    runs = countdown_runs()
+    scores = {
+        arm: [runs.steps[arm][seed][runs.stopped(seed, arm)]["scores"]["1"] for seed in runs.seeds("siren")]
+        for arm in ("siren", "dr_grpo")
+    }
+    gains = [own[metric] - other[metric] for own, other in zip(scores["siren"], scores["dr_grpo"])]
+    return arms.cell(gains, signed=True)
+
+
 def at_choices(arm: str) -> str:
     """Nats a token at choices, of an arm of the countdown world."""
     runs = countdown_runs()
@@ -111,6 +122,8 @@ SENTENCES = [  # page, sentence, what stands in its braces
     ),
     ("docs/siren.md", "at temperature 0.6 {})", lambda: in_countdown("siren", "dr_grpo", "maj@16", "0.6")),
     ("docs/siren.md", "as much avg@64 ({});", lambda: in_countdown("siren", "dr_grpo", "avg", "0.6")),
+    ("docs/siren.md", "stopped early (avg@64 {}, pass", lambda: both_stopped("avg")),
+    ("docs/siren.md", ", pass@16 {}). Of the [other", lambda: both_stopped("pass@16")),
     ("docs/siren.md", "there are {} nats a token at choices", lambda: at_choices("siren")),
     ("docs/siren.md", "instead of Dr. GRPO's {}, and", lambda: at_choices("dr_grpo")),
     ("papers/README.md", "the gain in pass@16 is {}", lambda: paired("clip_cov", "dr_grpo", "pass@16")),
