@@ -11,6 +11,7 @@ from plainrl.curves import (
     BLUE,
     GREEN,
     ORANGE,
+    PURPLE,
     SKY_BLUE,
     VERMILLION,
     finish_axis,
@@ -26,7 +27,7 @@ PATHS = {
     "siren_0.1": SKY_BLUE,
     "naive_bonus_0.01": ORANGE,
     "entropy_advantage": VERMILLION,
-    "kl_cov": GREEN,
+    "kl_cov": PURPLE,
 }
 SPLIT = {"dr_grpo": BLACK, "siren": BLUE}
 BONUSES = {
