@@ -92,21 +92,21 @@ def claims(runs: Runs, finite: Runs, names: dict[str, str]) -> list[Row]:
         rows.append(Row(claim, f"SIREN minus {names[arm]}: pass@16 beyond Dr. GRPO's at equal avg@64", more))
 
     claim = "Not the paper's: it is more than early stopping"
-    for arm in BETAS:
-        gains = list(gains_at_equal_avg(runs, arm, "pass@16").values())
-        rows.append(Row(claim, f"{names[arm]} minus Dr. GRPO on its way: pass@16 at equal avg@64", gains))
-    gains = list(gains_at_equal_avg(finite, "siren", "pass@16").values())
-    measured = "with 200 problems, SIREN minus Dr. GRPO on its way: pass@16 at equal avg@64"
-    rows.append(Row(claim, measured, gains))
+    rows += [on_the_way(claim, runs, arm, names[arm]) for arm in BETAS]
+    rows.append(on_the_way(claim, finite, "siren", "with 200 problems, SIREN"))
     for name, title in (("avg", "avg@64"), ("pass@16", "pass@16")):
         more = differences(runs, "siren", STOPPED, name)
         rows.append(Row(claim, f"SIREN minus {names[STOPPED]}: {title}", more))
 
     claim = "Not the paper's: earlier methods are more than early stopping"
-    for arm in EARLIER:
-        gains = list(gains_at_equal_avg(runs, arm, "pass@16").values())
-        rows.append(Row(claim, f"{names[arm]} minus Dr. GRPO on its way: pass@16 at equal avg@64", gains))
+    rows += [on_the_way(claim, runs, arm, names[arm]) for arm in EARLIER]
     return rows
+
+
+def on_the_way(claim: str, runs: Runs, arm: str, name: str) -> Row:
+    """What an arm has more of pass@16 than Dr. GRPO had on its way, where it had as much avg@64."""
+    gains = list(gains_at_equal_avg(runs, arm, "pass@16").values())
+    return Row(claim, f"{name} minus Dr. GRPO on its way: pass@16 at equal avg@64", gains)
 
 
 def verdict(row: Row, corrected: float) -> str:

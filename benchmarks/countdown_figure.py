@@ -24,7 +24,6 @@ REACH = {"dr_grpo": BLACK, STOPPED: GREEN, "siren": BLUE, "siren_0.3": SKY_BLUE}
 PATHS = {
     "dr_grpo": BLACK,
     "siren": BLUE,
-    "siren_0.1": SKY_BLUE,
     "naive_bonus_0.01": ORANGE,
     "entropy_advantage": VERMILLION,
     "kl_cov": PURPLE,

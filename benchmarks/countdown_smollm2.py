@@ -12,9 +12,9 @@ Rules and protocol, written down before the first run:
 - World: countdown with three numbers from 1 to 15. From four to eight worked examples as turns of the chat
   the model solves none of 256, so there is nothing to reinforce. All arms start from a supervised model:
   sft.py, one pass over 2,000 rows of the kind that models/countdown was taught with, correct ways of which
-  two in five reach the target. (A first start, taught with right ways alone, was given up after the trials
-  of Dr. GRPO: it wrote the target behind the last "=" whatever stood before it, so that 74% of its answers
-  were wrong arithmetic and 67% of its entropy was at choices; 50 steps took dev avg@16 from .096 to .119.)
+  two in five reach the target. (A first start, taught with right ways alone, was given up after the first
+  trial of Dr. GRPO: it wrote the target behind the last "=" whatever stood before it, so that 74% of its
+  answers were wrong arithmetic. 50 steps at 1e-5 took dev avg@16 from .096 to .119.)
 - 50 steps of 8 prompts x 8 completions, one update a step; same problems, order and sampling seeds.
 - Tuning, on one seed: two learning rates of Dr. GRPO, then three betas of SIREN at the better one. The best
   has the highest mean of avg@16 and pass@16 on dev after the last step. Reported are the best beta and the
@@ -43,7 +43,7 @@ from benchmarks.countdown import counts, masked_entropy, sampled, train_in_parts
 from benchmarks.countdown_tables import STOPPED, Runs, dev_score, read_runs, scores_of, tokens_at  # noqa: E402
 from benchmarks.recipes import NO_SCORES  # noqa: E402
 from plainrl.countdown import CountdownTask  # noqa: E402
-from plainrl.folder import write_text  # noqa: E402
+from plainrl.folder import json_lines, write_text  # noqa: E402
 from plainrl.metrics import intervals, pass_at_k  # noqa: E402
 from plainrl.models import eos_ids, load_model  # noqa: E402
 from plainrl.sampler import HFSampler  # noqa: E402
@@ -106,7 +106,7 @@ def write_start_rows(path: Path) -> None:
     corpus = make_tiny.Args(world="countdown", four_numbers=0, hint_fraction=0, solutions_per_prompt=1)
     rows = itertools.islice(make_tiny.countdown_corpus(0, corpus), START_ROWS)
     lines = [{"prompt": prompt, "completion": way, "split": "train"} for prompt, (way,) in rows]
-    write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
+    write_text(path, json_lines(lines))
 
 
 def supervised_start(args: Args) -> Path:
@@ -115,10 +115,10 @@ def supervised_start(args: Args) -> Path:
     if not (run / "final").exists():
         sft = importlib.import_module("sft")
         resume = ["--resume"] if run.exists() else []
-        run.parent.mkdir(parents=True, exist_ok=True)
-        write_start_rows(rows := run.parent / "start_rows.jsonl")
-        paths = ["--model", os.path.relpath(args.model), "--out-dir", os.path.relpath(run)]
-        paths += ["--data", os.path.relpath(rows)]
+        rows = args.folder() / "start_rows.jsonl"
+        write_start_rows(rows)
+        paths = ["--model", os.path.relpath(args.model), "--data", os.path.relpath(rows)]
+        paths += ["--out-dir", os.path.relpath(run)]
         sft.main(tyro.cli(sft.Args, args=[*START.split(), *paths, *resume]))
     args.out.mkdir(parents=True, exist_ok=True)
     if not file.exists():

@@ -1,5 +1,6 @@
 """What tests of the committed comparisons have in common."""
 
+import importlib
 import json
 import shlex
 from collections.abc import Callable, Iterable
@@ -28,6 +29,14 @@ CALLED = {  # values that had another name
 }
 
 
+def module_of(script: str):
+    """
+    >>> module_of("papers/dr_grpo.py").__name__
+    'papers.dr_grpo'
+    """
+    return importlib.import_module(script.removesuffix(".py").replace("/", "."))
+
+
 def flags_of(module, flags: list[str]) -> dict:
     """A script's flags as they are read back from config.json."""
     return json.loads(json.dumps(vars(tyro.cli(module.Args, args=flags)), default=str))
@@ -53,7 +62,6 @@ def check_reported_runs(
     logs: Path,
     chosen: dict[str, str],
     command: Callable[[str, str, int], str],
-    scripts: dict,
     seeds: Iterable[int] = range(1, 6),
     ten: Iterable[str] = (),
 ) -> None:
@@ -66,4 +74,4 @@ def check_reported_runs(
             script, *flags = shlex.split(command(arm, setting, seed))
             config = json.loads((logs / arm / f"seed{seed}" / "config.json").read_text())
             assert config["flags"]["seed"] == seed, (arm, seed)
-            check_run(config, script, scripts[script], flags)
+            check_run(config, script, module_of(script), flags)

@@ -1,12 +1,12 @@
 """benchmarks/countdown_smollm2.py: the supervised start, trials, arms from it, and their tables."""
 
-import importlib
 import json
 import shlex
 from pathlib import Path
 
 import pytest
 import tyro
+from committed_runs import module_of
 from mutants import mutant
 
 from benchmarks import countdown_smollm2
@@ -16,8 +16,7 @@ from benchmarks.countdown_tables import read_runs
 def not_trained(command: str, stops: tuple, run: Path, target: Path, measured) -> None:
     """In place of a run: the model that it would start from, measured at every stop."""
     script, *flags = shlex.split(command)
-    module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
-    flags = vars(tyro.cli(module.Args, args=flags))
+    flags = vars(tyro.cli(module_of(script).Args, args=flags))
     target.mkdir(parents=True)
     for step in stops:
         (target / f"step{step}.json").write_text(json.dumps(measured(Path(flags["model"]), step)))

@@ -173,7 +173,7 @@ def test_the_figure(runs, tmp_path, monkeypatch):
     (drawn,) = [line for label, line in bonuses.items() if label.startswith("SIREN")]
     assert list(drawn.get_xdata()) == [3, 8] and list(drawn.get_ydata()) == pytest.approx([0.1, 0.4])
     arms = [countdown_figure.REACH, countdown_figure.PATHS, countdown_figure.BONUSES]
-    assert all(len(panel) <= 6 and set(panel) <= {*countdown.NAMES} for panel in arms)
+    assert all(len(panel) <= 5 and set(panel) <= {*countdown.NAMES} for panel in arms)
 
 
 def test_settings_are_the_best_of_all_trials():

@@ -3,7 +3,6 @@
 The committed logs are of this model and of the commands beside them. Numbers: test_pages.py."""
 
 import ast
-import importlib
 import inspect
 import json
 import re
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import tyro
-from committed_runs import logged_flags
+from committed_runs import logged_flags, module_of
 
 import guide
 import h1_curriculum
@@ -53,10 +52,6 @@ def small(script: str) -> list[str]:
     """Flags of a run that takes a second."""
     (base,) = SHARED & set(map(ast.unparse, class_of(script, "Args").bases))
     return SMALL + SMALL_BATCH[base]
-
-
-def module_of(script: str):
-    return importlib.import_module(script.removesuffix(".py").replace("/", "."))
 
 
 # --- links --------------------------------------------------------------------------------------------------

@@ -231,7 +231,7 @@ def test_settings_are_the_best_of_the_trials_that_are_listed():
 def test_reported_runs_were_made_with_the_chosen_settings():
     """Catches a schedule without its five or ten seeds, and logs of another setting, schedule or seed than
     those beside them."""
-    check_reported_runs(horizons.LOGS, horizons.CHOSEN, horizons.command, SCRIPTS, ten=horizons.TEN)
+    check_reported_runs(horizons.LOGS, horizons.CHOSEN, horizons.command, ten=horizons.TEN)
 
 
 @measured
@@ -242,4 +242,4 @@ def test_runs_that_count_tokens_were_made_with_their_commands():
     def command(name: str, setting: str, seed: int) -> str:
         return horizons.reach_commands(seed)[name]
 
-    check_reported_runs(horizons.LOGS, names, command, SCRIPTS, horizons.REACH_SEEDS)
+    check_reported_runs(horizons.LOGS, names, command, horizons.REACH_SEEDS)

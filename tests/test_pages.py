@@ -65,11 +65,11 @@ def in_countdown(arm: str, other: str, metric: str, temperature: str = "1") -> s
 def both_stopped(metric: str) -> str:
     """What SIREN has more than Dr. GRPO where dev stops both."""
     runs = countdown_runs()
-    scores = {
-        arm: [runs.steps[arm][seed][runs.stopped(seed, arm)]["scores"]["1"] for seed in runs.seeds("siren")]
-        for arm in ("siren", "dr_grpo")
-    }
-    gains = [own[metric] - other[metric] for own, other in zip(scores["siren"], scores["dr_grpo"])]
+
+    def stopped(arm: str, seed: str) -> float:
+        return runs.steps[arm][seed][runs.stopped(seed, arm)]["scores"]["1"][metric]
+
+    gains = [stopped("siren", seed) - stopped("dr_grpo", seed) for seed in runs.seeds("siren")]
     return arms.cell(gains, signed=True)
 
 
@@ -136,6 +136,11 @@ def test_a_number_in_a_sentence(page, sentence, number):
     assert sentence.format(number()) in (ROOT / page).read_text()
 
 
+def computed(page: Path) -> list[str]:
+    """The numbers in sentences of a page that are checked above."""
+    return [str(number()) for file, _, number in SENTENCES if ROOT / file == page]
+
+
 VERDICTS = [page for page in pages.pages() if "- **Verdict" in page.read_text()]
 
 
@@ -145,22 +150,25 @@ def test_a_verdict_quotes_its_tables(page):
     text = page.read_text()
     verdicts = "\n".join(line for line in text.splitlines() if line.startswith("- **Verdict"))
     tables = "\n".join(block for _, _, block, _ in pages.BLOCK.findall(text))
-    checked = [str(number()) for file, _, number in SENTENCES if ROOT / file == page]
+    checked = computed(page)
     for number in re.findall(r"[-+]?\d\.\d{3}(?: ± \d\.\d{3})?", verdicts):
         assert number in tables or number in checked, number
 
 
 @cache
 def measured() -> str:
-    """Every table, and the output of every check."""
-    outputs = [file.read_text() for file in ROOT.glob("benchmarks/checks/*.md")]
-    return "\n".join([*outputs, *(table() for table in pages.all_tables().values())])
+    """Every table, as a page shows it (the tests above hold that), and the output of every check."""
+    texts = [file.read_text() for file in ROOT.glob("benchmarks/checks/*.md")]
+    for page in pages.pages():
+        blocks = pages.BLOCK.findall(page.read_text())
+        texts += [table for _, name, table, _ in blocks if name.split()[0] not in pages.SOURCES]
+    return "\n".join(texts)
 
 
 @pytest.mark.parametrize("page", pages.pages(), ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_a_sentence_quotes_a_table(page):
     """Catches a mean with its interval that is in no table any more: one of fewer seeds, say."""
-    checked = [str(number()) for file, _, number in SENTENCES if ROOT / file == page]
+    checked = computed(page)
     for number in re.findall(r"[-+]?\d\.\d{3} ± \d\.\d{3}", pages.BLOCK.sub("", page.read_text())):
         assert number in measured() or number in checked, number
 

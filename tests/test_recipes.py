@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import tyro
+from committed_runs import module_of
 from mutants import mutant
 
 from benchmarks import passk, recipes
@@ -203,5 +204,4 @@ def test_commands_can_be_read(name):
     for command in commands:
         file, *flags = shlex.split(command.format(here="here", seed=7, out="out", split="dev"))
         assert "{" not in shlex.join([file, *flags])
-        module = importlib.import_module(file.removesuffix(".py").replace("/", "."))
-        tyro.cli(module.Args, args=flags)
+        tyro.cli(module_of(file).Args, args=flags)
