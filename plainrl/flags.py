@@ -183,6 +183,8 @@ class SharedFlags:
     changes memory and speed, never the result"""
     activation_checkpointing: bool = False
     """recompute activations in the backward pass: less memory, about a third slower"""
+    bf16: bool = False
+    """compute in bfloat16 on a CPU too, as on a GPU: faster where the processor has instructions for it"""
     lora_rank: Rank | None = None
     """train adapters of this rank instead of all weights (LoRA; needs peft)"""
     engine: Literal["auto", "hf", "vllm"] = "auto"

@@ -3,6 +3,7 @@
 transformers takes seconds to import, so the functions that use it import it: `--help` answers at once.
 """
 
+import contextlib
 import ctypes
 import hashlib
 import json
@@ -93,11 +94,13 @@ def load_model(
     lora_rank: int | None = None,
     flag: str = "--model",
     new_weights: int | None = None,
+    bf16: bool = False,
 ) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
     """Load a folder, a hub name or a .gguf file, in float32 whatever the file says (bfloat16 loses small
     updates). `new_weights` is the seed of random ones, which take the place of those in the file.
 
-    On a GPU the model body computes in bfloat16 autocast over these float32 weights; the head stays float32.
+    On a GPU, and with `bf16` on a CPU, the model body computes in bfloat16 autocast over these float32
+    weights; the head stays float32.
     """
     from transformers.utils.logging import disable_progress_bar
 
@@ -123,12 +126,33 @@ def load_model(
         or_fail(lora.add_adapter, model, lora_rank, name)
     if activation_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    if torch.cuda.is_available():
-        model.to("cuda")
-        body = model.base_model  # without a cache of casts, which would keep copies of all weights
-        body.forward = torch.autocast("cuda", torch.bfloat16, cache_enabled=False)(body.forward)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model.to(device)
+    if bf16 or device == "cuda":
+        compute_in_bfloat16(model.base_model, device)
     ranks.shard(model)
     return model.train(), tokenizer
+
+
+def compute_in_bfloat16(body, device: str) -> None:
+    """Autocast around the forward pass of a model's body; `in_float32` takes it off for a while."""
+    body.float32_forward = body.forward
+    # Without a cache of casts, which would keep copies of all weights.
+    body.forward = torch.autocast(device, torch.bfloat16, cache_enabled=False)(body.forward)
+
+
+@contextlib.contextmanager
+def in_float32(model):
+    """In here nothing of the model is computed in bfloat16."""
+    bodies = [module for module in model.modules() if hasattr(module, "float32_forward")]
+    forwards = [body.forward for body in bodies]
+    for body in bodies:
+        body.forward = body.float32_forward
+    try:
+        yield
+    finally:
+        for body, forward in zip(bodies, forwards):
+            body.forward = forward
 
 
 def forget_quantisation(model) -> None:

@@ -165,7 +165,7 @@ class Run:
             set_thinking(self.tokenizer, args.enable_thinking)
             resolve_defaults(args, self.model.num_parameters(), self.task)
             if args.max_logprob_gap is None:
-                args.max_logprob_gap = 0.05 if torch.cuda.is_available() else 1e-4
+                args.max_logprob_gap = 0.05 if args.bf16 or torch.cuda.is_available() else 1e-4
             check_flags(args)
             check_task(self.task, args)
             say_if_few(self.task, args)
@@ -228,7 +228,7 @@ class Run:
     def load_start(self, *how) -> tuple:
         """The starting model and its tokenizer: the weights of --model, or with --init random new ones."""
         seed = self.args.seed if self.args.init == "random" else None
-        return load_model(self.args.model, *how, new_weights=seed)
+        return load_model(self.args.model, *how, new_weights=seed, bf16=self.args.bf16)
 
     def load_reference(self):
         """A frozen copy of the starting model, in evaluation mode."""
