@@ -54,7 +54,10 @@ from tools import make_tiny  # noqa: E402
 TRIAL_SEED = 100
 STOPS = (10, 20, 30, 40, 50)
 START_ROWS = 6000
-START = f"--task countdown --epochs 1 --rows-per-step 16 --lr 2e-4 --seed 0 --max-new-tokens 32 --bf16 {NO_SCORES}"
+START = (
+    "--task countdown --epochs 1 --rows-per-step 16 --lr 2e-4 --seed 0 --max-new-tokens 32 "
+    f"--bf16 {NO_SCORES}"
+)
 COMMON = (
     "--task countdown --prompts-per-step 8 --group-size 8 --max-new-tokens 32 --save-every 5 "
     f"--micro-batch-tokens 2048 --bf16 {NO_SCORES}"

@@ -54,7 +54,14 @@ EXPERIMENT = Experiment(
         "sparse_longer": "terse, as many tokens as plan and terse",
     },
     grids=dict.fromkeys(ARMS, RATES),
-    chosen={},
+    chosen={
+        "steps": "--lr 2e-3",
+        "plan_steps": "--lr 2e-3",
+        "sparse": "--lr 2e-3",
+        "plan": "--lr 2e-3",
+        "steps_longer": "--lr 1e-3",
+        "sparse_longer": "--lr 4e-3",
+    },
     measured={
         TASK: (200, 16),
         "chain?horizon=4&family=mixed": (100, 16),
