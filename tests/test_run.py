@@ -11,6 +11,7 @@ import pytest
 import torch
 from mutants import mutant
 from toys import FakeSampler, HashTask, quick_flags
+from transformers import AutoModelForCausalLM
 
 import grpo
 from papers import dr_grpo
@@ -142,6 +143,37 @@ def test_a_gap_limit_of_zero_is_one(toy_model, tmp_path):
     args = grpo.Args(**quick_flags(toy_model, tmp_path / "run", max_logprob_gap=0.0))
     Run("grpo", args, HashTask())
     assert args.max_logprob_gap == 0.0
+
+
+@mutant(
+    "--bf16 that is forgotten",
+    "plainrl/run.py",
+    "new_weights=seed, bf16=self.args.bf16)",
+    "new_weights=seed)",
+)
+@mutant(
+    "a limit that bfloat16 exceeds",
+    "plainrl/run.py",
+    "0.05 if args.bf16 or torch.cuda.is_available() else 1e-4",
+    "0.05 if torch.cuda.is_available() else 1e-4",
+)
+@mutant("bfloat16 without being asked", "plainrl/models.py", "if bf16 or device ==", "if True or device ==")
+def test_bfloat16_on_a_cpu(toy_model, tmp_path):
+    """Catches --bf16 that is forgotten, weights that lose small updates, a gap limit that its rounding
+    exceeds, and bfloat16 for those who did not ask."""
+    ids, outputs = torch.tensor([[5, 6, 7, 8]]), []
+    for bf16 in (False, True):
+        args = grpo.Args(**quick_flags(toy_model, tmp_path / f"{bf16}", bf16=bf16))
+        run = Run("grpo", args, HashTask())
+        assert {weight.dtype for weight in run.model.parameters()} == {torch.float32}
+        assert args.max_logprob_gap == (0.05 if bf16 else 1e-4)
+        outputs.append(run.load_reference().base_model(ids).last_hidden_state.detach())
+        outputs[-1] = torch.stack([outputs[-1], run.model.base_model(ids).last_hidden_state.detach()])
+    exact, rounded = outputs
+    assert torch.equal(exact[0], exact[1]) and torch.equal(rounded[0], rounded[1])
+    assert 1e-4 < (rounded - exact).abs().max() < 0.1 * exact.abs().max()
+    plain = AutoModelForCausalLM.from_pretrained(toy_model).model(ids).last_hidden_state
+    torch.testing.assert_close(exact[0], plain)
 
 
 def test_no_picture_is_worth_a_run(toy_model, tmp_path, monkeypatch, capsys):

@@ -22,6 +22,7 @@ from random_model import (
 from transformers import AutoConfig, AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 
 from plainrl import ranks, scoring
+from plainrl.models import compute_in_bfloat16
 from plainrl.rollout import Batch
 from plainrl.sampler import HFSampler
 from plainrl.scoring import (
@@ -377,6 +378,32 @@ def test_rounding_refuses_no_model():
         )
     assert (shared - plain).abs().max() > 1e-3
     check_model(model)
+
+
+@mutant(
+    "a model refused for bfloat16's rounding",
+    "plainrl/scoring.py",
+    "with torch.no_grad(), in_float32(model):",
+    "with torch.no_grad():",
+)
+@mutant(
+    "a model that stays in float32 after its check",
+    "plainrl/models.py",
+    "        for body, forward in zip(bodies, forwards):\n            body.forward = forward\n",
+    "        pass\n",
+)
+def test_bfloat16_refuses_no_model():
+    """Catches a GPU, or --bf16, on which a trained model is refused, and a check after which all goes on in
+    float32. SmolLM2's log-probabilities move by 9 at these ids, here it is the head that makes rounding
+    large."""
+    model = random_model(torch.float32)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(1_000)
+        exact, _ = score(model, PROMPTS, COMPLETIONS, 1.0)
+        compute_in_bfloat16(model.base_model, "cpu")
+        check_model(model)
+        rounded, _ = score(model, PROMPTS, COMPLETIONS, 1.0)
+    assert (rounded - exact).abs().max() > 0.1
 
 
 # --- blocks of the vocabulary -------------------------------------------------------------------------------
