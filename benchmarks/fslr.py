@@ -79,7 +79,12 @@ EXPERIMENT = Experiment(
         "quarter": "first steps and a quarter of whole solutions",
     },
     grids=dict.fromkeys(ARMS, RATES),
-    chosen={},
+    chosen={
+        "solution": "--lr 1e-3",
+        "first_step": "--lr 3e-4",
+        "first_step_longer": "--lr 3e-4",
+        "quarter": "--lr 1e-3",
+    },
     measured={
         TASK: (200, 16),
         "chain?horizon=2&family=reversed": (100, 16),
