@@ -43,6 +43,7 @@ from benchmarks import (  # noqa: E402
     horizons,
     memory,
     real_model,
+    recipes,
     reference,
     siren_smollm2,
     where_entropy_is,
@@ -229,6 +230,20 @@ def reported(experiment, name: str) -> str:
     return report_of(experiment)[name]
 
 
+RECIPES = ()  # the comparisons of benchmarks/recipes.py that were made
+
+
+def recipe_tables() -> dict[str, Callable[[], str]]:
+    """Of each its trials, and a table for every measured task: `eit.trials`, `eit.chain?horizon=3`."""
+    found = {}
+    for module in RECIPES:
+        experiment = module.EXPERIMENT
+        found[f"{experiment.name}.trials"] = partial(recipes.trials_table, experiment, experiment.logs)
+        for task, table in recipes.report(experiment, experiment.logs).items():
+            found[f"{experiment.name}.{task}"] = partial(str, table)
+    return found
+
+
 def tables() -> dict[str, Callable[[], str]]:
     """{name of a block: what makes it}"""
     found = {
@@ -263,6 +278,7 @@ def tables() -> dict[str, Callable[[], str]]:
             found[f"{title}.{name}"] = partial(reported, experiment, name)
     for name in report_of(countdown):
         found[f"countdown.{name}"] = partial(reported, countdown, name)
+    found |= recipe_tables()
     for name in report_of(compare):
         found[f"speed.{name}"] = partial(reported, compare, name)
     return found

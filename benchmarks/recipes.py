@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.arms import cell, chosen_arms, trial_name
+from benchmarks.recipes_figure import plot_arms
 from benchmarks.reference import ROOT
 from plainrl.curves import read_metrics
 from plainrl.folder import write_text
@@ -145,6 +146,8 @@ def main(experiment: Experiment, args: Args) -> None:
     if not args.tables:
         run_side_by_side(experiment, args)
     print(trials_table(experiment, args.out), *report(experiment, args.out).values(), sep="\n\n")
+    if set(experiment.arms) & set(runs := reported(experiment, args.out)):
+        plot_arms(experiment, runs, args.out.with_name(f"{args.out.name}.png"))
 
 
 def run_side_by_side(experiment: Experiment, args: Args) -> None:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import tyro
-from committed_runs import module_of
+from committed_runs import check_reported_runs, module_of
 from mutants import mutant
 
-from benchmarks import passk, recipes
+from benchmarks import pages, passk, recipes, recipes_figure
 
 ROOT = Path(__file__).parents[1]
 
@@ -136,6 +136,42 @@ def test_tables_by_hand(experiment, tmp_path):
 
 
 @mutant(
+    "arms under other names",
+    "benchmarks/recipes_figure.py",
+    "[experiment.names[arm] for arm in arms]",
+    "[experiment.names[arm] for arm in reversed(arms)]",
+)
+@mutant(
+    "dots of another task",
+    "benchmarks/recipes_figure.py",
+    "return [scores[task]",
+    "return [next(iter(scores.values()))",
+)
+def test_figure_by_hand(experiment, tmp_path, monkeypatch):
+    """Catches an arm under another's name, dots of another task, and a mean of something else."""
+    saved = []
+    monkeypatch.setattr(recipes_figure, "save_figure", lambda figure, path: saved.append(figure) or path)
+    first, second = experiment.measured
+    right = {"before": [0.1, 0.3], "other": [0.5, 0.7], "plain": [0.4, 0.4]}
+    runs = {
+        arm: {
+            f"seed{i}": {first: {"avg": value}, second: {"avg": value / 10}} for i, value in enumerate(values)
+        }
+        for arm, values in right.items()
+    }
+    recipes_figure.plot_arms(experiment, runs, tmp_path / "some.png")
+    axes = saved[0].axes
+    assert [label.get_text() for label in axes[0].get_yticklabels()] == ["SFT", "MFT"]
+    for axis, divided in zip(axes, (1, 10)):
+        (before,) = [line for line in axis.lines if line.get_label() == "before"]
+        assert before.get_xdata() == pytest.approx([0.2 / divided] * 2)
+        dots = [line.get_xdata() for line in axis.lines if line.get_markersize() == 3]
+        assert dots[0] == pytest.approx([0.4 / divided] * 2) and axis.get_ylim()[0] > axis.get_ylim()[1]
+        means = [line.get_xdata()[0] for line in axis.lines if line.get_markersize() == 7]
+        assert means == pytest.approx([0.4 / divided, 0.6 / divided])
+
+
+@mutant(
     "choice by avg alone",
     "benchmarks/recipes.py",
     "np.mean([scores[name] for name in experiment.chosen_by])",
@@ -205,3 +241,23 @@ def test_commands_can_be_read(name):
         file, *flags = shlex.split(command.format(here="here", seed=7, out="out", split="dev"))
         assert "{" not in shlex.join([file, *flags])
         tyro.cli(module_of(file).Args, args=flags)
+
+
+@pytest.mark.parametrize("module", pages.RECIPES)
+def test_reported_runs(module):
+    """Catches a seed left out, logs of another command, and a setting that the trials did not choose."""
+    experiment = module.EXPERIMENT
+    trials = json.loads((experiment.logs / "trials.json").read_text())
+    assert trials.keys() == experiment.grids.keys()
+    for arm, settings in trials.items():
+        assert settings.keys() == set(experiment.grids[arm])
+        assert {frozenset(seeds) for seeds in settings.values()} == {frozenset({"100", "101"})}
+        assert experiment.chosen[arm] == recipes.best_setting(settings)
+
+    def command(arm: str, setting: str, seed: int) -> str:
+        here = f"runs/scratch/{experiment.name}/seed{seed}"
+        *_, last = experiment.arms[arm].replace("{setting}", setting).split(" && ")
+        return f"{last.format(here=here, seed=seed, out='out', split='test')} {setting}"
+
+    check_reported_runs(experiment.logs, experiment.chosen, command)
+    assert experiment.logs.with_name(f"{experiment.name}.png").exists()
