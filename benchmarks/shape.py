@@ -51,10 +51,10 @@ TRACES = f'tools/traces.py --task "{TASK}" --problems {PROBLEMS} --seed {{seed}}
 WRITTEN = {  # arms whose rows come from worked solutions
     "dialect": "--kind dialect",
     "rewritten": "--kind steps",
-    "corrupt_third": "--kind corrupt --share 0.3334",
+    "corrupt_third": "--kind corrupt --share 0.3333",
     "corrupt_two_thirds": "--kind corrupt --share 0.6667",
     "corrupt_all": "--kind corrupt --share 1",
-    "corrupt_inconsistent": "--kind corrupt --share 0.3334 --no-consistent",
+    "corrupt_inconsistent": "--kind corrupt --share 0.3333 --no-consistent",
 }
 KINDS = ("rewritten", "dialect", "right", "wrong", *list(WRITTEN)[2:])
 RATES = [f"--lr {lr}" for lr in ("3e-4", "1e-3", "2e-3")]

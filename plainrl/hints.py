@@ -1,6 +1,7 @@
 """Hints: how one is shown, whether it gives the answer away, and a file of them."""
 
 import json
+import math
 import re
 from fractions import Fraction
 from pathlib import Path
@@ -42,6 +43,16 @@ def _value(word: str) -> str | Fraction:
 def hint_key(prompt: str) -> str:
     """What a file of hints is looked up by: the prompt, less the instruction to use a box if it has one."""
     return prompt.strip().removesuffix(BOXED_INSTRUCTION).strip()
+
+
+def steps_of_share(share: float, steps: int) -> int:
+    """How many of so many steps, rounded up. A share that is written short is not taken at its word: 0.67 of
+    three steps are two.
+
+    >>> [steps_of_share(share, 3) for share in (0, 0.01, 0.34, 0.5, 0.67, 1)], steps_of_share(0.7, 10)
+    ([0, 1, 1, 2, 2, 3], 7)
+    """
+    return max(math.ceil(share * steps - 0.03), int(share > 0))
 
 
 def load_hints(path: Path) -> dict[str, str]:

@@ -964,6 +964,13 @@ def test_hints_from_worked_solutions(solution, answer, first, plan):
     )
 
 
+def test_a_share_that_is_written_short():
+    """Catches two of three steps where a third was asked for."""
+    problem = Problem("q", "9", solution="First 1.\nThen 2.\nThen 9.")
+    made = [hints.make_hint(problem, "first_steps", share) for share in (0.34, 0.67, 1.0)]
+    assert made == ["First 1.", "First 1.\nThen 2.", "First 1.\nThen 2."]
+
+
 def test_helper_command_makes_hints_that_guide_shows(tmp_path, capsys):
     """Catches a file that does not fit the task it was made from, a file that is overwritten, and problems
     that are not counted."""

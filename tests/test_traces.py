@@ -165,18 +165,23 @@ class Chosen:
 )
 @mutant("traces: no error", "tools/traces.py", "value += rng.choice(errors)", "rng.choice(errors)")
 @mutant(
-    "traces: shares rounded down",
-    "tools/traces.py",
-    "math.ceil(share * len(steps) - 1e-9)",
-    "math.floor(share * len(steps) + 1e-9)",
+    "steps of a share: rounded down",
+    "plainrl/hints.py",
+    "math.ceil(share * steps",
+    "math.floor(share * steps",
 )
-@mutant("traces: shares of a rounding more", "tools/traces.py", "len(steps) - 1e-9)", "len(steps) + 1e-9)")
+@mutant("steps of a share: two thirds are three", "plainrl/hints.py", "steps - 0.03)", "steps - 1e-9)")
+@mutant("steps of a share: a small one is none", "plainrl/hints.py", "int(share > 0))", "0)")
 @pytest.mark.parametrize(
     "share, consistent, expected",
     [
         (1 / 3, True, "A=115+3=118\nB=118+6=131\nC=131-2=129\n\\boxed{129}"),
         (1 / 3, False, "A=115+3=118\nB=118+6=131\nC=124-2=122\n\\boxed{122}"),
+        (0.34, True, "A=115+3=118\nB=118+6=131\nC=131-2=129\n\\boxed{129}"),
         (0.1, False, "A=115+3=118\nB=118+6=131\nC=124-2=122\n\\boxed{122}"),
+        (0.005, False, "A=115+3=118\nB=118+6=131\nC=124-2=122\n\\boxed{122}"),
+        (0.67, True, "A=115+3=118\nB=118+6=131\nC=131-2=136\n\\boxed{136}"),
+        (0.5, True, "A=115+3=118\nB=118+6=131\nC=131-2=136\n\\boxed{136}"),
         (2 / 3, True, "A=115+3=118\nB=118+6=131\nC=131-2=136\n\\boxed{136}"),
         (2 / 3, False, "A=115+3=118\nB=118+6=131\nC=124-2=129\n\\boxed{129}"),
         (1, True, "A=115+3=125\nB=125+6=138\nC=138-2=143\n\\boxed{143}"),
@@ -185,7 +190,8 @@ class Chosen:
 )
 def test_wrong_results_by_hand(share, consistent, expected):
     """Catches a wrong result at another step, what goes on from the wrong number, a box that does not follow,
-    and too many or too few: step 2 is chosen first, then 3, and 7 is added."""
+    and too many or too few: step 2 is chosen first, then 3, and 7 is added. Two thirds written as 0.67 are
+    two steps, not three."""
     assert target("corrupt", THREE, Chosen([1, 2], 7), share, consistent) == expected
 
 

@@ -9,7 +9,6 @@ final answer is shortened by a step until it does not; where nothing is left the
 counted.
 """
 
-import math
 import re
 import shlex
 import sys
@@ -21,7 +20,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # where plainrl/ lies
 
 from plainrl.flags import Count, Share, check_flags, parse
 from plainrl.folder import json_lines, refuse_existing, write_or_fail
-from plainrl.hints import reveals
+from plainrl.hints import reveals, steps_of_share
 from plainrl.screen import fail, or_fail, say
 from plainrl.tasks import Problem, load_task, split_size
 
@@ -64,7 +63,7 @@ def make_hint(problem: Problem, kind: str, share: float) -> str | None:
     if kind == "plan":
         steps = [NUMBERS.sub("…", step) for step in steps[:-1]]
     else:
-        steps = steps[: min(math.ceil(share * len(steps)), len(steps) - 1)]
+        steps = steps[: min(steps_of_share(share, len(steps)), len(steps) - 1)]
     while steps and reveals("\n".join(steps), problem.answer):
         steps.pop()
     return "\n".join(steps) or None

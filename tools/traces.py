@@ -28,7 +28,6 @@ makes no row. Of any other text solution, steps and first_step are possible, and
 where it has one. What makes no row is counted by its reason.
 """
 
-import math
 import random
 import re
 import shlex
@@ -44,6 +43,7 @@ from plainrl.answers import last_boxed, number
 from plainrl.chains import run_program
 from plainrl.flags import Count, Fraction, check_flags, parse, resolve_model
 from plainrl.folder import json_lines, refuse_existing, write_or_fail
+from plainrl.hints import steps_of_share
 from plainrl.models import load_tokenizer
 from plainrl.rows import source_of
 from plainrl.screen import fail, or_fail, say, stoppable
@@ -209,14 +209,14 @@ def dialect(steps: list[Step]) -> str:
 
 
 def corrupted(steps: list[Step], share: float, consistent: bool, rng: random.Random) -> list[Step]:
-    """The steps, ceil(share * steps) of them with a wrong result, at most FURTHEST from the right one.
+    """The steps, a share of them with a wrong result, at most FURTHEST from the right one.
 
     Those after it go on from it, or where not `consistent` from the right one. A larger share makes wrong
     what a smaller one does, and more. All results stay whole, and within SMALLEST and LARGEST.
     """
     order = list(range(len(steps)))
     rng.shuffle(order)
-    wrong = order[: math.ceil(share * len(steps) - 1e-9)]  # 0.7 * 10 is a little more than 7
+    wrong = order[: steps_of_share(share, len(steps))]
     errors = [*range(-FURTHEST, 0), *range(1, FURTHEST + 1)]
     for _ in range(TRIES):
         made = []
