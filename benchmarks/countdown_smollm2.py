@@ -18,9 +18,10 @@ Rules and protocol, written down before the first run:
   rows, still wrote 28% wrong arithmetic, and was given up before any arm was trained.)
 - The body of the model computes in bfloat16, as on a GPU (--bf16), in training and in measuring.
 - 50 steps of 8 prompts x 8 completions, one update a step; same problems, order and sampling seeds.
-- Tuning, on one seed: two learning rates of Dr. GRPO, then three betas of SIREN at the better one. The best
-  has the highest mean of avg@16 and pass@16 on dev after the last step. Reported are the best beta and the
-  next larger one, or, where the largest is best, the next smaller one.
+- Tuning, on one seed: three learning rates of Dr. GRPO (the third was added when the first had changed
+  nothing), then three betas of SIREN at the best one. The best has the highest mean of avg@16 and pass@16 on
+  dev after the last step. Reported are the best beta and the next larger one, or, where the largest is best,
+  the next smaller one.
 - Reported: the model after every fifth of the steps, on 200 test problems x 16 samples at temperature 1.
 - Early stopping is an arm: the fifth with the highest such mean on dev, the starting model among them.
 - One run of each. Intervals are a bootstrap over problems and know nothing of the luck of a training run.
@@ -63,7 +64,7 @@ COMMON = (
     f"--micro-batch-tokens 2048 --bf16 {NO_SCORES}"
 )
 SCRIPTS = {"dr_grpo": "papers/dr_grpo.py", "siren": "siren.py", "siren_strong": "siren.py"}
-RATES = ("1e-5", "3e-5")
+RATES = ("1e-5", "3e-5", "1e-4")
 BETAS = ("0.03", "0.1", "0.3")
 CHOSEN: dict[str, str] = {}
 NAMES = {
