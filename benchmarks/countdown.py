@@ -24,6 +24,7 @@ What is finished is skipped, so the same command goes on. Two runs go side by si
 """
 
 import functools
+import gc
 import importlib
 import json
 import operator
@@ -298,6 +299,7 @@ def train_in_parts(command: str, stops: tuple[int, ...], run: Path, target: Path
             continue
         resume = ["--resume"] if run.exists() else []
         flags = [*own, "--steps", str(steps), "--out-dir", os.path.relpath(run), *resume]
+        gc.collect()  # models of earlier runs, which circles of references may still hold
         module.main(tyro.cli(module.Args, args=flags))
         if last_step(run / "metrics.jsonl") < steps:
             sys.exit("stopped before its end; the same command goes on")  # Ctrl-C saves and returns

@@ -135,24 +135,36 @@ def load_model(
 
 
 def compute_in_bfloat16(body, device: str) -> None:
-    """Autocast around the forward pass of a model's body; `in_float32` takes it off for a while."""
-    body.float32_forward = body.forward
-    # Without a cache of casts, which would keep copies of all weights.
-    body.forward = torch.autocast(device, torch.bfloat16, cache_enabled=False)(body.forward)
+    """Autocast around the forward pass of a model's body.
+
+    It is hooks that do it: a `forward` in the place of the model's would hold the model, whose memory then
+    stays taken when nobody uses it any more.
+    """
+
+    def enter(body, *inputs) -> None:
+        # Without a cache of casts, which would keep copies of all weights.
+        body.casting = torch.autocast(device, torch.bfloat16, enabled=body.bf16, cache_enabled=False)
+        body.casting.__enter__()
+
+    def leave(body, *inputs_and_output) -> None:
+        body.casting.__exit__(None, None, None)
+
+    body.bf16 = True
+    body.register_forward_pre_hook(enter)
+    body.register_forward_hook(leave, always_call=True)
 
 
 @contextlib.contextmanager
 def in_float32(model):
     """In here nothing of the model is computed in bfloat16."""
-    bodies = [module for module in model.modules() if hasattr(module, "float32_forward")]
-    forwards = [body.forward for body in bodies]
+    bodies = [module for module in model.modules() if getattr(module, "bf16", False)]
     for body in bodies:
-        body.forward = body.float32_forward
+        body.bf16 = False
     try:
         yield
     finally:
-        for body, forward in zip(bodies, forwards):
-            body.forward = forward
+        for body in bodies:
+            body.bf16 = True
 
 
 def forget_quantisation(model) -> None:

@@ -1,5 +1,7 @@
 """The scorer on tiny random models, against one token at a time and against the plain padded forward."""
 
+import gc
+import weakref
 from itertools import groupby
 
 import numpy as np
@@ -389,7 +391,7 @@ def test_rounding_refuses_no_model():
 @mutant(
     "a model that stays in float32 after its check",
     "plainrl/models.py",
-    "        for body, forward in zip(bodies, forwards):\n            body.forward = forward\n",
+    "        for body in bodies:\n            body.bf16 = True\n",
     "        pass\n",
 )
 def test_bfloat16_refuses_no_model():
@@ -404,6 +406,36 @@ def test_bfloat16_refuses_no_model():
         check_model(model)
         rounded, _ = score(model, PROMPTS, COMPLETIONS, 1.0)
     assert (rounded - exact).abs().max() > 0.1
+
+
+@mutant(
+    "autocast that does not end",
+    "plainrl/models.py",
+    "body.casting.__exit__(None, None, None)",
+    "pass",
+)
+@mutant(
+    "autocast that an error leaves on",
+    "plainrl/models.py",
+    "body.register_forward_hook(leave, always_call=True)",
+    "body.register_forward_hook(leave)",
+)
+def test_bfloat16_leaves_nothing_behind():
+    """Catches autocast that goes on after the pass or after an error in it, and a model that keeps its memory
+    when nobody holds it any more: two runs in one process would need twice the memory."""
+    gc.disable()
+    try:
+        model = random_model(torch.float32)
+        compute_in_bfloat16(model.base_model, "cpu")
+        score(model, PROMPTS, COMPLETIONS, 1.0)
+        with pytest.raises(IndexError):
+            model.base_model(torch.tensor([[10_000]]))
+        assert not torch.is_autocast_enabled("cpu")
+        weight = weakref.ref(model.lm_head.weight)
+        del model
+        assert weight() is None
+    finally:
+        gc.enable()
 
 
 # --- blocks of the vocabulary -------------------------------------------------------------------------------
