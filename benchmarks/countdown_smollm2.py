@@ -11,19 +11,17 @@ Rules and protocol, written down before the first run:
 
 - World: countdown with three numbers from 1 to 15. From four to eight worked examples as turns of the chat
   the model solves none of 256, so there is nothing to reinforce. All arms start from a supervised model:
-  sft.py, one pass over 6,000 rows. Half are problems with two numbers, up to 50, and a way that reaches the
-  target, which is what a last line has to do. Half are correct ways of three, two in five of which reach it.
-- Three starts were given up, none of which had an arm beside Dr. GRPO. After 2,000 right ways the model wrote
+  sft.py, one pass over 6,000 rows. Half are correct ways, two in five of which reach the target. Half are what
+  is left of such a problem after a right first line: two numbers, and the line that hits the target.
+- Three starts were given up, before any arm but Dr. GRPO was trained. After 2,000 right ways the model wrote
   the target behind the last "=" whatever stood before it: 74% wrong arithmetic. After 2,000 and 6,000 correct
-  ways of three numbers it calculated (28% and 18% wrong), and did not look at the target: avg@16 .051 and
-  .079, where random ways would have .096. 50 steps of Dr. GRPO from there changed nothing at 1e-5, and lost
-  the form at 3e-5 and 1e-4.
+  ways it did not look at the target: test avg@16 .051 and .079, where random ways would have .096. From the
+  last of them 50 steps of Dr. GRPO at 1e-5 changed nothing, and at 3e-5 and 1e-4 the form was lost.
 - The body of the model computes in bfloat16, as on a GPU (--bf16), in training and in measuring.
 - 50 steps of 8 prompts x 8 completions, one update a step; same problems, order and sampling seeds.
-- Tuning, on one seed: three learning rates of Dr. GRPO (the third was added when the first had changed
-  nothing), then three betas of SIREN at the best one. The best has the highest mean of avg@16 and pass@16 on
-  dev after the last step. Reported are the best beta and the next larger one, or, where the largest is best,
-  the next smaller one.
+- Tuning, on one seed: three learning rates of Dr. GRPO, then three betas of SIREN at the best one. The best
+  has the highest mean of avg@16 and pass@16 on dev after the last step. Reported are the best beta and the
+  next larger one, or, where the largest is best, the next smaller one.
 - Reported: the model after every fifth of the steps, on 200 test problems x 16 samples at temperature 1.
 - Early stopping is an arm: the fifth with the highest such mean on dev, the starting model among them.
 - One run of each. Intervals are a bootstrap over problems and know nothing of the luck of a training run.
@@ -46,11 +44,12 @@ from benchmarks.arms import RealModelArgs, trial_name  # noqa: E402
 from benchmarks.countdown import counts, masked_entropy, sampled, train_in_parts  # noqa: E402
 from benchmarks.countdown_tables import STOPPED, Runs, dev_score, read_runs, scores_of, tokens_at  # noqa: E402
 from benchmarks.recipes import NO_SCORES  # noqa: E402
-from plainrl.countdown import CountdownTask  # noqa: E402
+from plainrl.countdown import LINE, CountdownTask, prompt_of  # noqa: E402
 from plainrl.folder import json_lines, write_text  # noqa: E402
 from plainrl.metrics import intervals, pass_at_k  # noqa: E402
 from plainrl.models import eos_ids, load_model  # noqa: E402
 from plainrl.sampler import HFSampler  # noqa: E402
+from plainrl.tasks import Problem  # noqa: E402
 from tools import make_tiny  # noqa: E402
 
 TRIAL_SEED = 100
@@ -109,14 +108,23 @@ def measure(folder: Path, args: Args, what: str) -> dict:
 
 
 def write_start_rows(path: Path) -> None:
-    """Two numbers and three in turn. Ways of three are of the corpus that models/countdown was made from."""
+    """Whole problems, of the corpus that models/countdown was made from, and last lines in turn."""
     corpus = make_tiny.Args(world="countdown", four_numbers=0, hint_fraction=0, solutions_per_prompt=1)
-    pairs, rows = CountdownTask(numbers=2, largest=50), []
+    task, rows = CountdownTask(), []
     for index, (prompt, (way,)) in zip(range(START_ROWS // 2), make_tiny.countdown_corpus(0, corpus)):
-        pair = pairs.problem("sft", index, 0)
-        rows += [(pair.prompt, pair.solution), (prompt, way)]
+        rows += [(prompt, way), last_line(task.problem("sft", index, 0))]
     lines = [{"prompt": prompt, "completion": way, "split": "train"} for prompt, way in rows]
     write_text(path, json_lines(lines))
+
+
+def last_line(problem: Problem) -> tuple[str, str]:
+    """What is left of a problem of three numbers after the first line of its solution, and the other line."""
+    first, last = problem.solution.split("\n")
+    one, _, other, result = LINE.fullmatch(first).groups()
+    left = [*problem.options, result]
+    left.remove(one)
+    left.remove(other)
+    return prompt_of(list(map(int, left)), int(problem.answer)), last
 
 
 def supervised_start(args: Args) -> Path:
