@@ -11,8 +11,8 @@ Rules and protocol, written down before the first run:
 
 - World: countdown with three numbers from 1 to 15. From four to eight worked examples as turns of the chat
   the model solves none of 256, so there is nothing to reinforce. All arms start from a supervised model:
-  sft.py, one pass over 6,000 rows. Half are correct ways, two in five of which reach the target. Half are what
-  is left of such a problem after a right first line: two numbers, and the line that hits the target.
+  sft.py, one pass over 6,000 rows. Half are correct ways, two in five of which reach the target. Half are
+  what is left of such a problem after a right first line: two numbers, and the line that hits the target.
 - Three starts were given up, before any arm but Dr. GRPO was trained. After 2,000 right ways the model wrote
   the target behind the last "=" whatever stood before it: 74% wrong arithmetic. After 2,000 and 6,000 correct
   ways it did not look at the target: test avg@16 .051 and .079, where random ways would have .096. From the
