@@ -34,6 +34,7 @@ from benchmarks import (  # noqa: E402
     calibration,
     compare,
     countdown,
+    eit,
     entropy,
     graders,
     guide_smollm2,
@@ -230,7 +231,7 @@ def reported(experiment, name: str) -> str:
     return report_of(experiment)[name]
 
 
-RECIPES = ()  # the comparisons of benchmarks/recipes.py that were made
+RECIPES = (eit,)  # the comparisons of benchmarks/recipes.py that were made
 
 
 def recipe_tables() -> dict[str, Callable[[], str]]:
