@@ -47,7 +47,7 @@ from benchmarks.recipes import NO_SCORES  # noqa: E402
 from plainrl.countdown import LINE, CountdownTask, prompt_of  # noqa: E402
 from plainrl.folder import json_lines, write_text  # noqa: E402
 from plainrl.metrics import intervals, pass_at_k  # noqa: E402
-from plainrl.models import eos_ids, load_model  # noqa: E402
+from plainrl.models import eos_ids, load_model, model_hash  # noqa: E402
 from plainrl.sampler import HFSampler  # noqa: E402
 from plainrl.tasks import Problem  # noqa: E402
 from tools import make_tiny  # noqa: E402
@@ -97,6 +97,7 @@ def measure(folder: Path, args: Args, what: str) -> dict:
     result = {"dev": counts(rows, rollouts), "H": masked_entropy(model, rollouts)}
     if what == "dev":
         return result
+    result["model_hash"] = model_hash(model)
     settings = where_entropy_is.Args(models=(), problems=25, samples=4, max_new_tokens=32)
     found = where_entropy_is.positions(model, tokenizer, CountdownTask(), settings)
     result["entropy"] = where_entropy_is.shares(found)
@@ -141,6 +142,10 @@ def supervised_start(args: Args) -> Path:
     args.out.mkdir(parents=True, exist_ok=True)
     if not file.exists():
         write_text(file, json.dumps(measure(run / "last", args, "all")) + "\n")
+    if json.loads(file.read_text())["model_hash"] != model_hash(load_model(str(run / "last"))[0]):
+        sys.exit(
+            f"error: {file}: of another start than {run}; remove it and the arms beside it, or the start"
+        )
     return run / "last"
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from mutants import mutant
 
 from benchmarks import countdown_smollm2
 from benchmarks.countdown_tables import read_runs
+from plainrl.models import load_model, model_hash
 
 
 def not_trained(command: str, stops: tuple, run: Path, target: Path, measured) -> None:
@@ -73,6 +75,28 @@ def test_from_the_start_to_the_tables(monkeypatch, tmp_path, capsys):
         line for line in countdown_smollm2.scores_table(runs, "seed1").split("\n") if "| SIREN |" in line
     )
     assert "| +0.917 [" in row
+
+
+@mutant(
+    "arms from another start than the one that was measured",
+    "benchmarks/countdown_smollm2.py",
+    """json.loads(file.read_text())["model_hash"] !=""",
+    """False and json.loads(file.read_text())["model_hash"] !=""",
+)
+def test_another_start(monkeypatch, tmp_path):
+    """Catches arms that begin at another start than the one that they are compared with, as on a machine that
+    rounds otherwise."""
+    args = countdown_smollm2.Args(out=tmp_path / "out", scratch=tmp_path / "scratch")
+    run = args.folder() / "start"
+    (run / "final").mkdir(parents=True)
+    shutil.copytree("models/countdown", run / "last")
+    args.out.mkdir()
+    own = model_hash(load_model("models/countdown")[0])
+    (args.out / "start.json").write_text(json.dumps({"model_hash": own}))
+    assert countdown_smollm2.supervised_start(args) == run / "last"
+    (args.out / "start.json").write_text(json.dumps({"model_hash": "another"}))
+    with pytest.raises(SystemExit, match="start.json: of another start than"):
+        countdown_smollm2.supervised_start(args)
 
 
 def test_a_folder_that_is_not_there():
