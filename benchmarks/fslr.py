@@ -14,6 +14,8 @@ Rules and protocol, written down before the first reported run:
 - Equal rows: 8 steps of 64 rows. Equal target tokens: first steps once more, for as many steps as give it
   the tokens of the whole solutions.
 - Every arm has the best of four learning rates, by dev avg@16 on the trained task.
+- One arm was added when the others were known: whole solutions at the learning rate that was best for first
+  steps. A lower rate forgets less, and without it nobody knows whether the target or the rate did so.
 - Measured: the trained task; two and three steps with the rare reading, which no arm trains on; and the
   common reading, which can be forgotten. "operations right" is the share of completions that name the right
   sign and number in every line, whatever their sums.
@@ -71,12 +73,13 @@ EXPERIMENT = Experiment(
         "first_step.jsonl": f"{TRACES} --kind first_step --problems 270 --out {{here}}/first_step.jsonl",
         "quarter.jsonl": f"{TRACES} --kind solution --problems 68 --out {{here}}/quarter.jsonl",
     },
-    arms=ARMS,
+    arms=ARMS | {"solution_slow": ARMS["solution"]},
     names={
         "solution": "whole solutions",
         "first_step": "first steps, as many rows",
         "first_step_longer": "first steps, as many tokens",
         "quarter": "first steps and a quarter of whole solutions",
+        "solution_slow": "whole solutions, at the rate of first steps",
     },
     grids=dict.fromkeys(ARMS, RATES),
     chosen={
@@ -84,6 +87,7 @@ EXPERIMENT = Experiment(
         "first_step": "--lr 3e-4",
         "first_step_longer": "--lr 3e-4",
         "quarter": "--lr 1e-3",
+        "solution_slow": "--lr 3e-4",
     },
     measured={
         TASK: (200, 16),

@@ -36,6 +36,7 @@ from benchmarks import (  # noqa: E402
     countdown,
     eit,
     entropy,
+    fslr,
     graders,
     guide_smollm2,
     gym_tasks,
@@ -231,7 +232,7 @@ def reported(experiment, name: str) -> str:
     return report_of(experiment)[name]
 
 
-RECIPES = (eit,)  # the comparisons of benchmarks/recipes.py that were made
+RECIPES = (eit, fslr)  # the comparisons of benchmarks/recipes.py that were made
 
 
 def recipe_tables() -> dict[str, Callable[[], str]]:
