@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from mutants import all_mutants
 
-from benchmarks import arms, countdown, coverage, entropy, pages
+from benchmarks import arms, countdown, coverage, entropy, fslr, pages, recipes
 from benchmarks.countdown_tables import Runs, differences
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -84,6 +84,13 @@ def held() -> str:
     return coverage.held_range((ROOT / "benchmarks/coverage.md").read_text())
 
 
+def of_first_steps(horizon: str) -> str:
+    """What first steps have more of avg@16 than whole solutions at their learning rate, paired by seed."""
+    runs, task = recipes.reported(fslr.EXPERIMENT, fslr.EXPERIMENT.logs), f"chain?horizon={horizon}"
+    own, other = runs["first_step"], runs["solution_slow"]
+    return arms.cell([own[seed][task]["avg"] - other[seed][task]["avg"] for seed in own], signed=True)
+
+
 def first_steps(count: int) -> str:
     """Minutes of sampling and training that they took, the mean over the reference runs."""
     runs = [pages.read_metrics(folder) for folder in (pages.LOGS / "grpo/grpo").glob("seed*")]
@@ -126,6 +133,10 @@ SENTENCES = [  # page, sentence, what stands in its braces
     ("docs/siren.md", ", pass@16 {}). Of the [other", lambda: both_stopped("pass@16")),
     ("docs/siren.md", "there are {} nats a token at choices", lambda: at_choices("siren")),
     ("docs/siren.md", "instead of Dr. GRPO's {}, and", lambda: at_choices("dr_grpo")),
+    ("docs/traces.md", "first steps have {} on one step", lambda: of_first_steps("1&family=reversed")),
+    ("docs/traces.md", "on one step, {} on two", lambda: of_first_steps("2&family=reversed")),
+    ("docs/traces.md", "on two and {} on three", lambda: of_first_steps("3&family=reversed")),
+    ("docs/traces.md", "more of the common reading ({})", lambda: of_first_steps("1")),
     ("papers/README.md", "the gain in pass@16 is {}", lambda: paired("clip_cov", "dr_grpo", "pass@16")),
 ]
 
