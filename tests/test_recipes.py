@@ -12,7 +12,7 @@ import tyro
 from committed_runs import check_reported_runs, module_of
 from mutants import mutant
 
-from benchmarks import pages, passk, recipes, recipes_figure
+from benchmarks import daslam, general_reasoner, pages, passk, recipes, recipes_figure, shape
 
 ROOT = Path(__file__).parents[1]
 
@@ -218,6 +218,28 @@ def test_the_premise_is_looked_at_first(experiment, commands, tmp_path, capsys):
         with pytest.raises(SystemExit, match="nothing rare to find" if ends else "--only nobody"):
             passk.main(experiment, args)
     assert "avg@4 0.1875, pass@4 0.7500" in capsys.readouterr().out and not commands
+
+
+@mutant(
+    "tables of seeds that are not there",
+    "benchmarks/shape.py",
+    "for kind in KINDS if seeds else ():",
+    "for kind in KINDS:",
+)
+@pytest.mark.parametrize(
+    "table",
+    [
+        shape.premise_table,
+        daslam.premise_table,
+        general_reasoner.agreement_table,
+        general_reasoner.hacking_table,
+    ],
+)
+def test_nothing_is_reported_yet(table, tmp_path):
+    """Catches trials that end in a traceback, since no seed is reported yet, and development seeds in a
+    table of reported ones."""
+    recipes.save(tmp_path / "materials/seed100.json", {})
+    assert len(table(tmp_path).split("\n")) == 2
 
 
 EXPERIMENTS = ("deepdistill", "distill", "eit", "fslr", "mft", "passk", "rounds", "shape", "sources")
