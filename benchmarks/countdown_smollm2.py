@@ -27,7 +27,6 @@ Rules and protocol, written down before the first run:
 - One run of each. Intervals are a bootstrap over problems and know nothing of the luck of a training run.
 """
 
-import importlib
 import json
 import os
 import sys
@@ -39,6 +38,7 @@ import tyro
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
+import sft  # noqa: E402
 from benchmarks import where_entropy_is  # noqa: E402
 from benchmarks.arms import RealModelArgs, trial_name  # noqa: E402
 from benchmarks.countdown import counts, masked_entropy, sampled, train_in_parts  # noqa: E402
@@ -132,7 +132,6 @@ def supervised_start(args: Args) -> Path:
     """The model that all arms start from; made and measured once."""
     run, file = args.folder() / "start", args.out / "start.json"
     if not (run / "final").exists():
-        sft = importlib.import_module("sft")
         resume = ["--resume"] if run.exists() else []
         rows = args.folder() / "start_rows.jsonl"
         write_start_rows(rows)
@@ -142,7 +141,7 @@ def supervised_start(args: Args) -> Path:
     args.out.mkdir(parents=True, exist_ok=True)
     if not file.exists():
         write_text(file, json.dumps(measure(run / "last", args, "all")) + "\n")
-    if json.loads(file.read_text())["model_hash"] != model_hash(load_model(str(run / "last"))[0]):
+    elif json.loads(file.read_text())["model_hash"] != model_hash(load_model(str(run / "last"))[0]):
         sys.exit(
             f"error: {file}: of another start than {run}; remove it and the arms beside it, or the start"
         )

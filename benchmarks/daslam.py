@@ -137,7 +137,7 @@ HOW = {
 
 def premise_table(out: Path) -> str:
     """The solvers with and without lists, mean over the reported seeds."""
-    seeds = [recipes.read(file) for file in sorted((out / "materials").glob("seed[1-9].json"))]
+    seeds = recipes.known_materials(out)
     lines = ["| solver | asked | right | solver's tokens |", "|---" * 4 + "|"]
     for who in WHO if seeds else ():
         for how in HOW:

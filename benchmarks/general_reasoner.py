@@ -122,7 +122,7 @@ WHO = {
 
 def agreement_table(out: Path) -> str:
     """Agreement of verifiers and rules with the truth, mean over the verifiers of all reported seeds."""
-    seeds = [recipes.read(file) for file in sorted((out / "materials").glob("seed[1-9].json"))]
+    seeds = recipes.known_materials(out)
     rates = ("agree", "false_yes", "false_no", "undecided")
     lines = ["| | spelled | " + " | ".join(rates) + " |", "|---" * (2 + len(rates)) + "|"]
     for who in WHO if seeds else ():

@@ -347,6 +347,11 @@ def trials_table(experiment: Experiment, out: Path) -> str:
     return "\n".join(lines)
 
 
+def known_materials(out: Path) -> list[dict]:
+    """What is known of the materials of each reported seed."""
+    return [read(file) for file in sorted((out / "materials").glob("seed[1-9].json"))]
+
+
 def reported(experiment: Experiment, out: Path) -> dict[str, dict[str, dict]]:
     """{arm: {seed: {task: scores}}} of the finished runs; the models before training are the arm "before"."""
     found = {}

@@ -15,8 +15,8 @@ def plot_arms(experiment, runs: dict[str, dict[str, dict]], path: Path) -> Path:
     line is the model before training."""
     arms = [arm for arm in experiment.arms if arm in runs]
     tasks = list(experiment.measured)
-    figure, axes = new_figure(rows=1, columns=len(tasks), width=3.3, height=0.9 + 0.3 * len(arms))
-    make_room_for_names(figure)
+    height = 0.9 + 0.3 * len(arms)
+    figure, axes = new_figure(rows=1, columns=len(tasks), width=3.3, height=height, names=NAMES_WIDTH)
     for axis, task in zip(axes, tasks):
         draw_task(axis, [scores_of_seeds(runs[arm], task) for arm in arms])
         if "before" in runs:
@@ -26,14 +26,6 @@ def plot_arms(experiment, runs: dict[str, dict[str, dict]], path: Path) -> Path:
         axis.set_yticks(range(len(arms)), [""] * len(arms))
     axes[0].set_yticks(range(len(arms)), [experiment.names[arm] for arm in arms])
     return save_figure(figure, path)
-
-
-def make_room_for_names(figure) -> None:
-    """The panels keep their size, and the figure grows to the left."""
-    old, new = figure.get_figwidth(), figure.get_figwidth() + NAMES_WIDTH
-    figure.set_figwidth(new)
-    left, right = figure.subplotpars.left * old, (1 - figure.subplotpars.right) * old
-    figure.subplots_adjust(left=(left + NAMES_WIDTH) / new, right=1 - right / new)
 
 
 def scores_of_seeds(seeds: dict[str, dict], task: str) -> list[float]:

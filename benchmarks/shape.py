@@ -113,7 +113,7 @@ def describe(here: Path) -> dict:
 
 def premise_table(out: Path) -> str:
     """What the rows are like, before any training: mean over seeds +- 95% interval."""
-    seeds = [recipes.read(file) for file in sorted((out / "materials").glob("seed[1-9].json"))]
+    seeds = recipes.known_materials(out)
     lines = ["| rows | nats a token under the student | tokens a row | right steps |", "|---" * 4 + "|"]
     for kind in KINDS if seeds else ():
         columns = [[seed[kind][name] for seed in seeds] for name in ("distance", "tokens", "right steps")]

@@ -186,21 +186,23 @@ def plot_bands(curves: dict[str, tuple], path: Path, xlabel: str, ylabel: str, t
 # --- parts of a picture -------------------------------------------------------------------------------------
 
 
-def new_figure(rows: int, columns: int, width: float = 4.4, height: float = 3.1, heading: str = ""):
+def new_figure(
+    rows: int, columns: int, width: float = 4.4, height: float = 3.1, heading: str = "", names: float = 0.0
+):
     """A figure and the list of its panels, row by row. Width and height of a panel with its labels are in
-    inches.
+    inches, and so is `names`, the room left of all panels for what long ticks are called.
 
     The margins are set by hand: a layout engine would draw everything twice.
     """
     from matplotlib.figure import Figure
 
     top = 0.3 if heading else 0.0
-    total_width, total_height = columns * width, rows * height + top
+    total_width, total_height = names + columns * width, rows * height + top
     left, right, bottom, above = 0.65, 0.1, 0.5, 0.3  # inches round a panel, for its labels and its title
     figure = Figure(figsize=(total_width, total_height))
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     figure.subplots_adjust(
-        left=left / total_width,
+        left=(names + left) / total_width,
         right=1 - right / total_width,
         wspace=(left + right) / (width - left - right),
         bottom=bottom / total_height,

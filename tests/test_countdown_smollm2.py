@@ -83,7 +83,7 @@ def test_from_the_start_to_the_tables(monkeypatch, tmp_path, capsys):
     """json.loads(file.read_text())["model_hash"] !=""",
     """False and json.loads(file.read_text())["model_hash"] !=""",
 )
-def test_another_start(monkeypatch, tmp_path):
+def test_another_start(tmp_path):
     """Catches arms that begin at another start than the one that they are compared with, as on a machine that
     rounds otherwise."""
     args = countdown_smollm2.Args(out=tmp_path / "out", scratch=tmp_path / "scratch")

@@ -161,19 +161,19 @@ def test_a_gap_limit_of_zero_is_one(toy_model, tmp_path):
 def test_bfloat16_on_a_cpu(toy_model, tmp_path):
     """Catches --bf16 that is forgotten, weights that lose small updates, a gap limit that its rounding
     exceeds, and bfloat16 for those who did not ask."""
-    ids, outputs = torch.tensor([[5, 6, 7, 8]]), []
+    ids, outputs = torch.tensor([[5, 6, 7, 8]]), []  # of each dtype those of the model and of its copy
     for bf16 in (False, True):
         args = grpo.Args(**quick_flags(toy_model, tmp_path / f"{bf16}", bf16=bf16))
         run = Run("grpo", args, HashTask())
         assert {weight.dtype for weight in run.model.parameters()} == {torch.float32}
         assert args.max_logprob_gap == (0.05 if bf16 else 1e-4)
-        outputs.append(run.load_reference().base_model(ids).last_hidden_state.detach())
-        outputs[-1] = torch.stack([outputs[-1], run.model.base_model(ids).last_hidden_state.detach()])
-    exact, rounded = outputs
-    assert torch.equal(exact[0], exact[1]) and torch.equal(rounded[0], rounded[1])
+        models = (run.model, run.load_reference())
+        outputs.append([model.base_model(ids).last_hidden_state.detach() for model in models])
+    (exact, exact_copy), (rounded, rounded_copy) = outputs
+    assert torch.equal(exact, exact_copy) and torch.equal(rounded, rounded_copy)
     assert 1e-4 < (rounded - exact).abs().max() < 0.1 * exact.abs().max()
     plain = AutoModelForCausalLM.from_pretrained(toy_model).model(ids).last_hidden_state
-    torch.testing.assert_close(exact[0], plain)
+    torch.testing.assert_close(exact, plain)
 
 
 def test_no_picture_is_worth_a_run(toy_model, tmp_path, monkeypatch, capsys):

@@ -170,7 +170,7 @@ class Chosen:
     "math.ceil(share * steps",
     "math.floor(share * steps",
 )
-@mutant("steps of a share: two thirds are three", "plainrl/hints.py", "steps - 0.03)", "steps - 1e-9)")
+@mutant("steps of a share: two thirds are three", "plainrl/hints.py", "steps - too_much)", "steps - 1e-9)")
 @mutant("steps of a share: a small one is none", "plainrl/hints.py", "int(share > 0))", "0)")
 @pytest.mark.parametrize(
     "share, consistent, expected",
